@@ -1,0 +1,109 @@
+# Needs Python 3.10+, a C and C++ compiler, make, and a package registry that pip can reach. Everything else, cmake and
+# ninja where they are missing included, is installed into .venv. `make help` lists the targets.
+PYTHON ?= python3
+ARGS   ?=
+EXTRAS ?= test
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIN  := cmake/llama-cpp-python.txt
+PINNED := $(shell sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' $(PIN))
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+# One compiler for the wheel and the stock build: scikit-build-core would take the one that built Python, CMake does not.
+ifeq ($(origin CC),default)
+CC := cc
+endif
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+export CC CXX
+# where ccache is used: the same objects for the wheel, the stock build and other checkouts
+export CCACHE_BASEDIR ?= $(CURDIR)
+# PYTHONSAFEPATH (Python 3.11+): what gets tested is the installed package, also where a test starts `python -m`, and not
+# the folder of the same name in the working directory
+TEST_ENV := PYTHONSAFEPATH=1 MESA_STOCK_LIB='$(CURDIR)/build/stock/lib'
+
+# $(call remember,file,text): a file that gets a new mtime only when the text changes, as a prerequisite
+remember = $(shell mkdir -p build; echo '$(2)' | cmp -s - $(1) || echo '$(2)' > $(1))
+SOURCES := CMakeLists.txt pyproject.toml LICENSE $(wildcard README.md) \
+           $(sort $(shell find cmake csrc patches mesa_gguf -type f ! -name '*.pyc' 2>/dev/null))
+$(call remember,build/sources.txt,$(SOURCES))
+$(call remember,build/cmake-args.txt,$(CMAKE_ARGS))
+
+.PHONY: help demo test test-slow bench stock dev wheel lint format clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
+
+demo: $(VENV)/.mesa-gguf ## install into .venv and run the demonstration
+	$(BIN)/mesa-gguf demo $(ARGS)
+
+test: $(VENV)/.mesa-gguf build/stock/.built ## the tests, without the slow ones (ARGS="-k plan" for some of them)
+	$(TEST_ENV) $(BIN)/pytest $(ARGS)
+
+MARK ?= slow or not slow
+test-slow: $(VENV)/.mesa-gguf build/stock/.built ## all tests (MARK=slow: the slow ones alone)
+	$(TEST_ENV) $(BIN)/pytest -m "$(MARK)" $(ARGS)
+
+bench: $(VENV)/.mesa-gguf build/stock/.built ## the benchmarks, against the stock build
+	$(TEST_ENV) $(BIN)/mesa-gguf bench $(ARGS)
+
+stock: build/stock/.built ## the same llama.cpp, unpatched, with the same flags, into build/stock/lib
+
+dev: $(VENV)/.llama-cpp-python ## editable install: Python edits count at once, C++ edits at the next make dev
+	$(PIP) install --no-build-isolation --check-build-dependencies --editable '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.mesa-gguf
+
+wheel: $(VENV)/.llama-cpp-python ## a wheel for this machine, into dist/
+	$(PIP) wheel --no-build-isolation --check-build-dependencies --no-deps --wheel-dir dist .
+
+lint: $(VENV)/.ruff ## ruff check
+	$(BIN)/ruff check
+
+format: $(VENV)/.ruff ## ruff format
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+clean: ## remove everything that make made, the download included
+	rm -rf build dist $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mesa-gguf needs Python 3.10 or newer (make PYTHON=...)")'
+	$(PYTHON) -m venv $(VENV)
+
+# What builds the packages, kept in .venv rather than in pip's isolated environments: their paths change with each
+# build, and with them what has to be compiled. The backend itself says whether cmake and ninja are missing.
+$(VENV)/.tools: pyproject.toml | $(BIN)/python
+	$(PIP) install --upgrade pip
+	$(PIP) install 'scikit-build-core>=0.11' 'pybind11>=2.13'
+	$(BIN)/python -c 'from scikit_build_core.build import get_requires_for_build_wheel as g; print(*g(), sep="\n")' > $@.txt
+	$(PIP) install -r $@.txt
+	@touch $@
+
+# llama-cpp-python without a llama.cpp of its own: it loads the one in mesa_gguf/lib (LLAMA_CPP_LIB_PATH).
+# note: --no-cache-dir, or pip would keep the wheel without libraries and hand it to other projects
+$(VENV)/.llama-cpp-python: $(PIN) | $(VENV)/.tools
+	$(BIN)/python cmake/fetch_llama_cpp.py --pin $(PIN) --download-dir build/download
+	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(PIP) install --no-build-isolation --no-cache-dir --no-deps --force-reinstall \
+	    build/download/llama_cpp_python-$(PINNED).tar.gz
+	@touch $@
+
+$(VENV)/.mesa-gguf: $(SOURCES) build/sources.txt build/cmake-args.txt $(VENV)/.llama-cpp-python
+	@echo 'Building and installing mesa-gguf. The first time compiles llama.cpp, which takes minutes.'
+	$(PIP) install --no-build-isolation --check-build-dependencies '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.ruff: | $(BIN)/python
+	$(PIP) install ruff
+	@touch $@
+
+build/stock/.built: CMakeLists.txt cmake/fetch_llama_cpp.py $(PIN) build/cmake-args.txt | $(VENV)/.tools
+	@echo 'Building llama.cpp without patches, to compare with.'
+	cmake -S . -B build/stock -G Ninja -DMESA_BUILD_STOCK=ON -DPython_EXECUTABLE='$(CURDIR)/$(BIN)/python' $(CMAKE_ARGS) \
+	    > build/stock.log
+	cmake --build build/stock >> build/stock.log || { tail -40 build/stock.log; exit 1; }
+	@touch $@

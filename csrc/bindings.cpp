@@ -1,0 +1,355 @@
+// mesa_gguf._core: the plan, positions and masks of csrc/mesa-plan.h as NumPy arrays, and llama-mesa.h on a context.
+// Typed in mesa_gguf/_core.pyi.
+
+#include "llama-mesa.h"
+#include "mesa-plan.h"
+
+#include "ggml.h"
+#include "gguf.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+namespace py = pybind11;
+
+using i32_array  = py::array_t<int32_t>;
+using breaks_arg = std::optional<py::array_t<uint8_t, py::array::c_style | py::array::forcecast>>;
+
+// a NumPy array that owns the vector's memory: no copy
+template <typename T>
+static py::array_t<T> to_array(std::vector<T> && values) {
+    auto * v = new std::vector<T>(std::move(values));
+    py::capsule owner(v, [](void * p) { delete (std::vector<T> *) p; });
+    return py::array_t<T>(v->size(), v->data(), owner);
+}
+
+static const uint8_t * breaks_data(const breaks_arg & breaks, int64_t n_tokens) {
+    if (!breaks) {
+        return nullptr;
+    }
+    if (breaks->ndim() != 1 || breaks->size() != n_tokens) {
+        throw std::invalid_argument("breaks must have one value for each of the " + std::to_string(n_tokens) + " tokens");
+    }
+    return breaks->data();
+}
+
+static void check_range(int32_t start, int32_t stop) {
+    if (start < 0 || stop < start) {
+        throw std::invalid_argument("a range of tokens must have 0 <= start <= stop, not " + std::to_string(start) + " and " + std::to_string(stop));
+    }
+}
+
+template <typename F>
+static i32_array map_range(int32_t start, int32_t stop, F && f) {
+    check_range(start, stop);
+    std::vector<int32_t> res;
+    {
+        py::gil_scoped_release release;
+        res.resize(stop - start);
+        for (int32_t i = start; i < stop; ++i) {
+            res[i - start] = f(i);
+        }
+    }
+    return to_array(std::move(res));
+}
+
+static void check_n(int32_t n_tokens) {
+    if (n_tokens < 1) {
+        throw std::invalid_argument("a text of " + std::to_string(n_tokens) + " tokens cannot be planned");
+    }
+}
+
+static mesa::plan make_checked(std::vector<int32_t> chunk_starts, int32_t anchor, int32_t stair_width) {
+    mesa::plan pl;
+    pl.chunk_starts = std::move(chunk_starts);
+    pl.anchor       = anchor;
+    pl.stair_width  = stair_width;
+
+    // what the position functions rely on; whether it fits into T is validate's business
+    if (pl.chunk_starts.empty() || pl.chunk_starts[0] != 0) {
+        throw std::invalid_argument("chunk_starts must begin with 0");
+    }
+    for (size_t c = 1; c < pl.chunk_starts.size(); ++c) {
+        if (pl.chunk_starts[c] <= pl.chunk_starts[c - 1]) {
+            throw std::invalid_argument("chunk_starts must grow: " + std::to_string(pl.chunk_starts[c]) + " follows " + std::to_string(pl.chunk_starts[c - 1]));
+        }
+    }
+    if (stair_width < 1) {
+        throw std::invalid_argument("stair_width is " + std::to_string(stair_width) + ": it must be 1 or more");
+    }
+    if (anchor < 0) {
+        throw std::invalid_argument("anchor is " + std::to_string(anchor) + ": it must be 0 or more");
+    }
+    return pl;
+}
+
+//
+// contexts, given as the address of a llama_context
+//
+
+static llama_context * to_ctx(uintptr_t ctx) {
+    if (ctx == 0) {
+        throw std::invalid_argument("the context is closed");
+    }
+    return (llama_context *) ctx;
+}
+
+template <typename E>
+static int32_t check(int32_t res) {
+    if (res < 0) {
+        throw E(llama_mesa_last_error());
+    }
+    return res;
+}
+
+static mesa::params from_c(const llama_mesa_params & c) {
+    mesa::params p;
+    p.train_length = c.train_length;
+    p.first_chunk  = c.first_chunk;
+    p.chunk        = c.chunk;
+    p.last_chunk   = c.last_chunk;
+    p.stair_width  = c.stair_width;
+    p.room         = c.room;
+    p.log_scaling  = c.log_scaling;
+    return p;
+}
+
+static llama_mesa_params to_c(const mesa::params & p) {
+    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling };
+}
+
+static mesa::plan get_plan(const llama_context * ctx) {
+    mesa::plan pl;
+    pl.chunk_starts.resize(check<std::runtime_error>(llama_mesa_get_plan(ctx, nullptr, 0, nullptr, nullptr)));
+    llama_mesa_get_plan(ctx, pl.chunk_starts.data(), (int32_t) pl.chunk_starts.size(), &pl.anchor, &pl.stair_width);
+    return pl;
+}
+
+//
+// GGUF headers, read by ggml's own checked reader
+//
+
+static py::object gguf_value(const gguf_context * g, int64_t id) {
+    switch (gguf_get_kv_type(g, id)) {
+        case GGUF_TYPE_UINT8:   return py::int_(gguf_get_val_u8 (g, id));
+        case GGUF_TYPE_INT8:    return py::int_(gguf_get_val_i8 (g, id));
+        case GGUF_TYPE_UINT16:  return py::int_(gguf_get_val_u16(g, id));
+        case GGUF_TYPE_INT16:   return py::int_(gguf_get_val_i16(g, id));
+        case GGUF_TYPE_UINT32:  return py::int_(gguf_get_val_u32(g, id));
+        case GGUF_TYPE_INT32:   return py::int_(gguf_get_val_i32(g, id));
+        case GGUF_TYPE_UINT64:  return py::int_(gguf_get_val_u64(g, id));
+        case GGUF_TYPE_INT64:   return py::int_(gguf_get_val_i64(g, id));
+        case GGUF_TYPE_FLOAT32: return py::float_(gguf_get_val_f32(g, id));
+        case GGUF_TYPE_FLOAT64: return py::float_(gguf_get_val_f64(g, id));
+        case GGUF_TYPE_BOOL:    return py::bool_(gguf_get_val_bool(g, id));
+        case GGUF_TYPE_STRING:  {
+            const char * s = gguf_get_val_str(g, id);
+            return py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(s, (Py_ssize_t) strlen(s), "replace"));
+        }
+        case GGUF_TYPE_ARRAY: {
+            // short arrays of numbers are per-layer hyperparameters; the rest (vocabularies) is given by its length
+            const size_t n = gguf_get_arr_n(g, id);
+            const auto type = gguf_get_arr_type(g, id);
+            if (n <= 1024 && (type == GGUF_TYPE_UINT32 || type == GGUF_TYPE_INT32)) {
+                const auto * data = (const int32_t *) gguf_get_arr_data(g, id);
+                return py::cast(std::vector<int32_t>(data, data + n));
+            }
+            py::dict d;
+            d["length"] = n;
+            return std::move(d);
+        }
+        default: return py::none();
+    }
+}
+
+static py::dict read_gguf(const std::string & path) {
+    std::unique_ptr<gguf_context, decltype(&gguf_free)> g(gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ nullptr }), gguf_free);
+    if (!g) {
+        throw std::runtime_error("its header is damaged or cut short");
+    }
+    py::dict metadata;
+    for (int64_t id = 0; id < gguf_get_n_kv(g.get()); ++id) {
+        metadata[py::str(gguf_get_key(g.get(), id))] = gguf_value(g.get(), id);
+    }
+    py::list tensors;
+    size_t end = 0;
+    for (int64_t id = 0; id < gguf_get_n_tensors(g.get()); ++id) {
+        const size_t size = gguf_get_tensor_size(g.get(), id);
+        end = std::max(end, gguf_get_tensor_offset(g.get(), id) + size);
+        tensors.append(py::make_tuple(gguf_get_tensor_name(g.get(), id), ggml_type_name(gguf_get_tensor_type(g.get(), id)), size));
+    }
+    py::dict res;
+    res["metadata"]     = metadata;
+    res["tensors"]      = tensors;
+    res["n_bytes"]      = gguf_get_data_offset(g.get()) + end;
+    return res;
+}
+
+// bytes of a row of n values of a ggml type
+static size_t row_size(int type, int64_t n) {
+    if (type < 0 || type >= GGML_TYPE_COUNT || ggml_blck_size((ggml_type) type) == 0) {
+        throw std::invalid_argument("there is no ggml type " + std::to_string(type));
+    }
+    if (n % ggml_blck_size((ggml_type) type) != 0) {
+        throw std::invalid_argument(std::to_string(n) + " values are not a whole number of " + ggml_type_name((ggml_type) type) + " blocks (" + std::to_string(ggml_blck_size((ggml_type) type)) + ")");
+    }
+    return ggml_row_size((ggml_type) type, n);
+}
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "Plan, positions and masks of Mesa-Extrapolation, and the C API of llama-mesa.h.";
+
+    m.attr("LLAMA_MESA_VERSION") = LLAMA_MESA_VERSION;
+
+    py::class_<mesa::params>(m, "Params")
+        .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk, int32_t stair_width, int32_t room, bool log_scaling) {
+            mesa::params p;
+            p.train_length = train_length;
+            p.first_chunk  = first_chunk;
+            p.chunk        = chunk;
+            p.last_chunk   = last_chunk;
+            p.stair_width  = stair_width;
+            p.room         = room;
+            p.log_scaling  = log_scaling;
+            mesa::validate(p);
+            return p;
+        }), py::kw_only(), py::arg("train_length"), py::arg("first_chunk"), py::arg("chunk"), py::arg("last_chunk"),
+            py::arg("stair_width") = 0, py::arg("room") = 0, py::arg("log_scaling") = true)
+        .def_static("default", &mesa::params_default, py::arg("train_length"))
+        .def_readonly("train_length", &mesa::params::train_length)
+        .def_readonly("first_chunk",  &mesa::params::first_chunk)
+        .def_readonly("chunk",        &mesa::params::chunk)
+        .def_readonly("last_chunk",   &mesa::params::last_chunk)
+        .def_readonly("stair_width",  &mesa::params::stair_width)
+        .def_readonly("room",         &mesa::params::room)
+        .def_readonly("log_scaling",  &mesa::params::log_scaling);
+
+    py::class_<mesa::plan>(m, "Plan")
+        .def(py::init(&make_checked), py::arg("chunk_starts"), py::arg("anchor"), py::arg("stair_width"))
+        .def_property_readonly("chunk_starts", [](py::object self) {
+            auto & pl = self.cast<mesa::plan &>();
+            auto array = i32_array(pl.chunk_starts.size(), pl.chunk_starts.data(), self); // a view
+            array.attr("setflags")(py::arg("write") = false);
+            return array;
+        })
+        .def_readonly("anchor",      &mesa::plan::anchor)
+        .def_readonly("stair_width", &mesa::plan::stair_width)
+        .def_property_readonly("last_start", &mesa::plan::last_start)
+        .def("__eq__", [](const mesa::plan & a, const mesa::plan & b) { return a == b; })
+        .def("__hash__", [](const mesa::plan & pl) { return py::hash(py::make_tuple(py::cast(pl.chunk_starts).attr("__len__")(), pl.anchor, pl.stair_width)); })
+        .def("validate", [](const mesa::plan & pl, const mesa::params & p, int32_t n_tokens) { mesa::validate(p, pl, n_tokens); }, py::arg("params"), py::arg("n_tokens") = 0)
+        .def("n_positions", [](const mesa::plan & pl, int32_t n_tokens) { return mesa::n_pos(pl, n_tokens); }, py::arg("n_tokens"))
+        .def("key_positions", [](const mesa::plan & pl, int32_t start, int32_t stop) {
+            return map_range(start, stop, [&](int32_t j) { return mesa::key_pos(pl, j); });
+        }, py::arg("start"), py::arg("stop"))
+        .def("query_positions", [](const mesa::plan & pl, int32_t start, int32_t stop) {
+            return map_range(start, stop, [&](int32_t i) { return mesa::query_pos(pl, i); });
+        }, py::arg("start"), py::arg("stop"))
+        .def("chunk_positions", [](const mesa::plan & pl, int32_t start, int32_t stop) {
+            return map_range(start, stop, [&](int32_t i) { return mesa::chunk_pos(pl, i); });
+        }, py::arg("start"), py::arg("stop"))
+        .def("mask", [](const mesa::plan & pl, int32_t n_tokens) {
+            check_n(n_tokens);
+            py::array_t<bool> res({ n_tokens, n_tokens });
+            bool * data = res.mutable_data();
+            {
+                py::gil_scoped_release release;
+                for (int64_t i = 0; i < n_tokens; ++i) {
+                    for (int64_t j = 0; j < n_tokens; ++j) {
+                        data[i*n_tokens + j] = mesa::visible(pl, (int32_t) i, (int32_t) j);
+                    }
+                }
+            }
+            return res;
+        }, py::arg("n_tokens"));
+
+    m.def("make_plan", [](const mesa::params & p, int32_t n_tokens, const breaks_arg & breaks) {
+        check_n(n_tokens);
+        const uint8_t * data = breaks_data(breaks, n_tokens);
+        py::gil_scoped_release release;
+        return mesa::make(p, n_tokens, data);
+    }, py::arg("params"), py::arg("n_tokens"), py::arg("breaks") = py::none());
+
+    m.def("extend_plan", [](const mesa::params & p, const mesa::plan & old, int32_t n_past, int32_t n_tokens, const breaks_arg & breaks) {
+        if (n_past < 0 || n_tokens <= n_past) {
+            throw std::invalid_argument("n_tokens (" + std::to_string(n_tokens) + ") must be more than n_past (" + std::to_string(n_past) + ")");
+        }
+        const uint8_t * data = breaks_data(breaks, n_tokens);
+        py::gil_scoped_release release;
+        return mesa::extend(p, old, n_past, n_tokens, data);
+    }, py::arg("params"), py::arg("plan"), py::arg("n_past"), py::arg("n_tokens"), py::arg("breaks") = py::none());
+
+    m.def("log_scale", [](int32_t train_length, int32_t start, int32_t stop) {
+        check_range(start, stop);
+        if (train_length < 2) {
+            throw std::invalid_argument("train_length must be 2 or more");
+        }
+        std::vector<float> res(stop - start);
+        for (int32_t i = start; i < stop; ++i) {
+            res[i - start] = mesa::log_scale(train_length, i);
+        }
+        return to_array(std::move(res));
+    }, py::arg("train_length"), py::arg("start"), py::arg("stop"));
+
+    m.def("default_params", [](uintptr_t model, int32_t train_length) {
+        return from_c(llama_mesa_default_params((const llama_model *) model, train_length));
+    }, py::arg("model"), py::arg("train_length") = 0);
+
+    m.def("unsupported", [](uintptr_t model) -> std::optional<std::string> {
+        const char * reason = llama_mesa_unsupported((const llama_model *) model);
+        return reason ? std::optional<std::string>(reason) : std::nullopt;
+    }, py::arg("model"));
+
+    m.def("enable", [](uintptr_t ctx, const mesa::params & p) {
+        const auto c = to_c(p);
+        check<std::runtime_error>(llama_mesa_enable(to_ctx(ctx), &c));
+    }, py::arg("ctx"), py::arg("params"));
+
+    m.def("disable", [](uintptr_t ctx) { llama_mesa_disable(to_ctx(ctx)); }, py::arg("ctx"));
+    m.def("enabled", [](uintptr_t ctx) { return llama_mesa_enabled(to_ctx(ctx)); }, py::arg("ctx"));
+
+    m.def("prompt", [](uintptr_t ctx, int32_t n_tokens, const breaks_arg & breaks) {
+        auto * c = to_ctx(ctx);
+        const uint8_t * data = nullptr;
+        if (breaks) {
+            const int32_t n_past = llama_memory_seq_pos_max(llama_get_memory(c), 0) + 1;
+            data = breaks_data(breaks, (int64_t) n_past + n_tokens);
+        }
+        int32_t res;
+        {
+            py::gil_scoped_release release;
+            res = llama_mesa_prompt(c, n_tokens, data);
+        }
+        check<std::invalid_argument>(res);
+    }, py::arg("ctx"), py::arg("n_tokens"), py::arg("breaks") = py::none());
+
+    m.def("set_plan", [](uintptr_t ctx, const mesa::plan & pl, int32_t n_tokens) {
+        check<std::invalid_argument>(llama_mesa_set_plan(to_ctx(ctx), pl.chunk_starts.data(), (int32_t) pl.chunk_starts.size(), pl.anchor, pl.stair_width, n_tokens));
+    }, py::arg("ctx"), py::arg("plan"), py::arg("n_tokens"));
+
+    m.def("plan", [](uintptr_t ctx) { return get_plan(to_ctx(ctx)); }, py::arg("ctx"));
+
+    m.def("key_positions", [](uintptr_t ctx) {
+        auto * c = to_ctx(ctx);
+        std::vector<int32_t> res(check<std::runtime_error>(llama_mesa_get_key_pos(c, nullptr, 0)));
+        llama_mesa_get_key_pos(c, res.data(), (int32_t) res.size());
+        return to_array(std::move(res));
+    }, py::arg("ctx"));
+
+    m.def("read_gguf", &read_gguf, py::arg("path"));
+    m.def("row_size", &row_size, py::arg("type"), py::arg("n"));
+    m.def("type_name", [](int type) {
+        row_size(type, 0);
+        return std::string(ggml_type_name((ggml_type) type));
+    }, py::arg("type"));
+
+    m.def("last_error", []() { return std::string(llama_mesa_last_error()); });
+}

@@ -1,0 +1,51 @@
+// What the patches of llama.cpp call. Included by llama.cpp's own sources, never installed.
+
+#pragma once
+
+#include "llama.h"
+#include "mesa-state.h"
+
+#include <string>
+
+struct ggml_tensor;
+struct llama_context;
+struct llama_cparams;
+struct llm_graph_context;
+
+class llama_batch_allocr;
+class llama_io_read_i;
+class llama_io_write_i;
+class llm_graph_input_attn_kv;
+class llm_graph_input_mesa;
+
+// llama_kv_cache::init_batch: how many tokens the next ubatch takes
+uint32_t llama_mesa_n_ubatch(const llama_mesa & m, const llama_batch_allocr & balloc, uint32_t n_ubatch);
+
+// llama_kv_cache::seq_add and the like: what a woven cache cannot do is refused, aloud
+bool llama_mesa_refuses(const llama_mesa * m, const char * what);
+
+// llama_context::decode: roll back if tokens were removed, move the anchor if the batch needs it, move keys; false: the batch cannot be read
+bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch);
+
+// llm_graph_context::build_attn_inp_kv: the inputs of the Mesa part of the graph; null where the graph is stock llama.cpp's
+llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx);
+
+// llm_graph_context::build_attn: the attention of a ubatch that is read in its chunk alone.
+// Returns null where the stock path over the whole cache is to be taken, with q_cur scaled if it must.
+ggml_tensor * llama_mesa_build_attn(
+        const llm_graph_context & gctx,
+        llm_graph_input_attn_kv * inp,
+        ggml_tensor *& q_cur, // [n_embd_head_k, n_head,    n_tokens]
+        ggml_tensor  * k_cur, // [n_embd_head_k, n_head_kv, n_tokens]
+        ggml_tensor  * v_cur, // [n_embd_head_v, n_head_kv, n_tokens]
+        ggml_tensor  * kq_b,
+        ggml_tensor  * sinks,
+        float          kq_scale,
+        int            il);
+
+// llama_context::state_*: the plan travels with the KV data
+void llama_mesa_state_write(const llama_mesa & m, llama_io_write_i & io);
+void llama_mesa_state_read (      llama_mesa & m, llama_io_read_i  & io);
+
+// after the KV data: m_new is what was read, or null if the state was saved by stock llama.cpp
+void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new);

@@ -1,0 +1,828 @@
+#include "llama-mesa.h"
+#include "llama-mesa-impl.h"
+
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-impl.h"
+#include "llama-io.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+
+static thread_local std::string g_last_error;
+
+static int32_t fail(const std::string & what) {
+    g_last_error = what;
+    return -1;
+}
+
+//
+// graph
+//
+
+// note: inputs outlive the ubatch that they were built for (graph reuse), so everything is read from the state when they are set
+class llm_graph_input_mesa : public llm_graph_input_i {
+public:
+    llm_graph_input_mesa(const llama_mesa & m, bool use_alibi) : m(m), use_alibi(use_alibi) {}
+    virtual ~llm_graph_input_mesa() = default;
+
+    void set_input(const llama_ubatch * ubatch) override;
+
+    // the shapes are compared in llm_graph_params::allow_reuse
+    bool can_reuse(const llm_graph_params & params) override {
+        return params.cparams.mesa.get() == &m;
+    }
+
+    const llama_mesa & m;
+    const bool use_alibi;
+
+    llama_mesa_graph g;
+
+    ggml_tensor * q_scale    = nullptr; // F32 [1, 1, n_tokens]
+    ggml_tensor * k_delta    = nullptr; // I32 [n_tokens]  from the position in the chunk to the one in the cache
+    ggml_tensor * prev_rows  = nullptr; // I32 [n_prev]    cached rows that the ubatch's chunk attends to
+    ggml_tensor * prev_delta = nullptr; // I32 [n_prev]    from the position in the cache to the one in the chunk
+    ggml_tensor * kq_mask    = nullptr; // F32/F16 [n_prev + n_tokens, n_tokens]
+};
+
+template <typename T>
+static void set_window_mask(T * data, const llama_mesa & m, const std::vector<int32_t> & rows, int32_t n_prev, int32_t pos, int32_t n_tokens, bool use_alibi) {
+    const T drop = llama_cast<T>(-INFINITY);
+    const T keep = llama_cast<T>(0.0f);
+
+    const int64_t n_kv = n_prev + n_tokens;
+
+    for (int32_t ii = 0; ii < n_tokens; ++ii) {
+        const int32_t i = pos + ii;
+
+        T * row = data + ii*n_kv;
+        for (int64_t jj = 0; jj < n_kv; ++jj) {
+            if (jj >= (int64_t) rows.size() && jj < n_prev) {
+                row[jj] = drop; // padding
+                continue;
+            }
+            const int32_t j = jj < n_prev ? rows[jj] : pos + (int32_t) (jj - n_prev);
+            if (!mesa::visible(m.plan, i, j)) {
+                row[jj] = drop;
+            } else if (use_alibi) {
+                row[jj] = llama_cast<T>((float) (mesa::chunk_pos(m.plan, j) - mesa::chunk_pos(m.plan, i)));
+            } else {
+                row[jj] = keep;
+            }
+        }
+    }
+}
+
+void llm_graph_input_mesa::set_input(const llama_ubatch * ubatch) {
+    const int32_t n_tokens = ubatch->n_tokens;
+    const int32_t pos      = ubatch->pos[0];
+
+    if (q_scale && q_scale->buffer) {
+        std::vector<float> data(n_tokens);
+        for (int32_t ii = 0; ii < n_tokens; ++ii) {
+            data[ii] = mesa::log_scale(m.params.train_length, pos + ii);
+        }
+        ggml_backend_tensor_set(q_scale, data.data(), 0, ggml_nbytes(q_scale));
+    }
+
+    if (k_delta && k_delta->buffer) {
+        std::vector<int32_t> data(n_tokens);
+        for (int32_t ii = 0; ii < n_tokens; ++ii) {
+            data[ii] = mesa::key_pos(m.plan, pos + ii) - mesa::chunk_pos(m.plan, pos + ii);
+        }
+        ggml_backend_tensor_set(k_delta, data.data(), 0, ggml_nbytes(k_delta));
+    }
+
+    if (!kq_mask) {
+        return;
+    }
+
+    std::vector<int32_t> rows;
+    m.window_rows(pos, &rows);
+
+    if (prev_rows && prev_rows->buffer) {
+        std::vector<int32_t> data = rows;
+        data.resize(g.n_prev, 0); // the padding reads row 0, and is masked
+        ggml_backend_tensor_set(prev_rows, data.data(), 0, ggml_nbytes(prev_rows));
+    }
+
+    if (prev_delta && prev_delta->buffer) {
+        std::vector<int32_t> data(g.n_prev, 0);
+        for (size_t r = 0; r < rows.size(); ++r) {
+            data[r] = mesa::chunk_pos(m.plan, rows[r]) - m.key_pos[rows[r]];
+        }
+        ggml_backend_tensor_set(prev_delta, data.data(), 0, ggml_nbytes(prev_delta));
+    }
+
+    if (kq_mask->buffer) {
+        std::vector<uint8_t> data(ggml_nbytes(kq_mask));
+        if (kq_mask->type == GGML_TYPE_F16) {
+            set_window_mask((ggml_fp16_t *) data.data(), m, rows, g.n_prev, pos, n_tokens, use_alibi);
+        } else {
+            set_window_mask((float *)       data.data(), m, rows, g.n_prev, pos, n_tokens, use_alibi);
+        }
+        ggml_backend_tensor_set(kq_mask, data.data(), 0, data.size());
+    }
+}
+
+llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx) {
+    const auto & cparams = gctx.cparams;
+
+    if (!cparams.mesa || !(cparams.mesa_graph.window || cparams.mesa_graph.scale)) {
+        return nullptr;
+    }
+
+    auto inp = std::make_unique<llm_graph_input_mesa>(*cparams.mesa, gctx.hparams.use_alibi);
+
+    inp->g = cparams.mesa_graph;
+
+    auto * ctx0 = gctx.ctx0;
+
+    const auto new_input = [&](ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, const char * name) {
+        ggml_tensor * t = ggml_new_tensor_3d(ctx0, type, ne0, ne1, ne2);
+        ggml_set_input(t);
+        ggml_set_name(t, name);
+        return t;
+    };
+
+    const int64_t n_tokens = gctx.n_tokens;
+    const int64_t n_prev   = inp->g.n_prev;
+
+    if (inp->g.scale) {
+        inp->q_scale = new_input(GGML_TYPE_F32, 1, 1, n_tokens, "mesa_q_scale");
+    }
+    if (inp->g.window) {
+        inp->k_delta = new_input(GGML_TYPE_I32, n_tokens, 1, 1, "mesa_k_delta");
+        // flash attention requires an f16 mask
+        inp->kq_mask = new_input(cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32, n_prev + n_tokens, n_tokens, 1, "mesa_kq_mask");
+        if (n_prev > 0) {
+            inp->prev_rows  = new_input(GGML_TYPE_I32, n_prev, 1, 1, "mesa_prev_rows");
+            inp->prev_delta = new_input(GGML_TYPE_I32, n_prev, 1, 1, "mesa_prev_delta");
+        }
+    }
+
+    return (llm_graph_input_mesa *) gctx.res->add_input(std::move(inp));
+}
+
+// Rotate keys on by pos positions [n_embd_head_k, n_head_kv, n]. RoPE being a group, R(p + q) = R(p) R(q), for every kind of it,
+// scaled or not. The attention factor was applied by the first rotation, so that this one must have magnitude 1.
+// ref: llama_kv_cache::build_rope_shift
+static ggml_tensor * rope_move(ggml_context * ctx, const llama_model & model, const llama_cparams & cparams, ggml_tensor * k, ggml_tensor * pos, int il) {
+    const auto & hparams = model.hparams;
+
+    const float freq_scale = model.get_rope_freq_scale(cparams, il);
+
+    // ggml multiplies by this when it mixes YaRN's two frequencies
+    const float attn_factor = cparams.yarn_ext_factor != 0.0f ? 1.0f/(1.0f + 0.1f*logf(1.0f/freq_scale)) : 1.0f;
+
+    return ggml_rope_ext(ctx, k, pos, model.get_rope_factors(cparams, il),
+            hparams.n_rot(il), hparams.rope_type, cparams.n_ctx_orig_yarn, model.get_rope_freq_base(cparams, il), freq_scale,
+            cparams.yarn_ext_factor, attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+}
+
+static bool has_rope(const llama_hparams & hparams, int il) {
+    return hparams.rope_type != LLAMA_ROPE_TYPE_NONE && hparams.has_rope(il);
+}
+
+ggml_tensor * llama_mesa_build_attn(
+        const llm_graph_context & gctx,
+        llm_graph_input_attn_kv * inp,
+        ggml_tensor *& q_cur,
+        ggml_tensor  * k_cur,
+        ggml_tensor  * v_cur,
+        ggml_tensor  * kq_b,
+        ggml_tensor  * sinks,
+        float          kq_scale,
+        int            il) {
+    auto * inp_mesa = inp->mesa;
+
+    if (!inp_mesa) {
+        return nullptr;
+    }
+
+    auto * ctx0 = gctx.ctx0;
+    auto * gf   = gctx.gf;
+
+    if (inp_mesa->q_scale) {
+        q_cur = ggml_mul(ctx0, q_cur, inp_mesa->q_scale);
+    }
+
+    if (!inp_mesa->g.window) {
+        return nullptr;
+    }
+
+    const auto & cparams  = gctx.cparams;
+    const auto & hparams  = gctx.hparams;
+    const auto * mctx_cur = inp->mctx;
+    const auto & model    = *inp_mesa->m.model;
+
+    const bool rope = has_rope(hparams, il);
+
+    // keys and values go to the cache once, at the place where the last chunk will look for them
+    {
+        ggml_tensor * k = rope ? rope_move(ctx0, model, cparams, k_cur, inp_mesa->k_delta, il) : k_cur;
+        ggml_tensor * v = v_cur;
+
+        if (inp->self_k_rot) {
+            k = llama_mul_mat_hadamard(ctx0, k, inp->self_k_rot);
+        }
+        if (inp->self_v_rot) {
+            v = llama_mul_mat_hadamard(ctx0, v, inp->self_v_rot);
+        }
+
+        ggml_build_forward_expand(gf, q_cur);
+        ggml_build_forward_expand(gf, v);
+        ggml_build_forward_expand(gf, k);
+
+        ggml_build_forward_expand(gf, mctx_cur->cpy_k(ctx0, k, inp->get_k_idxs(), il));
+        ggml_build_forward_expand(gf, mctx_cur->cpy_v(ctx0, v, inp->get_v_idxs(), il));
+    }
+
+    // attention sees the first chunk and the ubatch's own chunk, at the positions that the model learned
+    ggml_tensor * k = k_cur;
+    ggml_tensor * v = v_cur;
+
+    const int64_t n_prev = inp_mesa->g.n_prev;
+
+    if (n_prev > 0) {
+        const int64_t n_embd_head_k = k_cur->ne[0];
+        const int64_t n_embd_head_v = v_cur->ne[0];
+        const int64_t n_head_kv     = k_cur->ne[1];
+
+        // [n_embd_head_k, n_head_kv, n_kv, 1]
+        ggml_tensor * k_cache = mctx_cur->get_k(ctx0, il);
+
+        k_cache = ggml_view_2d(ctx0, k_cache, n_embd_head_k*n_head_kv, k_cache->ne[2], k_cache->nb[2], 0);
+
+        ggml_tensor * k_prev = ggml_get_rows(ctx0, k_cache, inp_mesa->prev_rows); // F32
+        k_prev = ggml_reshape_3d(ctx0, k_prev, n_embd_head_k, n_head_kv, n_prev);
+        if (inp->self_k_rot) {
+            k_prev = llama_mul_mat_hadamard(ctx0, k_prev, inp->self_k_rot); // its own inverse
+        }
+        if (rope) {
+            k_prev = rope_move(ctx0, model, cparams, k_prev, inp_mesa->prev_delta, il);
+        }
+        gctx.cb(k_prev, "mesa_k_prev", il);
+
+        ggml_tensor * v_cache = mctx_cur->get_v(ctx0, il);
+        ggml_tensor * v_prev;
+
+        if (!inp_mesa->m.v_trans) {
+            // [n_embd_head_v, n_head_kv, n_kv, 1]
+            v_cache = ggml_view_2d(ctx0, v_cache, n_embd_head_v*n_head_kv, v_cache->ne[2], v_cache->nb[2], 0);
+
+            v_prev = ggml_get_rows(ctx0, v_cache, inp_mesa->prev_rows); // F32
+        } else {
+            // [n_kv, n_head_kv, n_embd_head_v, 1]: the first chunk's rows, then those of the chunk itself
+            const int64_t start   = inp_mesa->g.start;
+            const int64_t n_first = start == 0 ? 0 : inp_mesa->m.plan.chunk_starts[1];
+
+            const auto range = [&](int64_t from, int64_t n) {
+                ggml_tensor * t = ggml_view_2d(ctx0, v_cache, n, n_embd_head_v*n_head_kv, v_cache->nb[2], from*ggml_type_size(v_cache->type));
+                return ggml_cast(ctx0, ggml_transpose(ctx0, t), GGML_TYPE_F32);
+            };
+
+            v_prev = nullptr;
+            if (n_first > 0) {
+                v_prev = range(0, n_first);
+            }
+            if (n_prev > n_first) {
+                ggml_tensor * v_own = range(start, n_prev - n_first);
+                v_prev = v_prev ? ggml_concat(ctx0, v_prev, v_own, 1) : v_own;
+            }
+        }
+        v_prev = ggml_reshape_3d(ctx0, v_prev, n_embd_head_v, n_head_kv, n_prev);
+        if (inp->self_v_rot) {
+            v_prev = llama_mul_mat_hadamard(ctx0, v_prev, inp->self_v_rot);
+        }
+        gctx.cb(v_prev, "mesa_v_prev", il);
+
+        k = ggml_concat(ctx0, k_prev, k_cur, 2);
+        v = ggml_concat(ctx0, v_prev, v_cur, 2);
+    }
+
+    ggml_tensor * cur = gctx.build_attn_mha(q_cur, k, v, kq_b, inp_mesa->kq_mask, sinks, nullptr, 0, kq_scale, il);
+    gctx.cb(cur, "kqv_out", il);
+
+    return cur;
+}
+
+//
+// cache
+//
+
+static llama_kv_cache * get_kv(const llama_context & lctx) {
+    return dynamic_cast<llama_kv_cache *>(lctx.get_memory());
+}
+
+uint32_t llama_mesa_n_ubatch(const llama_mesa & m, const llama_batch_allocr & balloc, uint32_t n_ubatch) {
+    const auto & batch = balloc.get_batch();
+
+    const uint32_t i = balloc.get_n_used();
+    if (i >= (uint32_t) batch.n_tokens) {
+        return n_ubatch;
+    }
+    return mesa::n_tokens_ubatch(m.plan, batch.pos[i], n_ubatch);
+}
+
+bool llama_mesa_refuses(const llama_mesa * m, const char * what) {
+    if (m) {
+        LLAMA_LOG_ERROR("%s: not possible while Mesa-Extrapolation is on, nothing was changed\n", what);
+    }
+    return m != nullptr;
+}
+
+// cell i holds token i, and nothing else is in the cache
+static bool cells_in_order(const llama_kv_cache & kv, int32_t n) {
+    const auto & cells = kv.get_cells(0);
+
+    if ((int32_t) cells.get_used() != n || (int32_t) cells.used_max_p1() != n) {
+        return false;
+    }
+    for (int32_t i = 0; i < n; ++i) {
+        if (cells.is_empty(i) || cells.pos_get(i) != i || !cells.seq_has(i, 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+class llm_graph_input_mesa_move : public llm_graph_input_i {
+public:
+    void set_input(const llama_ubatch * ubatch) override {
+        GGML_UNUSED(ubatch);
+
+        ggml_backend_tensor_set(delta, data, 0, ggml_nbytes(delta));
+        if (k_rot && k_rot->buffer) {
+            kv->set_input_k_rot(k_rot);
+        }
+    }
+
+    const llama_kv_cache * kv;
+    const int32_t        * data;
+
+    ggml_tensor * delta;           // I32 [n_rows]
+    ggml_tensor * k_rot = nullptr; // note: its own inverse
+};
+
+// rotate the cached keys lo .. hi-1 on by delta[lo .. hi-1]
+static bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t * delta, int32_t lo, int32_t hi) {
+    const auto & model   = lctx.get_model();
+    const auto & cparams = lctx.get_cparams();
+    const auto & hparams = model.hparams;
+
+    auto * sched = lctx.get_sched();
+    auto * res   = lctx.get_gf_res_reserve();
+
+    ggml_backend_sched_reset(sched);
+    res->reset();
+
+    auto * ctx = res->get_ctx();
+    auto * gf  = res->get_gf();
+
+    const int64_t n = hi - lo;
+
+    auto inp = std::make_unique<llm_graph_input_mesa_move>();
+    inp->kv    = &kv;
+    inp->data  = delta + lo;
+    inp->delta = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n);
+    ggml_set_input(inp->delta);
+    inp->k_rot = kv.build_input_k_rot(ctx);
+
+    bool any = false;
+    for (uint32_t il : kv.get_layer_ids()) {
+        if (!has_rope(hparams, il)) {
+            continue;
+        }
+        any = true;
+
+        ggml_tensor * k = kv.get_k_storage(il); // [n_embd_k_gqa, kv_size, 1]
+
+        const int64_t n_embd_head = hparams.n_embd_head_k(il);
+
+        k = ggml_view_3d(ctx, k, n_embd_head, hparams.n_head_kv(il), n, ggml_row_size(k->type, n_embd_head), k->nb[1], lo*k->nb[1]);
+
+        ggml_tensor * cur = ggml_cast(ctx, k, GGML_TYPE_F32);
+        if (inp->k_rot) {
+            cur = llama_mul_mat_hadamard(ctx, cur, inp->k_rot);
+        }
+        cur = rope_move(ctx, model, cparams, cur, inp->delta, il);
+        if (inp->k_rot) {
+            cur = llama_mul_mat_hadamard(ctx, cur, inp->k_rot);
+        }
+        ggml_build_forward_expand(gf, ggml_cpy(ctx, cur, k));
+    }
+    if (!any) {
+        return true;
+    }
+
+    res->add_input(std::move(inp));
+
+    if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+        LLAMA_LOG_ERROR("%s: failed to allocate the graph that moves keys\n", __func__);
+        return false;
+    }
+    res->set_inputs(nullptr);
+
+    if (lctx.graph_compute(gf, true) != GGML_STATUS_SUCCESS) {
+        LLAMA_LOG_ERROR("%s: failed to move keys\n", __func__);
+        return false;
+    }
+    lctx.synchronize();
+
+    return true;
+}
+
+// bring every cached key to where the plan wants it
+static bool apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m) {
+    std::vector<int32_t> delta;
+    int32_t lo;
+    int32_t hi;
+    m.key_moves(delta, lo, hi);
+
+    if (lo >= hi) {
+        return true;
+    }
+
+    lctx.synchronize();
+
+    const int32_t n_rows_max = 2048; // bounds the memory of the f32 copies
+
+    bool ok = true;
+    for (int32_t i = lo; ok && i < hi; i += n_rows_max) {
+        const int32_t end = std::min(hi, i + n_rows_max);
+
+        // rows in between may have to stay
+        if (std::all_of(delta.begin() + i, delta.begin() + end, [](int32_t d) { return d == 0; })) {
+            continue;
+        }
+        ok = move_keys(lctx, kv, delta.data(), i, end);
+        for (int32_t j = i; ok && j < end; ++j) {
+            m.key_pos[j] += delta[j];
+        }
+    }
+
+    // the scheduler was used for another graph: reserve it again, as llama_context::memory_update does
+    if (!lctx.mesa_reserve()) {
+        LLAMA_LOG_ERROR("%s: failed to reserve the graph after moving keys\n", __func__);
+        ok = false;
+    }
+    return ok;
+}
+
+// roll the state back to what is left in the cache
+static bool sync_state(llama_kv_cache & kv, llama_mesa & m) {
+    const int32_t n = kv.seq_pos_max(0) + 1;
+
+    if (n < m.n_past()) {
+        m.roll_back(n);
+        if (!cells_in_order(kv, n)) {
+            fail("tokens were removed from the middle of the text: Mesa can only roll back to an earlier end of it");
+            return false;
+        }
+    } else if ((int32_t) kv.get_cells(0).get_used() != n) {
+        fail("tokens were removed from the middle of the text: Mesa can only roll back to an earlier end of it");
+        return false;
+    } else if (n > m.n_past()) {
+        fail("the cache holds tokens that Mesa has not read");
+        return false;
+    }
+    return true;
+}
+
+bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
+    auto & m  = *lctx.get_cparams().mesa;
+    auto & kv = *get_kv(lctx);
+
+    if (!sync_state(kv, m)) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
+        return false;
+    }
+
+    const int32_t n_past = m.n_past();
+    const int32_t n_end  = n_past + batch.n_tokens;
+
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        if (batch.pos[i] != n_past + i || batch.n_seq_id[i] != 1 || batch.seq_id[i][0] != 0) {
+            fail("a Mesa context reads one sequence, number 0, whose tokens follow one another: the next position is " + std::to_string(n_past + i));
+            LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
+            return false;
+        }
+    }
+
+    if (n_end > m.n_by_hand && n_end > m.plan.last_start() && mesa::n_pos(m.plan, n_end) > m.params.train_length) {
+        try {
+            m.set_plan(mesa::advance(m.params, m.plan, n_past, n_end));
+        } catch (const std::invalid_argument & err) {
+            fail(std::string("a batch of ") + std::to_string(batch.n_tokens) + " tokens cannot be read without a plan: " + err.what() + "; call llama_mesa_prompt first");
+            LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
+            return false;
+        }
+    }
+
+    return apply_key_moves(lctx, kv, m);
+}
+
+void llama_context::set_mesa(std::shared_ptr<llama_mesa> mesa) {
+    synchronize();
+
+    auto * kv = get_kv(*this);
+
+    kv->mesa           = mesa.get();
+    cparams.mesa       = std::move(mesa);
+    cparams.mesa_graph = {};
+
+    sched_need_reserve = true; // the graphs change
+}
+
+bool llama_context::mesa_reserve() {
+    const auto mctx = memory->init_full();
+
+    const uint32_t n_tokens  = std::min(cparams.n_ctx, cparams.n_ubatch);
+    const uint32_t n_outputs = std::min(n_tokens, cparams.n_outputs_max);
+
+    // buffers only grow: first a ubatch that is read in its chunk, then the graph that the scheduler is left with
+    mesa_window = true;
+    const bool ok = graph_reserve(n_tokens, cparams.n_seq_max, n_outputs, mctx.get(), model.hparams.no_alloc) != nullptr;
+    mesa_window = false;
+
+    return ok && graph_reserve(n_tokens, cparams.n_seq_max, n_outputs, mctx.get(), model.hparams.no_alloc) != nullptr;
+}
+
+//
+// state
+//
+
+void llama_mesa_state_write(const llama_mesa & m, llama_io_write_i & io) {
+    const auto bytes = llama_mesa_pack(m);
+
+    const uint32_t size = bytes.size();
+    io.write(&size, sizeof(size));
+    io.write(bytes.data(), size);
+}
+
+void llama_mesa_state_read(llama_mesa & m, llama_io_read_i & io) {
+    uint32_t size;
+    io.read(&size, sizeof(size));
+    if (size > (1u << 28)) {
+        throw std::runtime_error("the Mesa part of the state is missing or damaged");
+    }
+    // in pieces: a damaged size must not allocate more than there is to read
+    std::vector<uint8_t> bytes;
+    while (bytes.size() < size) {
+        const size_t n = std::min<size_t>(size - bytes.size(), 1u << 16);
+        bytes.resize(bytes.size() + n);
+        io.read(bytes.data() + bytes.size() - n, n);
+    }
+    llama_mesa_unpack(m, bytes.data(), bytes.size());
+}
+
+void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
+    auto & m  = *lctx.get_cparams().mesa;
+    auto & kv = *get_kv(lctx);
+
+    const int32_t n = kv.seq_pos_max(0) + 1;
+
+    if (m_new ? m_new->n_past() != n : false) {
+        kv.clear(true);
+        throw std::runtime_error("the plan in the state is for " + std::to_string(m_new->n_past()) + " tokens, its KV data for " + std::to_string(n));
+    }
+    if (!cells_in_order(kv, n)) {
+        kv.clear(true);
+        throw std::runtime_error("the state does not hold one sequence in order");
+    }
+
+    if (m_new) {
+        m.plan      = m_new->plan;
+        m.key_pos   = m_new->key_pos;
+        m.changes   = m_new->changes;
+        m.n_by_hand = m_new->n_by_hand;
+    } else {
+        m.plan      = {};
+        m.n_by_hand = 0;
+        m.changes.clear();
+        m.key_pos.resize(n);
+        std::iota(m.key_pos.begin(), m.key_pos.end(), 0);
+    }
+}
+
+//
+// C API
+//
+
+static mesa::params to_params(const llama_mesa_params & p) {
+    mesa::params res;
+    res.train_length = p.train_length;
+    res.first_chunk  = p.first_chunk;
+    res.chunk        = p.chunk;
+    res.last_chunk   = p.last_chunk;
+    res.stair_width  = p.stair_width;
+    res.room         = p.room;
+    res.log_scaling  = p.log_scaling;
+    return res;
+}
+
+static int32_t copy_plan(const mesa::plan & pl, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+    const int32_t n = (int32_t) pl.chunk_starts.size();
+
+    if (chunk_starts) {
+        std::copy_n(pl.chunk_starts.begin(), std::max(0, std::min(n, n_max)), chunk_starts);
+    }
+    if (anchor) {
+        *anchor = pl.anchor;
+    }
+    if (stair_width) {
+        *stair_width = pl.stair_width;
+    }
+    return n;
+}
+
+int32_t llama_mesa_version(void) {
+    return LLAMA_MESA_VERSION;
+}
+
+const char * llama_mesa_last_error(void) {
+    return g_last_error.c_str();
+}
+
+llama_mesa_params llama_mesa_default_params(const llama_model * model, int32_t train_length) {
+    const auto p = mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train);
+
+    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling };
+}
+
+const char * llama_mesa_unsupported(const llama_model * model) {
+    const auto & hparams = model->hparams;
+
+    if (hparams.vocab_only) {
+        return "the model was loaded with its vocabulary only";
+    }
+    if (llama_model_has_encoder(model)) {
+        return "it has an encoder, whose attention is not causal";
+    }
+    if (!hparams.causal_attn) {
+        return "it is encoder-only: its attention is not causal";
+    }
+    if (llama_model_is_recurrent(model)) {
+        return "it is recurrent: it keeps a state, not the keys of every token";
+    }
+    if (llama_model_is_hybrid(model)) {
+        return "it is a hybrid of recurrent and attention layers, not supported yet";
+    }
+    if (llama_model_is_diffusion(model)) {
+        return "it is a diffusion model: its attention is not causal";
+    }
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
+        return "it has sliding-window attention layers, not supported yet";
+    }
+    if (hparams.is_mla() || hparams.n_lora_kv > 0) {
+        return "it has multi-head latent attention (MLA), whose cache holds no keys, not supported yet";
+    }
+    if (model->pos_embd) {
+        return "it has learned absolute position embeddings: there is no relative distance to weave";
+    }
+    if (hparams.n_pos_per_embd() > 1) {
+        return "it has M-RoPE positions, not supported yet";
+    }
+    return nullptr;
+}
+
+int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params) {
+    const auto & model = ctx->get_model();
+
+    if (const char * reason = llama_mesa_unsupported(&model)) {
+        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) + "): " + reason);
+    }
+
+    auto * kv = get_kv(*ctx);
+    if (!kv) {
+        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) + "): it does not use the ordinary KV cache");
+    }
+    if (kv->get_n_seq_max() != 1) {
+        return fail("Mesa-Extrapolation reads one sequence: the context was made for " + std::to_string(kv->get_n_seq_max()) + " (n_seq_max)");
+    }
+
+    auto m = std::make_shared<llama_mesa>();
+    try {
+        m->params = to_params(*params);
+        mesa::validate(m->params);
+    } catch (const std::invalid_argument & err) {
+        return fail(err.what());
+    }
+
+    const int32_t n = kv->seq_pos_max(0) + 1;
+    if (!cells_in_order(*kv, n)) {
+        return fail("the context does not hold one sequence in order: empty it first");
+    }
+    if (n > m->params.train_length) {
+        return fail("the context holds " + std::to_string(n) + " tokens already, more than train_length: empty it first");
+    }
+    m->append(n);
+
+    m->model   = &model;
+    m->v_trans = !ctx->get_cparams().flash_attn;
+    m->n_pad   = m->v_trans ? 1 : model.devices.empty() ? 32 : 256;
+
+    ctx->set_mesa(std::move(m));
+
+    return 0;
+}
+
+void llama_mesa_disable(llama_context * ctx) {
+    if (llama_mesa_enabled(ctx)) {
+        ctx->set_mesa(nullptr);
+        ctx->get_memory()->clear(true);
+    }
+}
+
+bool llama_mesa_enabled(const llama_context * ctx) {
+    return ctx->get_cparams().mesa != nullptr;
+}
+
+static llama_mesa * get_mesa(const llama_context * ctx) {
+    llama_mesa * m = ctx->get_cparams().mesa.get();
+    if (!m) {
+        fail("Mesa-Extrapolation is not enabled on this context");
+    }
+    return m;
+}
+
+int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t * breaks) {
+    llama_mesa * m = get_mesa(ctx);
+    if (!m || !sync_state(*get_kv(*ctx), *m)) {
+        return -1;
+    }
+    if (n_tokens < 1) {
+        return fail("a text of " + std::to_string(n_tokens) + " tokens cannot be planned");
+    }
+    if ((int64_t) m->n_past() + n_tokens > ctx->n_ctx()) {
+        return fail("the text has " + std::to_string((int64_t) m->n_past() + n_tokens) + " tokens, more than n_ctx (" + std::to_string(ctx->n_ctx()) + ")");
+    }
+    try {
+        m->set_plan(mesa::extend(m->params, m->plan, m->n_past(), m->n_past() + n_tokens, breaks));
+    } catch (const std::invalid_argument & err) {
+        return fail(err.what());
+    }
+    return 0;
+}
+
+int32_t llama_mesa_set_plan(llama_context * ctx, const int32_t * chunk_starts, int32_t n_chunk_starts, int32_t anchor, int32_t stair_width, int32_t n_tokens) {
+    llama_mesa * m = get_mesa(ctx);
+    if (!m || !sync_state(*get_kv(*ctx), *m)) {
+        return -1;
+    }
+    if (m->n_past() > 0) {
+        return fail("a plan can be set before the first token is read only: " + std::to_string(m->n_past()) + " are in the context");
+    }
+    if (!chunk_starts || n_chunk_starts < 1) {
+        return fail("chunk_starts must begin with 0");
+    }
+    mesa::plan pl;
+    pl.chunk_starts.assign(chunk_starts, chunk_starts + n_chunk_starts);
+    pl.anchor      = anchor;
+    pl.stair_width = stair_width;
+    try {
+        mesa::validate(m->params, pl, n_tokens);
+    } catch (const std::invalid_argument & err) {
+        return fail(err.what());
+    }
+    m->set_plan(std::move(pl));
+    m->n_by_hand = n_tokens;
+    return 0;
+}
+
+int32_t llama_mesa_get_plan(const llama_context * ctx, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+    const llama_mesa * m = get_mesa(ctx);
+
+    return m ? copy_plan(m->plan, chunk_starts, n_max, anchor, stair_width) : -1;
+}
+
+int32_t llama_mesa_get_key_pos(const llama_context * ctx, int32_t * key_pos, int32_t n_max) {
+    const llama_mesa * m = get_mesa(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (key_pos) {
+        std::copy_n(m->key_pos.begin(), std::max(0, std::min(m->n_past(), n_max)), key_pos);
+    }
+    return m->n_past();
+}
+
+int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens, const uint8_t * breaks, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+    try {
+        const auto p = to_params(*params);
+        mesa::validate(p);
+        if (n_tokens < 1) {
+            return fail("a text of " + std::to_string(n_tokens) + " tokens cannot be planned");
+        }
+        return copy_plan(mesa::make(p, n_tokens, breaks), chunk_starts, n_max, anchor, stair_width);
+    } catch (const std::invalid_argument & err) {
+        return fail(err.what());
+    }
+}

@@ -1,0 +1,83 @@
+// Mesa-Extrapolation for llama.cpp: read texts longer than the model's trained length.
+//
+// A C API on llama_context. Everything that a caller sees of the context stays as in llama.cpp: token i of a text is
+// decoded at position i, llama_memory_seq_rm() rolls back, llama_state_*() save and restore. Only the positions that
+// RoPE gets, the keys in the cache and the attention mask know about the plan.
+//
+//     llama_mesa_enable(ctx, &params);                 // once, before the first decode
+//     llama_mesa_prompt(ctx, n_tokens, NULL);          // the next n_tokens tokens are one text: make its plan
+//     llama_decode(ctx, batch); ...                    // in batches of any size
+//     llama_decode(ctx, batch_of_one_token); ...       // generation: the anchor follows by itself
+//
+// Functions that can fail return a negative number; llama_mesa_last_error() then says why. None of them aborts.
+
+#ifndef LLAMA_MESA_H
+#define LLAMA_MESA_H
+
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define LLAMA_MESA_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// lengths in tokens, see docs/METHOD.md
+struct llama_mesa_params {
+    int32_t train_length; // T, the length that the model was trained at
+    int32_t first_chunk;  // F, read by every later chunk
+    int32_t chunk;        // C, the longest middle chunk; F + C <= T
+    int32_t last_chunk;   // the least length of the last chunk, which reads everything
+    int32_t stair_width;  // E of the Stair position encoding; 0: the smallest that fits
+    int32_t room;         // positions that a new plan leaves free for generation
+    bool    log_scaling;  // scale the queries of the last chunk by max(1, ln(i + 1)/ln(T))
+};
+
+// LLAMA_MESA_VERSION of the library
+LLAMA_API int32_t llama_mesa_version(void);
+
+// why the last failing call of this thread failed; never NULL
+LLAMA_API const char * llama_mesa_last_error(void);
+
+// params that suit a model trained at train_length tokens; train_length 0: the model's own
+LLAMA_API struct llama_mesa_params llama_mesa_default_params(const struct llama_model * model, int32_t train_length);
+
+// NULL if the model can be read with Mesa, else the reason why it cannot
+LLAMA_API const char * llama_mesa_unsupported(const struct llama_model * model);
+
+// 0 on success. The tokens in the context, if any, count as read plainly.
+LLAMA_API int32_t llama_mesa_enable (struct llama_context * ctx, const struct llama_mesa_params * params);
+
+// back to stock llama.cpp; the context is emptied
+LLAMA_API void    llama_mesa_disable(struct llama_context * ctx);
+LLAMA_API bool    llama_mesa_enabled(const struct llama_context * ctx);
+
+// Plan the reading of the n_tokens tokens that are decoded next, after the ones in the context.
+// breaks: NULL or one byte for every token of the context and of the text (n_past + n_tokens), non-zero where a sentence ends.
+// A text that fits into the trained range beside what is there needs no plan, and gets none. 0 on success.
+LLAMA_API int32_t llama_mesa_prompt(struct llama_context * ctx, int32_t n_tokens, const uint8_t * breaks);
+
+// A plan made by hand, for the whole text: chunk_starts begins with 0 and the end of the first chunk, and ends with the
+// last chunk's start; n_tokens is the text's length. Only before the first token is decoded. 0 on success.
+LLAMA_API int32_t llama_mesa_set_plan(struct llama_context * ctx, const int32_t * chunk_starts, int32_t n_chunk_starts,
+        int32_t anchor, int32_t stair_width, int32_t n_tokens);
+
+// The plan now: fills at most n_max chunk starts, returns their number.
+LLAMA_API int32_t llama_mesa_get_plan(const struct llama_context * ctx, int32_t * chunk_starts, int32_t n_max,
+        int32_t * anchor, int32_t * stair_width);
+
+// Tokens read, and the position at which each one's key stands in the cache: fills at most n_max, returns their number.
+LLAMA_API int32_t llama_mesa_get_key_pos(const struct llama_context * ctx, int32_t * key_pos, int32_t n_max);
+
+// Without a context: the plan of a text of n_tokens tokens. As llama_mesa_get_plan; negative if params are invalid.
+LLAMA_API int32_t llama_mesa_make_plan(const struct llama_mesa_params * params, int32_t n_tokens, const uint8_t * breaks,
+        int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif // LLAMA_MESA_H

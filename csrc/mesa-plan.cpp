@@ -1,0 +1,307 @@
+#include "mesa-plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace mesa {
+
+static int32_t ceil_div(int32_t a, int32_t b) { // b > 0, a of any sign
+    return a >= 0 ? (a + b - 1)/b : -((-a)/b);
+}
+
+static int32_t floor_div(int32_t a, int32_t b) { // b > 0, a of any sign
+    return a >= 0 ? a/b : -((-a + b - 1)/b);
+}
+
+[[noreturn]] static void invalid(const std::string & what) {
+    throw std::invalid_argument(what);
+}
+
+static std::string str(int32_t v) {
+    return std::to_string(v);
+}
+
+params params_default(int32_t train_length) {
+    params p;
+    p.train_length = train_length;
+    p.first_chunk  = std::max(1, std::min(100, train_length/16));
+    p.chunk        = train_length - p.first_chunk;
+    p.last_chunk   = std::max(1, std::min(512, train_length/4));
+    p.room         = std::min(256, train_length/8);
+    return p;
+}
+
+void validate(const params & p) {
+    if (p.train_length < 8) {
+        invalid("train_length is " + str(p.train_length) + ": it must be the length that the model was trained at, 8 tokens or more");
+    }
+    if (p.first_chunk < 1) {
+        invalid("first_chunk is " + str(p.first_chunk) + ": it must be 1 token or more");
+    }
+    if (p.chunk < 1) {
+        invalid("chunk is " + str(p.chunk) + ": it must be 1 token or more");
+    }
+    if (p.first_chunk > p.train_length - p.chunk) {
+        invalid("first_chunk + chunk is " + std::to_string((int64_t) p.first_chunk + p.chunk) + ", more than train_length (" + str(p.train_length) +
+                "): a middle chunk would leave the trained positions; make chunk at most " + str(std::max(0, p.train_length - p.first_chunk)));
+    }
+    if (p.last_chunk < 1) {
+        invalid("last_chunk is " + str(p.last_chunk) + ": it must be 1 token or more");
+    }
+    if (p.stair_width < 0) {
+        invalid("stair_width is " + str(p.stair_width) + ": it must be 1 or more, or \"auto\"");
+    }
+    if (p.room < 0) {
+        invalid("room is " + str(p.room) + ": it must be 0 tokens or more");
+    }
+    if ((int64_t) p.last_chunk + p.room + p.first_chunk >= p.train_length) {
+        invalid("first_chunk + last_chunk + room is " + std::to_string((int64_t) p.first_chunk + p.last_chunk + p.room) + ", which leaves nothing of train_length (" +
+                str(p.train_length) + ") to the stair; make last_chunk smaller");
+    }
+}
+
+void validate(const params & p, const plan & pl, int32_t n_tokens) {
+    const auto & cs = pl.chunk_starts;
+
+    if (cs.empty() || cs[0] != 0) {
+        invalid("chunk_starts must begin with 0");
+    }
+    for (size_t c = 1; c < cs.size(); ++c) {
+        if (cs[c] <= cs[c - 1]) {
+            invalid("chunk_starts must grow: " + str(cs[c]) + " follows " + str(cs[c - 1]));
+        }
+    }
+    if (pl.stair_width < 1) {
+        invalid("stair_width is " + str(pl.stair_width) + ": it must be 1 or more");
+    }
+    if (pl.anchor < 0 || pl.anchor > pl.last_start()) {
+        invalid("anchor is " + str(pl.anchor) + ": it must lie between 0 and the last chunk's start (" + str(pl.last_start()) + ")");
+    }
+    if (cs.size() > 1 && cs[1] >= p.train_length) {
+        invalid("the first chunk has " + str(cs[1]) + " tokens, not less than train_length (" + str(p.train_length) + ")");
+    }
+    for (size_t c = 1; c + 1 < cs.size(); ++c) {
+        if ((int64_t) cs[1] + (cs[c + 1] - cs[c]) > p.train_length) {
+            invalid("the chunk that starts at " + str(cs[c]) + " has " + str(cs[c + 1] - cs[c]) + " tokens: with the first chunk (" + str(cs[1]) +
+                    ") that is more than train_length (" + str(p.train_length) + ")");
+        }
+    }
+    if (n_tokens > 0 && n_tokens < pl.last_start()) {
+        invalid("the last chunk starts at " + str(pl.last_start()) + ", after the end of the text (" + str(n_tokens) + " tokens)");
+    }
+}
+
+int32_t anchor_pos(const plan & pl) {
+    return ceil_div(pl.anchor, pl.stair_width);
+}
+
+int32_t key_pos(const plan & pl, int32_t j) {
+    const int32_t d = j - pl.anchor;
+
+    return anchor_pos(pl) + (d < 0 ? floor_div(d, pl.stair_width) : d);
+}
+
+int32_t query_pos(const plan & pl, int32_t i) {
+    return anchor_pos(pl) + (i - pl.anchor);
+}
+
+int32_t n_pos(const plan & pl, int32_t n_tokens) {
+    return anchor_pos(pl) + std::max(0, n_tokens - pl.anchor);
+}
+
+int32_t chunk_of(const plan & pl, int32_t i) {
+    const auto & cs = pl.chunk_starts;
+
+    return (int32_t) (std::upper_bound(cs.begin(), cs.end(), i) - cs.begin()) - 1;
+}
+
+int32_t chunk_pos(const plan & pl, int32_t i) {
+    const int32_t c = chunk_of(pl, i);
+
+    return c == 0 ? i : pl.chunk_starts[1] + (i - pl.chunk_starts[c]);
+}
+
+bool visible(const plan & pl, int32_t i, int32_t j) {
+    if (j > i) {
+        return false;
+    }
+    if (i >= pl.last_start()) {
+        return true;
+    }
+    const int32_t cj = chunk_of(pl, j);
+
+    return cj == 0 || cj == chunk_of(pl, i);
+}
+
+float log_scale(int32_t train_length, int32_t i) {
+    if (i < train_length) { // ln(i + 1) <= ln(T)
+        return 1.0f;
+    }
+    return (float) (std::log((double) i + 1.0)/std::log((double) train_length));
+}
+
+// the last start of a chunk in (lo, hi] that follows a break, hi if there is none
+static int32_t snap(const uint8_t * breaks, int32_t lo, int32_t hi) {
+    if (breaks) {
+        for (int32_t s = hi; s > lo; --s) {
+            if (breaks[s - 1]) {
+                return s;
+            }
+        }
+    }
+    return hi;
+}
+
+// append chunk starts until the next one would be last_start, then last_start itself
+static void append_chunks(std::vector<int32_t> & cs, int32_t chunk, int32_t last_start, const uint8_t * breaks) {
+    while (last_start - cs.back() > chunk) {
+        cs.push_back(snap(breaks, cs.back() + chunk/2, cs.back() + chunk));
+    }
+    if (last_start > cs.back()) {
+        cs.push_back(last_start);
+    }
+}
+
+// smallest E >= e_min with ceil(anchor/E) + (n_tokens - anchor) + room <= T
+static int32_t stair_width_fit(const params & p, int32_t anchor, int32_t n_tokens, int32_t room, int32_t e_min) {
+    const int32_t n_stair = p.train_length - (n_tokens - anchor) - room;
+
+    if (n_stair < 1) {
+        invalid("the last " + str(n_tokens - anchor) + " tokens leave no position of train_length (" + str(p.train_length) + ") to the stair");
+    }
+    return std::max(std::max(1, e_min), ceil_div(anchor, n_stair));
+}
+
+static int32_t last_start_of(const params & p, int32_t lo, int32_t n_tokens, const uint8_t * breaks) {
+    const int32_t s = std::max(lo, n_tokens - p.last_chunk);
+
+    // a break up to half a last chunk earlier keeps a sentence in one piece, and the last chunk near its asked length
+    return snap(breaks, std::max(lo, s - std::min(p.last_chunk, p.train_length - p.last_chunk - p.room - 1)/2), s);
+}
+
+static plan make_from(const params & p, std::vector<int32_t> cs, int32_t n_past, int32_t n_tokens, const uint8_t * breaks) {
+    plan pl;
+
+    pl.chunk_starts = std::move(cs);
+
+    const int32_t s = last_start_of(p, std::max(n_past, pl.chunk_starts.back() + (pl.chunk_starts.size() == 1 ? 1 : 0)), n_tokens, breaks);
+
+    append_chunks(pl.chunk_starts, p.chunk, s, breaks);
+
+    pl.anchor = pl.last_start();
+
+    const int32_t e_fit = stair_width_fit(p, pl.anchor, n_tokens, p.room, 1);
+    if (p.stair_width > 0 && ceil_div(pl.anchor, p.stair_width) + (n_tokens - pl.anchor) > p.train_length) {
+        invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) + " tokens: the stair would leave the trained positions; use " +
+                str(e_fit) + " or more, or \"auto\"");
+    }
+    pl.stair_width = p.stair_width > 0 ? p.stair_width : e_fit;
+
+    return pl;
+}
+
+plan make(const params & p, int32_t n_tokens, const uint8_t * breaks) {
+    if (n_tokens <= p.train_length) {
+        return {};
+    }
+    return make_from(p, { 0, p.first_chunk }, 0, n_tokens, breaks);
+}
+
+plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens, const uint8_t * breaks) {
+    if (n_past == 0) {
+        return make(p, n_tokens, breaks);
+    }
+
+    if (n_past >= old.last_start()) {
+        if (n_pos(old, n_tokens) <= p.train_length) {
+            return old;
+        }
+        // a short text is read in the last chunk, beside the stair; a longer one is chunked
+        const int32_t n_last_max = std::max(p.last_chunk, (p.train_length - p.first_chunk)/2 - p.room);
+
+        if (n_tokens - n_past <= std::min(p.chunk, n_last_max)) {
+            return advance(p, old, n_past, n_tokens);
+        }
+    }
+
+    // keep the borders of what was read; the chunk that n_past lies in goes on, the last chunk has become a chunk like others
+    std::vector<int32_t> cs;
+    for (int32_t s : old.chunk_starts) {
+        if (s < n_past) {
+            cs.push_back(s);
+        }
+    }
+    if (cs.size() == 1 && n_past < p.first_chunk + p.chunk) {
+        cs.push_back(p.first_chunk); // all of it was read as the first chunk and the chunk after it would have been
+    } else if (n_past > old.last_start()) {
+        if (cs.size() == 1) {
+            cs.push_back(p.first_chunk); // read plainly, longer than a first chunk and a chunk
+        }
+        if (n_past > cs.back()) {
+            cs.push_back(n_past);
+        }
+    }
+    if (n_tokens <= p.train_length && cs.size() <= 2) {
+        return {};
+    }
+    return make_from(p, std::move(cs), n_past, n_tokens, breaks);
+}
+
+plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_tokens) {
+    plan pl = old;
+
+    if (n_past < old.last_start()) {
+        invalid("the last chunk starts at " + str(old.last_start()) + ": the anchor cannot move while a chunk before it is being read (" + str(n_past) + " tokens so far)");
+    }
+    if (n_pos(old, n_tokens) <= p.train_length) {
+        return pl;
+    }
+
+    // as far forward as leaves last_chunk tokens at unit distance, in steps of E: no key on the stair moves
+    const int32_t a_max = std::max(old.anchor, std::min(n_past, n_tokens - p.last_chunk));
+
+    pl.anchor = old.anchor + (a_max - old.anchor)/old.stair_width*old.stair_width;
+
+    if (pl.anchor == old.anchor || n_pos(pl, n_tokens) + std::min(p.room, p.last_chunk) > p.train_length) {
+        // E grows by a quarter more than it must, so that it seldom grows
+        pl.anchor = a_max;
+        if (p.stair_width > 0) {
+            if (n_pos(pl, n_tokens) > p.train_length) {
+                invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) + " tokens; use " +
+                        str(stair_width_fit(p, pl.anchor, n_tokens, 0, 1)) + " or more, or \"auto\"");
+            }
+        } else {
+            const int32_t room  = std::min(p.room, std::max(0, (p.train_length - (n_tokens - pl.anchor))/2));
+            const int32_t e_fit = stair_width_fit(p, pl.anchor, n_tokens, room, old.stair_width);
+            pl.stair_width = e_fit + e_fit/4;
+        }
+    }
+
+    return pl;
+}
+
+int32_t n_tokens_ubatch(const plan & pl, int32_t pos, int32_t n_ubatch) {
+    if (pos >= pl.last_start()) {
+        return n_ubatch;
+    }
+
+    const auto & cs = pl.chunk_starts;
+
+    // the first chunk and the one after it are read as one
+    size_t c = std::max(1, chunk_of(pl, pos)) + 1;
+
+    const int32_t n_rest = cs[std::min(c, cs.size() - 1)] - pos;
+    if (n_rest > n_ubatch) {
+        const int32_t n_parts = ceil_div(n_rest, n_ubatch); // of even length
+        return ceil_div(n_rest, n_parts);
+    }
+
+    while (c + 1 < cs.size() && cs[c + 1] - pos <= n_ubatch) {
+        ++c;
+    }
+    return cs[std::min(c, cs.size() - 1)] - pos;
+}
+
+} // namespace mesa

@@ -1,0 +1,99 @@
+// The method as pure functions: which tokens are read together, at which positions, and who sees whom.
+// Free of ggml and of llama.cpp, so that it can be read and tested alone.
+//
+// Source: "Mesa-Extrapolation: A Weave Position Encoding Method for Enhanced Extrapolation in LLMs"
+// (NeurIPS 2024, arXiv 2410.15859). All positions and indices count tokens from 0.
+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace mesa {
+
+// What a plan is made from. All lengths in tokens.
+struct params {
+    int32_t train_length = 0;    // T: positions 0 .. T-1 are the ones that the model learned
+    int32_t first_chunk  = 0;    // F
+    int32_t chunk        = 0;    // C, the longest middle chunk; F + C <= T
+    int32_t last_chunk   = 0;    // the least length of the last chunk
+    int32_t stair_width  = 0;    // E; 0: the smallest that fits
+    int32_t room         = 0;    // positions that stay free for generation when a plan is made
+    bool    log_scaling  = true; // scale queries by max(1, ln(i + 1)/ln(T))
+};
+
+// How a text is read. Chunk 0 is the first chunk, the last one the last chunk; generated tokens belong to the last chunk.
+// A plan of one chunk that starts at 0, with the anchor at 0, is a plain causal reading.
+struct plan {
+    std::vector<int32_t> chunk_starts = { 0 };
+
+    int32_t anchor      = 0; // a: keys before it stand on the stair, keys from it on at unit distance
+    int32_t stair_width = 1; // E
+
+    int32_t last_start() const { return chunk_starts.back(); }
+
+    bool operator==(const plan & other) const {
+        return chunk_starts == other.chunk_starts && anchor == other.anchor && stair_width == other.stair_width;
+    }
+    bool operator!=(const plan & other) const { return !(*this == other); }
+};
+
+// The numbers that are used where the user gave none, for a model trained at train_length.
+params params_default(int32_t train_length);
+
+// Throw std::invalid_argument that says what is wrong and what to do.
+// note: a plan made by hand may lead past T (n_pos > train_length), as runs of the authors' program do; its chunks may not
+void validate(const params & p);
+void validate(const params & p, const plan & pl, int32_t n_tokens);
+
+//
+// positions (the anchored form of the paper's equation 3)
+//
+
+// A = ceil(a/E), the position of the anchor
+int32_t anchor_pos(const plan & pl);
+
+// position of key j as the last chunk and generated tokens see it
+int32_t key_pos(const plan & pl, int32_t j);
+
+// position of query i of the last chunk, i >= anchor
+int32_t query_pos(const plan & pl, int32_t i);
+
+// one more than the largest position that n_tokens tokens reach
+int32_t n_pos(const plan & pl, int32_t n_tokens);
+
+// index of the chunk that token i is read in
+int32_t chunk_of(const plan & pl, int32_t i);
+
+// position of token i, query and key, while its own chunk is read: the first chunk at 0 .. F-1, every middle chunk from F on
+int32_t chunk_pos(const plan & pl, int32_t i);
+
+// does query i attend to key j? (the chunk-triangular mask)
+bool visible(const plan & pl, int32_t i, int32_t j);
+
+// factor on the query at token index i
+float log_scale(int32_t train_length, int32_t i);
+
+//
+// plans
+//
+
+// breaks[i] != 0: a sentence or paragraph ends with token i, so that a chunk may well start at i + 1; may be null.
+// A border depends on the tokens of its own chunk only, never on the text after it; the last two borders
+// depend on the length as well.
+
+// Plan of n_tokens tokens, none of them read yet.
+plan make(const params & p, int32_t n_tokens, const uint8_t * breaks);
+
+// Plan of n_tokens tokens of which n_past were read under the plan old. What was read stays as it was read.
+plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens, const uint8_t * breaks);
+
+// Move the anchor (and grow E if it must) so that n_tokens tokens fit into the trained range, no new chunk.
+// n_tokens - n_past must fit in beside the stair, else std::invalid_argument.
+plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_tokens);
+
+// A ubatch takes tokens from one side of the last chunk's start only, and whole chunks where they fit.
+// Returns how many of the tokens from pos on to take at most, 1 .. n_ubatch.
+int32_t n_tokens_ubatch(const plan & pl, int32_t pos, int32_t n_ubatch);
+
+} // namespace mesa

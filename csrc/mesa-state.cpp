@@ -1,0 +1,257 @@
+#include "mesa-state.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+void llama_mesa::set_plan(mesa::plan plan_new) {
+    if (plan_new == plan) {
+        return;
+    }
+    changes.push_back({ n_past(), std::move(plan) });
+    plan = std::move(plan_new);
+}
+
+void llama_mesa::roll_back(int32_t n_past_new) {
+    if (n_past_new >= n_past()) {
+        return;
+    }
+    while (!changes.empty() && changes.back().n_past >= n_past_new) {
+        plan = std::move(changes.back().before);
+        changes.pop_back();
+    }
+    key_pos.resize(n_past_new);
+    if (n_past_new == 0) {
+        n_by_hand = 0;
+    }
+}
+
+void llama_mesa::append(int32_t n) {
+    const int32_t n0 = n_past();
+
+    key_pos.resize(n0 + n);
+    for (int32_t j = n0; j < n0 + n; ++j) {
+        key_pos[j] = mesa::key_pos(plan, j);
+    }
+}
+
+void llama_mesa::key_moves(std::vector<int32_t> & delta, int32_t & lo, int32_t & hi) const {
+    delta.resize(key_pos.size());
+
+    lo = (int32_t) key_pos.size();
+    hi = 0;
+
+    for (int32_t j = 0; j < (int32_t) key_pos.size(); ++j) {
+        delta[j] = mesa::key_pos(plan, j) - key_pos[j];
+        if (delta[j] != 0) {
+            lo = std::min(lo, j);
+            hi = j + 1;
+        }
+    }
+}
+
+int32_t llama_mesa::window_rows(int32_t pos, std::vector<int32_t> * rows) const {
+    const int32_t c       = mesa::chunk_of(plan, pos);
+    const int32_t n_first = c == 0 ? 0 : plan.chunk_starts[1];
+    const int32_t start   = plan.chunk_starts[c];
+
+    if (rows) {
+        rows->clear();
+        for (int32_t j = 0; j < n_first; ++j) {
+            rows->push_back(j);
+        }
+        for (int32_t j = start; j < pos; ++j) {
+            rows->push_back(j);
+        }
+    }
+    return n_first + (pos - start);
+}
+
+llama_mesa_graph llama_mesa::graph(int32_t pos, int32_t n) const {
+    llama_mesa_graph g;
+
+    if (pos >= plan.last_start()) {
+        g.scale = params.log_scaling && pos + n > params.train_length;
+        return g;
+    }
+
+    const int32_t n_rows = window_rows(pos, nullptr);
+
+    g.window = true;
+    if (v_trans) {
+        g.n_prev = n_rows;
+        g.start  = plan.chunk_starts[mesa::chunk_of(plan, pos)];
+    } else {
+        g.n_prev = (n_rows + n + n_pad - 1)/n_pad*n_pad - n;
+    }
+
+    return g;
+}
+
+llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
+    llama_mesa_graph g;
+
+    if (window) {
+        g.window = true;
+        g.n_prev = (std::min(params.first_chunk + params.chunk, n_ctx) + n_pad - 1)/n_pad*n_pad;
+        if (v_trans) {
+            g.n_prev = std::min(g.n_prev, n_ctx);
+        }
+    } else {
+        g.scale = params.log_scaling;
+    }
+    return g;
+}
+
+//
+// bytes
+//
+
+static const uint32_t MESA_STATE_MAGIC   = 0x4153454d; // "MESA"
+static const uint32_t MESA_STATE_VERSION = 1;
+
+// FNV-1a
+static uint64_t checksum(const uint8_t * data, size_t size) {
+    uint64_t h = 14695981039346656037ull;
+    for (size_t i = 0; i < size; ++i) {
+        h = (h ^ data[i])*1099511628211ull;
+    }
+    return h;
+}
+
+namespace {
+
+struct writer {
+    std::vector<uint8_t> buf;
+
+    void raw(const void * p, size_t n) {
+        const auto * b = (const uint8_t *) p;
+        buf.insert(buf.end(), b, b + n);
+    }
+    void i32(int32_t v) { raw(&v, sizeof(v)); }
+    void u64(uint64_t v) { raw(&v, sizeof(v)); }
+    void vec(const std::vector<int32_t> & v) {
+        i32((int32_t) v.size());
+        raw(v.data(), v.size()*sizeof(int32_t));
+    }
+    void plan(const mesa::plan & pl) {
+        vec(pl.chunk_starts);
+        i32(pl.anchor);
+        i32(pl.stair_width);
+    }
+};
+
+struct reader {
+    const uint8_t * p;
+    size_t          n;
+
+    void raw(void * dst, size_t size) {
+        if (size > n) {
+            throw std::runtime_error("the Mesa part of the state is cut short");
+        }
+        memcpy(dst, p, size);
+        p += size;
+        n -= size;
+    }
+    int32_t  i32() { int32_t  v; raw(&v, sizeof(v)); return v; }
+    uint64_t u64() { uint64_t v; raw(&v, sizeof(v)); return v; }
+    std::vector<int32_t> vec() {
+        const int32_t size = i32();
+        if (size < 0 || (size_t) size > n/sizeof(int32_t)) {
+            throw std::runtime_error("the Mesa part of the state is damaged: a length is out of range");
+        }
+        std::vector<int32_t> v(size);
+        raw(v.data(), v.size()*sizeof(int32_t));
+        return v;
+    }
+    mesa::plan plan() {
+        mesa::plan pl;
+        pl.chunk_starts = vec();
+        pl.anchor       = i32();
+        pl.stair_width  = i32();
+
+        bool ok = !pl.chunk_starts.empty() && pl.chunk_starts[0] == 0 && pl.anchor >= 0 && pl.stair_width >= 1;
+        for (size_t c = 1; ok && c < pl.chunk_starts.size(); ++c) {
+            ok = pl.chunk_starts[c] > pl.chunk_starts[c - 1];
+        }
+        if (!ok) {
+            throw std::runtime_error("the Mesa part of the state is damaged: it holds an impossible plan");
+        }
+        return pl;
+    }
+};
+
+} // namespace
+
+std::vector<uint8_t> llama_mesa_pack(const llama_mesa & m) {
+    writer w;
+
+    w.i32(m.params.train_length);
+    w.i32(m.params.log_scaling ? 1 : 0);
+    w.i32(m.n_by_hand);
+    w.plan(m.plan);
+    w.vec(m.key_pos);
+    w.i32((int32_t) m.changes.size());
+    for (const auto & ch : m.changes) {
+        w.i32(ch.n_past);
+        w.plan(ch.before);
+    }
+
+    writer head;
+    head.i32((int32_t) MESA_STATE_MAGIC);
+    head.i32((int32_t) MESA_STATE_VERSION);
+    head.u64(checksum(w.buf.data(), w.buf.size()));
+    head.raw(w.buf.data(), w.buf.size());
+
+    return head.buf;
+}
+
+void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
+    reader r = { data, size };
+
+    if ((uint32_t) r.i32() != MESA_STATE_MAGIC) {
+        throw std::runtime_error("the state was not saved by a Mesa context");
+    }
+    const int32_t version = r.i32();
+    if ((uint32_t) version != MESA_STATE_VERSION) {
+        throw std::runtime_error("the Mesa part of the state has version " + std::to_string(version) + ", this library reads " + std::to_string(MESA_STATE_VERSION));
+    }
+    if (r.u64() != checksum(r.p, r.n)) {
+        throw std::runtime_error("the Mesa part of the state is damaged: wrong checksum");
+    }
+
+    const int32_t train_length = r.i32();
+    if (train_length != m.params.train_length) {
+        throw std::runtime_error("the state was saved with train_length " + std::to_string(train_length) + ", this context has " + std::to_string(m.params.train_length));
+    }
+    const bool log_scaling = r.i32() != 0;
+    if (log_scaling != m.params.log_scaling) {
+        throw std::runtime_error(std::string("the state was saved with log_scaling ") + (log_scaling ? "on" : "off") + ", this context has it " + (m.params.log_scaling ? "on" : "off"));
+    }
+
+    llama_mesa res;
+    res.n_by_hand = r.i32();
+    res.plan    = r.plan();
+    res.key_pos = r.vec();
+
+    const int32_t n_changes = r.i32();
+    if (n_changes < 0) {
+        throw std::runtime_error("the Mesa part of the state is damaged: a length is out of range");
+    }
+    for (int32_t i = 0; i < n_changes; ++i) {
+        const int32_t n_past = r.i32();
+        if (n_past < 0 || n_past > res.n_past() || (i > 0 && n_past < res.changes.back().n_past)) {
+            throw std::runtime_error("the Mesa part of the state is damaged: its history is out of order");
+        }
+        res.changes.push_back({ n_past, r.plan() });
+    }
+    if (r.n != 0) {
+        throw std::runtime_error("the Mesa part of the state is damaged: bytes are left over");
+    }
+
+    m.plan      = std::move(res.plan);
+    m.key_pos   = std::move(res.key_pos);
+    m.changes   = std::move(res.changes);
+    m.n_by_hand = res.n_by_hand;
+}

@@ -1,0 +1,82 @@
+// What a context remembers about the text that it has read: the plan, where every cached key stands, and the
+// changes of plan, so that they can be undone. Free of ggml and of llama.cpp.
+
+#pragma once
+
+#include "mesa-plan.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+struct llama_model;
+
+// What of the state decides the shape of a ubatch's graph; two ubatches with equal values may share one graph.
+struct llama_mesa_graph {
+    bool    window = false; // the ubatch is read in its chunk alone, not against the whole cache
+    bool    scale  = false; // queries are scaled
+    int32_t n_prev = 0;     // window only: cached rows in front of the ubatch's own, padding included
+    int32_t start  = 0;     // window over a transposed V cache only: first cached row of the ubatch's first chunk
+
+    bool operator==(const llama_mesa_graph & other) const {
+        return window == other.window && scale == other.scale && n_prev == other.n_prev && start == other.start;
+    }
+};
+
+struct llama_mesa {
+    mesa::params params;
+    mesa::plan   plan;
+
+    // position at which the key of each token read so far stands in the cache [n_past]
+    std::vector<int32_t> key_pos;
+
+    struct plan_change {
+        int32_t    n_past; // tokens read when the plan changed
+        mesa::plan before;
+    };
+
+    std::vector<plan_change> changes;
+
+    // tokens up to here are read under a plan made by hand, whatever positions it leads to
+    int32_t n_by_hand = 0;
+
+    const llama_model * model = nullptr;
+
+    // rows of a window are padded to a multiple of this (GPU flash attention wants 256); 1: no padding
+    int32_t n_pad = 1;
+
+    // the V cache is transposed (no flash attention): its rows are taken as two ranges, not one by one
+    bool v_trans = false;
+
+    int32_t n_past() const { return (int32_t) key_pos.size(); }
+
+    void set_plan(mesa::plan plan_new);
+
+    // forget all tokens from n_past on, and every change of plan that was made for them
+    void roll_back(int32_t n_past_new);
+
+    // note that the n tokens after n_past are in the cache, at the positions of the plan
+    void append(int32_t n);
+
+    // delta[j]: how far the cached key j must be rotated to stand where the plan wants it; returns the range [lo, hi) of those that must
+    void key_moves(std::vector<int32_t> & delta, int32_t & lo, int32_t & hi) const;
+
+    // worst case, for reserving memory: against the whole cache, or in a window
+    llama_mesa_graph graph_reserve(bool window, int32_t n_ctx) const;
+
+    // the n tokens at pos, all on one side of the last chunk's start
+    llama_mesa_graph graph(int32_t pos, int32_t n) const;
+
+    // cached rows in front of a ubatch at pos: the first chunk's, then those of its own chunk
+    // returns the number of rows; rows may be null
+    int32_t window_rows(int32_t pos, std::vector<int32_t> * rows) const;
+
+    // position of token i as query (and, while its chunk is read, as key)
+    int32_t pos(int32_t i) const { return i < plan.last_start() ? mesa::chunk_pos(plan, i) : mesa::query_pos(plan, i); }
+};
+
+// the state as bytes, to be saved beside the KV data
+std::vector<uint8_t> llama_mesa_pack(const llama_mesa & m);
+
+// throws std::runtime_error with the reason; m is changed only on success
+void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size);

@@ -1,0 +1,32 @@
+"""Ask questions of documents longer than a local model's context.
+
+Mesa-Extrapolation (NeurIPS 2024) inside llama.cpp, behind llama-cpp-python's API::
+
+    from mesa_gguf import MesaLlama
+    llm = MesaLlama("model.gguf", n_ctx=32768)
+    print(llm("..." , max_tokens=64)["choices"][0]["text"])
+"""
+
+from __future__ import annotations
+
+from . import _library
+
+_library.load()
+
+from .config import MesaConfig, MesaPlan  # noqa: E402
+from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError  # noqa: E402
+from .llama import MesaLlama  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "MesaConfig",
+    "MesaError",
+    "MesaLlama",
+    "MesaPlan",
+    "ModelError",
+    "OutOfMemoryError",
+    "PromptError",
+    "__version__",
+]

@@ -1,0 +1,73 @@
+"""Makes ``llama_cpp`` load the patched llama.cpp of this package.
+
+``llama_cpp`` loads its library once, from the folder in ``LLAMA_CPP_LIB_PATH``, when it is first imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+# beside the extension, which in an editable install lies elsewhere than this file
+_SPEC = importlib.util.find_spec("mesa_gguf._core")
+LIBRARY_DIR = Path(_SPEC.origin if _SPEC and _SPEC.origin else __file__).parent / "lib"
+
+
+def load() -> None:
+    """Import ``llama_cpp`` on the patched library.
+
+    Raises:
+        ImportError: ``llama_cpp`` was imported before with another library, or the library is missing.
+    """
+    if "llama_cpp" not in sys.modules:
+        if not LIBRARY_DIR.is_dir():
+            raise ImportError(f"the patched llama.cpp is missing at {LIBRARY_DIR}: install mesa-gguf with pip, or make test")
+        before = os.environ.get("LLAMA_CPP_LIB_PATH")
+        os.environ["LLAMA_CPP_LIB_PATH"] = str(LIBRARY_DIR)
+        try:
+            import llama_cpp  # noqa: F401
+        finally:
+            # processes that we start choose for themselves
+            if before is None:
+                del os.environ["LLAMA_CPP_LIB_PATH"]
+            else:
+                os.environ["LLAMA_CPP_LIB_PATH"] = before
+
+    import llama_cpp.llama_cpp as bindings
+
+    library = getattr(bindings, "_lib", None)
+    if library is None or not hasattr(library, "llama_mesa_version"):
+        raise ImportError(
+            "llama_cpp was imported before mesa_gguf and has loaded its own llama.cpp "
+            f"({getattr(library, '_name', 'unknown')}); import mesa_gguf first"
+        )
+    _log_by_level(bindings)
+
+
+def _log_by_level(bindings: ModuleType) -> None:
+    """Show llama.cpp's messages by their level: errors, and all of them with verbose=True.
+
+    llama_cpp's own callback takes this llama.cpp's warnings for errors and shows them always, among them the warning
+    that n_ctx exceeds the trained length, which is what Mesa is for.
+    """
+    from llama_cpp._logger import logger
+
+    # enum ggml_log_level: none, debug, info, warn, error, cont
+    levels = {0: logging.NOTSET, 1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+    last = logging.NOTSET
+
+    def log(level: int, text: bytes, _: object) -> None:
+        nonlocal last
+        last = levels.get(level, last)
+        if last >= logger.level and sys.stderr is not None:
+            print(text.decode("utf-8", "replace"), end="", flush=True, file=sys.stderr)
+
+    global _callback  # ctypes callbacks live as long as they are referenced
+    _callback = bindings.llama_log_callback(log)
+    bindings.llama_log_set(_callback, ctypes.c_void_p(0))
+    logger.setLevel(logging.ERROR)

@@ -1,0 +1,195 @@
+"""How a text is read: the options (`MesaConfig`) and what they come to for a given length (`MesaPlan`).
+
+The numbers are computed by the C++ core (csrc/mesa-plan.cpp); nothing is computed twice here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .errors import ConfigError
+
+Positions = npt.NDArray[np.int32]
+
+
+class MesaPlan:
+    """How a text of some length is read.
+
+    Args:
+        chunk_starts: first token of each chunk; begins with 0 and the end of the first chunk, ends with the last
+            chunk's start. ``[0]`` alone, with anchor 0, is a plain causal reading.
+        anchor: token index a; keys before it stand on the stair, keys from it on at unit distance.
+        stair_width: E, how many tokens share a step of the stair.
+
+    Raises:
+        ConfigError: the chunk starts do not grow from 0, or a number is out of range.
+
+    Source: chunk-based triangular attention and Stair PE (equation 3) of arXiv 2410.15859, in the anchored form.
+    """
+
+    def __init__(self, chunk_starts: Sequence[int], anchor: int, stair_width: int) -> None:
+        try:
+            self._plan = _core.Plan([int(s) for s in chunk_starts], int(anchor), int(stair_width))
+        except (ValueError, TypeError) as err:
+            raise ConfigError(str(err).splitlines()[0]) from None
+
+    @classmethod
+    def _of(cls, plan: _core.Plan) -> MesaPlan:
+        self = cls.__new__(cls)
+        self._plan = plan
+        return self
+
+    @property
+    def chunk_starts(self) -> list[int]:
+        """First token of each chunk."""
+        return [int(s) for s in self._plan.chunk_starts]
+
+    @property
+    def anchor(self) -> int:
+        """a, a token index."""
+        return self._plan.anchor
+
+    @property
+    def stair_width(self) -> int:
+        """E, in tokens."""
+        return self._plan.stair_width
+
+    @property
+    def last_start(self) -> int:
+        """First token of the last chunk, which attends to everything."""
+        return self._plan.last_start
+
+    @property
+    def is_plain(self) -> bool:
+        """True if nothing is woven: the text is read as stock llama.cpp reads it."""
+        return self.last_start == 0 and self.anchor == 0
+
+    def key_positions(self, n_tokens: int) -> Positions:
+        """Position of each key as the last chunk and generated tokens see it, [n_tokens]."""
+        return self._plan.key_positions(0, n_tokens)
+
+    def query_positions(self, n_tokens: int) -> Positions:
+        """Position of each query of the last chunk, tokens last_start .. n_tokens-1."""
+        return self._plan.query_positions(min(self.last_start, n_tokens), n_tokens)
+
+    def chunk_positions(self, n_tokens: int) -> Positions:
+        """Position of each token while its own chunk is read, tokens 0 .. last_start-1."""
+        return self._plan.chunk_positions(0, min(self.last_start, n_tokens))
+
+    def mask(self, n_tokens: int) -> npt.NDArray[np.bool_]:
+        """The chunk-triangular mask, [query, key], True where the query attends to the key. n_tokens² bytes."""
+        return self._plan.mask(n_tokens)
+
+    def n_positions(self, n_tokens: int) -> int:
+        """One more than the largest position that a text of n_tokens reaches; at most the trained length."""
+        return self._plan.n_positions(n_tokens)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MesaPlan) and self._plan == other._plan
+
+    def __hash__(self) -> int:
+        return hash(self._plan)
+
+    def __repr__(self) -> str:
+        starts = self.chunk_starts
+        shown = str(starts) if len(starts) <= 8 else f"[{starts[0]}, {starts[1]}, {starts[2]}, … {len(starts) - 4} more …, {starts[-1]}]"
+        return f"MesaPlan(chunk_starts={shown}, anchor={self.anchor}, stair_width={self.stair_width})"
+
+
+@dataclass(frozen=True)
+class MesaConfig:
+    """Options of Mesa-Extrapolation. All lengths in tokens; None takes the default, which depends on the model.
+
+    Attributes:
+        enabled: False: stock llama.cpp, bit for bit.
+        train_length: T, the length that the model was trained at. Default: from the GGUF.
+        first_chunk: F, the tokens that every later chunk reads too. Default: 100, less for a short T.
+        chunk: C, the longest middle chunk; F + C <= T. Default: T - F.
+        last_chunk: the least length of the last chunk, which reads everything before it. Default: 512, less for a short T.
+        stair_width: E, how many tokens share a step of the stair. "auto": the smallest that fits, with room to generate.
+        log_scaling: scale the last chunk's queries by max(1, ln(i + 1)/ln(T)), i the token index.
+        room: positions that a plan leaves free for generation. Default: 256, less for a short T. When it is used up,
+            the anchor moves.
+        sentence_borders: begin chunks where a sentence or line ends, so that chunks do not cut facts.
+        plan: a plan made by hand for the next prompt, instead of one made from the numbers above.
+    """
+
+    enabled: bool = True
+    train_length: int | None = None
+    first_chunk: int | None = None
+    chunk: int | None = None
+    last_chunk: int | None = None
+    stair_width: int | Literal["auto"] = "auto"
+    log_scaling: bool = True
+    room: int | None = None
+    sentence_borders: bool = True
+    plan: MesaPlan | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train_length", "first_chunk", "chunk", "last_chunk", "room"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{name} must be a whole number of tokens, not {value!r}")
+            least = 0 if name == "room" else 1
+            if not least <= value < 2**31:
+                raise ConfigError(f"{name} is {value}: it must be {least} or more")
+        if self.stair_width != "auto":
+            if not isinstance(self.stair_width, int) or isinstance(self.stair_width, bool):
+                raise ConfigError(f'stair_width must be a whole number or "auto", not {self.stair_width!r}')
+            if not 1 <= self.stair_width < 2**31:
+                raise ConfigError(f'stair_width is {self.stair_width}: it must be 1 or more, or "auto"')
+        if self.plan is not None and not isinstance(self.plan, MesaPlan):
+            raise ConfigError(f"plan must be a MesaPlan, not {type(self.plan).__name__}")
+
+    def params(self, train_length: int) -> _core.Params:
+        """The numbers for a model trained at train_length tokens.
+
+        Raises:
+            ConfigError: they cannot work together; the message says why and what to do.
+        """
+        length = self.train_length if self.train_length is not None else train_length
+        default = _core.Params.default(length)
+        first = self.first_chunk if self.first_chunk is not None else min(default.first_chunk, max(1, length - (self.chunk or 1)))
+        chunk = self.chunk if self.chunk is not None else max(1, length - first)
+        last = self.last_chunk if self.last_chunk is not None else default.last_chunk
+        room = self.room if self.room is not None else max(0, min(default.room, length - first - last - 1))
+        try:
+            return _core.Params(
+                train_length=length,
+                first_chunk=first,
+                chunk=chunk,
+                last_chunk=last,
+                stair_width=0 if self.stair_width == "auto" else self.stair_width,
+                room=room,
+                log_scaling=self.log_scaling,
+            )
+        except ValueError as err:
+            raise ConfigError(str(err)) from None
+
+    def make_plan(self, n_tokens: int, train_length: int, breaks: npt.ArrayLike | None = None) -> MesaPlan:
+        """The plan of a text of n_tokens, without a model.
+
+        Args:
+            n_tokens: length of the text.
+            train_length: the model's T, if the config does not say.
+            breaks: [n_tokens], non-zero where a sentence ends.
+
+        Raises:
+            ConfigError: no plan fits.
+        """
+        params = self.params(train_length)
+        try:
+            if self.plan is not None:
+                self.plan._plan.validate(params, n_tokens)
+                return self.plan
+            return MesaPlan._of(_core.make_plan(params, n_tokens, None if breaks is None else np.asarray(breaks, np.uint8)))
+        except ValueError as err:
+            raise ConfigError(str(err)) from None

@@ -1,0 +1,307 @@
+"""`MesaLlama`: llama-cpp-python's `Llama`, reading past the trained length."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import LlamaState
+
+from . import _core, gguf_file
+from .config import MesaConfig, MesaPlan
+from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError
+
+Progress = Callable[[int, int], None]
+"""Called with (tokens read, tokens to read) while a prompt is read."""
+
+
+class MesaLlama(llama_cpp.Llama):
+    """`llama_cpp.Llama` with Mesa-Extrapolation.
+
+    Everything that `Llama` does works past the trained length: completion, chat, streaming, stop strings, grammars,
+    logits_all, eval, generate, save_state and load_state, prefix reuse, prompt-lookup speculation. A text that fits
+    into the trained length is read as stock llama.cpp reads it, with the same logits.
+
+    Args:
+        model_path: a GGUF file.
+        mesa: how texts are read; `MesaConfig(enabled=False)` is stock llama.cpp.
+        n_ctx: longest text in tokens, answer included; may exceed the trained length. 0: the trained length.
+        n_batch: tokens handed to llama.cpp at once.
+        n_ubatch: tokens computed at once; default 512.
+        flash_attn: on by default, other than in `Llama`.
+        progress: called with (tokens read, tokens to read) while a prompt of more than one batch is read.
+        **kwargs: all other arguments of `llama_cpp.Llama`.
+
+    Raises:
+        ModelError: the file cannot be used, or Mesa does not support its architecture; names the reason.
+        ConfigError: the options cannot work.
+        OutOfMemoryError: weights and a KV cache of n_ctx tokens do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        mesa: MesaConfig | None = None,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        flash_attn: bool = True,
+        progress: Progress | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # what close() needs, if checks fail below
+        self._stack = contextlib.ExitStack()
+        self._sampler = None
+
+        self.mesa = mesa if mesa is not None else MesaConfig()
+        self.progress = progress
+
+        for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch), ("n_ubatch", n_ubatch)):
+            least = 0 if name == "n_ctx" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+                raise ConfigError(f"{name} is {value!r}: it must be a whole number of tokens, {least} or more")
+
+        header = gguf_file.check(Path(model_path))
+        if not kwargs.get("vocab_only", False):
+            gguf_file.check_memory(header, n_ctx, kwargs.get("type_k"), kwargs.get("type_v"), kwargs.get("n_gpu_layers", 0))
+        if self.mesa.enabled:
+            reason = header.unsupported
+            if reason is not None:
+                raise ModelError(
+                    f"{header.path}: Mesa-Extrapolation does not support this model (architecture {header.architecture}): "
+                    f"{reason}; MesaConfig(enabled=False) runs it as stock llama.cpp"
+                )
+            self.mesa.params(header.train_length)  # raises before anything is loaded
+
+        # stock llama.cpp warns that a context longer than the trained length overflows: with Mesa it does not
+        kwargs.setdefault("verbose", False)
+        try:
+            super().__init__(
+                str(model_path), n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, flash_attn=flash_attn, **kwargs
+            )
+        except ValueError as err:
+            if "Failed to load model" in str(err):
+                raise ModelError(f"{model_path}: llama.cpp cannot load this model; verbose=True shows its reason") from err
+            if "Failed to create llama_context" in str(err):
+                raise OutOfMemoryError(
+                    f"no context of {n_ctx} tokens for {model_path}: too little memory, or options that exclude each other "
+                    "(a quantized V cache needs flash_attn=True); verbose=True shows llama.cpp's reason"
+                ) from err
+            raise
+
+        self._init_args = dict(mesa=self.mesa, progress=progress)
+        if not self.mesa.enabled or kwargs.get("vocab_only", False):
+            return
+
+        reason = _core.unsupported(_address(self.model))
+        if reason is not None:
+            self.close()
+            raise ModelError(
+                f"{model_path}: Mesa-Extrapolation does not support this model (architecture {header.architecture}): {reason}"
+            )
+        self._params = self.mesa.params(self._model.n_ctx_train())
+        try:
+            _core.enable(self._address, self._params)
+        except RuntimeError as err:
+            self.close()
+            raise ModelError(f"{model_path}: {err}") from None
+        if self.mesa.plan is not None:
+            _validate(self.mesa.plan, self._params, 0)
+
+    @property
+    def _address(self) -> int:
+        return _address(self._ctx.ctx)
+
+    @property
+    def train_length(self) -> int:
+        """T in tokens: the config's, or the GGUF's."""
+        return self.mesa.train_length if self.mesa.train_length is not None else self._model.n_ctx_train()
+
+    #
+    # plans
+    #
+
+    def plan(self, n_tokens: int | None = None) -> MesaPlan:
+        """The plan of a text of n_tokens tokens that is read from its beginning; None: the plan in force now.
+
+        Chunk borders here lie on the grid; a real text moves them back to the ends of its sentences
+        (`plan_of` shows those).
+
+        Raises:
+            ConfigError: no plan fits, or Mesa is off and nothing can be planned.
+        """
+        if n_tokens is None:
+            return MesaPlan._of(_core.plan(self._address)) if self.mesa.enabled else MesaPlan([0], 0, 1)
+        if not self.mesa.enabled:
+            return MesaPlan([0], 0, 1)
+        return self.mesa.make_plan(n_tokens, self.train_length)
+
+    def plan_of(self, tokens: Sequence[int]) -> MesaPlan:
+        """The plan of this text, read from its beginning, borders at the ends of sentences."""
+        if not self.mesa.enabled:
+            return MesaPlan([0], 0, 1)
+        return self.mesa.make_plan(len(tokens), self.train_length, self._breaks(tokens))
+
+    @functools.cached_property
+    def _token_breaks(self) -> npt.NDArray[np.uint8] | None:
+        """1 for every token that ends a line, 2 for one that ends a sentence, [n_vocab]; None without a vocabulary."""
+        if llama_cpp.llama_vocab_type(self._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            return None
+        breaks = np.zeros(self._n_vocab, np.uint8)
+        for token in range(self._n_vocab):
+            text = self._model.detokenize([token], special=False)
+            if text.endswith(b"\n"):
+                breaks[token] = 1
+            elif text.rstrip(b" ").endswith((b".", b"!", b"?", "。".encode(), "！".encode(), "？".encode())):
+                breaks[token] = 2
+        return breaks
+
+    def _breaks(self, tokens: Sequence[int] | npt.NDArray[np.intc]) -> npt.NDArray[np.uint8] | None:
+        """Where a chunk may well end, [n_tokens]: at the end of a line; in a text without lines, of a sentence."""
+        if not self.mesa.sentence_borders or self._token_breaks is None:
+            return None
+        kinds = self._token_breaks[np.asarray(tokens, np.intc)]
+        lines = kinds == 1
+        # the longest stretch without a line end must leave every chunk a border
+        ends = np.flatnonzero(lines)
+        longest = int(np.max(np.diff(np.concatenate(([-1], ends, [len(kinds)])))))
+        if longest <= max(1, self._params.chunk // 4):
+            return lines.astype(np.uint8)
+        return (kinds > 0).astype(np.uint8)
+
+    #
+    # reading
+    #
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Read tokens after the ones in the context; see `llama_cpp.Llama.eval`.
+
+        Raises:
+            PromptError: the text does not fit into n_ctx, or holds a token that the model does not know.
+            ConfigError: no plan fits (a fixed stair_width that is too small).
+            RuntimeError: llama.cpp failed.
+        """
+        tokens = list(tokens)
+        if not tokens:
+            return
+        self._check(tokens)
+        if not self.mesa.enabled:
+            self._eval(tokens, [])
+            return
+
+        n_past = self.n_tokens
+        self._ctx.kv_cache_seq_rm(-1, n_past, -1)
+
+        n_total = n_past + len(tokens)
+        if n_past > 0 and n_total <= self.train_length:
+            # the text fits again, but some of it was read in chunks: read that anew, plainly
+            starts = self.plan().chunk_starts
+            if len(starts) > 2 and n_past > starts[2]:
+                tokens = self.input_ids[starts[2] : n_past].tolist() + tokens
+                n_past = self.n_tokens = starts[2]
+                self._ctx.kv_cache_seq_rm(-1, n_past, -1)
+
+        try:
+            if self.mesa.plan is not None and n_past == 0:
+                _core.set_plan(self._address, self.mesa.plan._plan, n_total)
+            else:
+                breaks = None
+                if n_total > self.train_length:
+                    breaks = self._breaks(np.concatenate((self.input_ids[:n_past], np.asarray(tokens, np.intc))))
+                _core.prompt(self._address, len(tokens), breaks)
+        except ValueError as err:
+            raise ConfigError(str(err)) from None
+        self._eval(tokens, _core.plan(self._address).chunk_starts[1:].tolist())
+
+    def _check(self, tokens: list[int]) -> None:
+        n_total = self.n_tokens + len(tokens)
+        if n_total > self._n_ctx:
+            raise PromptError(f"the text has {n_total} tokens, more than n_ctx ({self._n_ctx}): make n_ctx {n_total} or more")
+        bad = next((t for t in tokens if not 0 <= t < self._n_vocab), None)
+        if bad is not None:
+            raise PromptError(f"token {bad} is not in the model's vocabulary of {self._n_vocab} tokens")
+
+    def _eval(self, tokens: list[int], borders: list[int]) -> None:
+        """Read tokens in batches that end at chunk borders where they can."""
+        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+        n_done, n_all = 0, len(tokens)
+        while n_done < n_all:
+            n_past = self.n_tokens
+            end = n_past + min(self.n_batch, n_all - n_done)
+            end = max((b for b in borders if n_past < b < end), default=end) if end - n_past < n_all - n_done else end
+            batch = tokens[n_done : n_done + end - n_past]
+
+            self._batch.set_batch(batch=batch, n_past=n_past, logits_all=self._logits_all)
+            self._ctx.decode(self._batch)
+
+            n_tokens = len(batch)
+            self.input_ids[n_past : n_past + n_tokens] = batch
+            if self._logits_all:
+                logits = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens * self._n_vocab,))
+                self.scores[n_past : n_past + n_tokens, :].reshape(-1)[:] = logits
+            self.n_tokens += n_tokens
+            self._requires_eval = False
+            n_done += n_tokens
+            if self.progress is not None and n_all > self.n_batch:
+                self.progress(n_done, n_all)
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Iterator[int]:
+        """See `llama_cpp.Llama.generate`.
+
+        Raises:
+            PromptError: the text is empty, does not fit into n_ctx, or holds a token that the model does not know.
+        """
+        tokens = list(tokens)
+        if not tokens:
+            raise PromptError("the prompt is empty: give at least one token")
+        bad = next((t for t in tokens if not 0 <= t < self._n_vocab), None)
+        if bad is not None:
+            raise PromptError(f"token {bad} is not in the model's vocabulary of {self._n_vocab} tokens")
+        n_ctx = self._n_ctx
+        if kwargs.get("reset", True) and len(tokens) > n_ctx:
+            raise PromptError(f"the prompt has {len(tokens)} tokens, more than n_ctx ({n_ctx}): make n_ctx {len(tokens)} or more")
+        return super().generate(tokens, *args, **kwargs)
+
+    #
+    # state
+    #
+
+    def load_state(self, state: LlamaState) -> None:
+        """Continue from a state that `save_state` returned; see `llama_cpp.Llama.load_state`.
+
+        Raises:
+            MesaError: the state is damaged, or of another model or configuration. The context is empty then.
+        """
+        try:
+            super().load_state(state)
+        except RuntimeError as err:
+            # llama.cpp may have emptied the cache on its way
+            self.reset()
+            self._ctx.kv_cache_clear()
+            reason = _core.last_error()
+            raise MesaError(
+                "the state cannot be loaded: it is damaged, or of another model, KV type or configuration" + (f" ({reason})" if reason else "")
+            ) from err
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **self._init_args}
+
+
+def _address(pointer: Any) -> int:
+    return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
+def _validate(plan: MesaPlan, params: _core.Params, n_tokens: int) -> None:
+    try:
+        plan._plan.validate(params, n_tokens)
+    except ValueError as err:
+        raise ConfigError(str(err)) from None

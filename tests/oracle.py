@@ -1,0 +1,465 @@
+"""Mesa-Extrapolation by definition: the tests' oracle, in NumPy.
+
+Every query gets its visible keys and its positions written out, and attention is computed from that, in float64.
+Nothing is cached that the definition does not name, nothing is rotated twice, nothing is shared with the product.
+
+Source: "Mesa-Extrapolation: A Weave Position Encoding Method for Enhanced Extrapolation in LLMs" (arXiv 2410.15859),
+and its authors' program, of which `data/authors-*.npz` holds two runs. RoPE follows ggml_rope_ext of llama.cpp.
+
+Names of sizes in the shape comments:
+    n         tokens read               n_head     query heads         d_k, d_v  size of a key, of a value
+    m         queries of one group      n_head_kv  key and value heads  F        tokens in the first chunk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+# Positions and visibility: the method itself.
+
+
+def stair(distance: int, extrapolated_position: int, extrapolated_width: int) -> int:
+    """Stair PE, the paper's equation 3: the woven distance W(t), with N and E by the paper's names."""
+    t, n, e = distance, extrapolated_position, extrapolated_width
+    return t if t <= n else n + -(-(t - n) // e)
+
+
+def key_positions(tokens: Ints, anchor: int, stair_width: int) -> Ints:
+    """Position of each key for queries of the last chunk: steps of stair_width before the anchor, unit steps after."""
+    base = -(-anchor // stair_width)  # so that token 0 is at position 0
+    steps = (tokens - anchor) // stair_width  # rounds toward minus infinity
+    return base + np.where(tokens < anchor, steps, tokens - anchor)
+
+
+def query_positions(tokens: Ints, anchor: int, stair_width: int) -> Ints:
+    """Position of each query of the last chunk. A query before the anchor would see keys at a negative distance."""
+    if tokens.size and tokens.min() < anchor:
+        raise ValueError(f"token {tokens.min()} asks from before the anchor at {anchor}")
+    return -(-anchor // stair_width) + (tokens - anchor)
+
+
+def log_scaling(tokens: Ints, train_length: int | None) -> Floats:
+    """Factor on the query at each token index (0-based, in the document): max(1, ln(i + 1) / ln T); 1 without T.
+
+    For queries of the last chunk only: the authors' program leaves those of middle chunks as they are, which the golden
+    runs show (with it, logits are off by more than 1; without it, by 0.002).
+    """
+    if train_length is None:
+        return np.ones(tokens.shape)
+    return np.maximum(1.0, np.log(tokens + 1) / np.log(train_length))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one text is cut and woven, in token indices.
+
+    chunk_starts: 0, then the first middle chunk's start (that is F), ..., and the last chunk's start.
+    anchor:       where the stair ends and unit steps begin. At or before the last chunk's start.
+    stair_width:  E, tokens per step of the stair.
+    """
+
+    chunk_starts: Sequence[int]
+    anchor: int
+    stair_width: int
+
+    @property
+    def first_chunk(self) -> int:
+        """F, tokens."""
+        return int(self.chunk_starts[1])
+
+    @property
+    def last_start(self) -> int:
+        return int(self.chunk_starts[-1])
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A group of queries that see keys at the same positions."""
+
+    tokens: Ints  # [m] whose queries these are
+    positions: Ints  # [m]
+    keys: Ints  # [k] tokens that any of them sees
+    key_positions: Ints  # [k]
+    visible: Bools  # [m, k]
+    log_scaled: bool = True  # no effect inside T
+
+
+def stock_queries(n: int) -> list[Queries]:
+    """Plain causal attention."""
+    tokens = np.arange(n)
+    return [Queries(tokens, tokens, tokens, tokens, tokens[:, None] >= tokens)]
+
+
+def first_chunk_queries(first_chunk: int) -> Queries:
+    """First chunk: itself, causally, at 0 ... F-1."""
+    return stock_queries(first_chunk)[0]
+
+
+def chunk_queries(first_chunk: int, start: int, end: int) -> Queries:
+    """A middle chunk: the first chunk at 0 ... F-1 and itself, causally, at F, F+1, ..."""
+    tokens = np.arange(start, end)
+    keys = np.concatenate([np.arange(first_chunk), tokens])
+    positions = np.arange(keys.size)
+    visible = tokens[:, None] >= keys
+    return Queries(tokens, positions[first_chunk:], keys, positions, visible, log_scaled=False)
+
+
+def last_chunk_queries(start: int, end: int, anchor: int, stair_width: int) -> Queries:
+    """The last chunk and everything generated: all that came before, by the stair."""
+    tokens, keys = np.arange(start, end), np.arange(end)
+    return Queries(
+        tokens,
+        query_positions(tokens, anchor, stair_width),
+        keys,
+        key_positions(keys, anchor, stair_width),
+        tokens[:, None] >= keys,
+    )
+
+
+def plan_queries(plan: Plan, n: int) -> list[Queries]:
+    """The whole text of n tokens, cut by the plan."""
+    f, last = plan.first_chunk, plan.last_start
+    borders = list(plan.chunk_starts[1:])
+    groups = [first_chunk_queries(f)]
+    groups += [chunk_queries(f, start, end) for start, end in pairwise(borders)]
+    return [*groups, last_chunk_queries(last, n, plan.anchor, plan.stair_width)]
+
+
+# The model.
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position encoding as ggml_rope_ext computes it (ggml-cpu/ops.cpp, llama-context.cpp).
+
+    frequencies: [n_rot / 2] radians per position, with linear or YaRN scaling and frequency factors in them.
+    magnitude:   YaRN's mscale and the attention factor: what every rotated vector is multiplied by.
+    neox:        pairs (x[i], x[i + n_rot/2]) instead of (x[2i], x[2i + 1]).
+    """
+
+    frequencies: Floats
+    magnitude: float
+    neox: bool
+
+    @classmethod
+    def make(
+        cls,
+        n_rot: int,
+        freq_base: float,
+        neox: bool,
+        *,
+        scaling: str = "linear",
+        factor: float = 1.0,
+        original_length: int = 0,
+        attn_factor: float = 1.0,
+        freq_factors: Floats | None = None,
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+    ) -> Rope:
+        """From a model's metadata; original_length (tokens) is what a YaRN model was trained at before scaling."""
+        pair = np.arange(n_rot // 2)
+        extrapolated = freq_base ** (-2.0 * pair / n_rot)
+        if freq_factors is not None:
+            extrapolated = extrapolated / freq_factors[: n_rot // 2]
+        if scaling == "none":
+            return cls(extrapolated, attn_factor, neox)
+        interpolated = extrapolated / factor
+        if scaling == "linear":
+            return cls(interpolated, attn_factor, neox)
+        if scaling != "yarn":
+            raise ValueError(f"rope scaling {scaling!r} is not known to the oracle")
+
+        def corrected_dim(rotations: float) -> float:  # the pair that turns this often over the original length
+            return n_rot * np.log(original_length / (rotations * 2 * np.pi)) / (2 * np.log(freq_base))
+
+        low = max(0.0, np.floor(corrected_dim(beta_fast)))
+        high = min(n_rot - 1.0, np.ceil(corrected_dim(beta_slow)))
+        ramp = 1 - np.clip((pair - low) / max(0.001, high - low), 0, 1)
+        frequencies = interpolated * (1 - ramp) + extrapolated * ramp
+        # llama_context divides by 1 + 0.1 ln(factor) what ggml's rope_yarn multiplies by it, after setting mscale to
+        # the same for factors over 1: that leaves one of the two.
+        mscale = 1 + 0.1 * np.log(factor) if factor > 1 else 1.0
+        return cls(frequencies, float(mscale * attn_factor), neox)
+
+    def __call__(self, x: Floats, positions: Ints) -> Floats:
+        """x [n, heads, d] rotated to positions [n]. Dimensions past n_rot stay as they are."""
+        half = self.frequencies.size
+        angle = positions[:, None, None] * self.frequencies  # [n, 1, n_rot / 2]
+        cos, sin = np.cos(angle) * self.magnitude, np.sin(angle) * self.magnitude
+        if self.neox:
+            first, second = slice(0, half), slice(half, 2 * half)
+        else:
+            first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+        out = x.copy()
+        out[..., first] = x[..., first] * cos - x[..., second] * sin
+        out[..., second] = x[..., first] * sin + x[..., second] * cos
+        return out
+
+
+def alibi_slopes(n_head: int, max_bias: float) -> Floats:
+    """[n_head] bias per unit of distance, as in ggml's soft_max_ext."""
+    power = 2 ** int(np.floor(np.log2(n_head)))
+    m0, m1 = 2 ** (-max_bias / power), 2 ** (-max_bias / 2 / power)
+    return np.array([m0 ** (h + 1) if h < power else m1 ** (2 * (h - power) + 1) for h in range(n_head)])
+
+
+def silu(x: Floats) -> Floats:
+    return x / (1 + np.exp(-x))
+
+
+def gelu(x: Floats) -> Floats:
+    """The tanh form. note: ggml's CPU backend looks it up in a table of f16, with that rounding."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * x * (1 + 0.044715 * x * x)))
+
+
+NEOX_ARCHITECTURES = {"qwen2", "stablelm", "gptneox"}
+POSITION_FREE_ARCHITECTURES = {"mpt"}  # ALiBi, or none at all (NoPE)
+ARCHITECTURES = {"llama"} | NEOX_ARCHITECTURES | POSITION_FREE_ARCHITECTURES
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder read from a GGUF file, every tensor in float64, a matrix as [out, in]."""
+
+    architecture: str
+    tensors: dict[str, Floats]
+    train_length: int  # T, tokens
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    d_k: int
+    d_v: int
+    epsilon: float
+    rope: Rope | None
+    slopes: Floats | None  # [n_head], ALiBi
+    parallel_residual: bool
+    kv_half: bool
+
+    @classmethod
+    def from_gguf(cls, path: str | Path, kv_half: bool = False) -> Model:
+        """kv_half: keys, rotated, and values are rounded to f16 before attention.
+
+        That is what llama.cpp's flash attention does even with an f32 cache (llm_graph_context::build_attn_mha):
+        stock logits of a small f32 model then differ from f64 by 0.01, and by 0.001 from an oracle that rounds too.
+        """
+        reader = gguf.GGUFReader(path)
+        metadata = {key: field.contents() for key, field in reader.fields.items()}
+        architecture = metadata["general.architecture"]
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture {architecture!r} is not known to the oracle")
+
+        def get(key: str, default=None):
+            value = metadata.get(f"{architecture}.{key}", default)
+            if value is None:
+                raise ValueError(f"{path} has no {architecture}.{key}")
+            return value
+
+        tensors = {
+            tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+            for tensor in reader.tensors
+        }
+        n_head, train_length = get("attention.head_count"), get("context_length")
+        d_k = get("attention.key_length", get("embedding_length") // n_head)
+        rope = None
+        if architecture not in POSITION_FREE_ARCHITECTURES:
+            rope = Rope.make(
+                get("rope.dimension_count", d_k),
+                get("rope.freq_base", 10000.0),
+                architecture in NEOX_ARCHITECTURES,
+                scaling=get("rope.scaling.type", "linear"),
+                factor=get("rope.scaling.factor", get("rope.scale_linear", 1.0)),
+                original_length=get("rope.scaling.original_context_length", train_length),
+                attn_factor=get("rope.scaling.attn_factor", 1.0),
+                freq_factors=tensors.get("rope_freqs.weight"),
+            )
+        max_bias = get("attention.max_alibi_bias", 0.0)
+        return cls(
+            architecture=architecture,
+            tensors=tensors,
+            train_length=train_length,
+            n_layer=get("block_count"),
+            n_head=n_head,
+            n_head_kv=get("attention.head_count_kv", n_head),
+            d_k=d_k,
+            d_v=get("attention.value_length", get("embedding_length") // n_head),
+            epsilon=metadata.get(f"{architecture}.attention.layer_norm_rms_epsilon")
+            or get("attention.layer_norm_epsilon"),
+            rope=rope,
+            slopes=alibi_slopes(n_head, max_bias) if max_bias > 0 else None,
+            parallel_residual=get("use_parallel_residual", False),
+            kv_half=kv_half,
+        )
+
+    def embed(self, tokens: Sequence[int] | NDArray[np.integer]) -> Floats:
+        """[n] token ids -> [n, n_embd]"""
+        return self.tensors["token_embd.weight"][np.asarray(tokens, dtype=np.int64)]
+
+    def linear(self, name: str, x: Floats) -> Floats:
+        y = x @ self.tensors[f"{name}.weight"].T
+        return y + self.tensors.get(f"{name}.bias", 0.0)
+
+    def norm(self, name: str, x: Floats) -> Floats:
+        """LayerNorm where the architecture has it, RMSNorm elsewhere."""
+        if self.architecture in {"stablelm", "gptneox", "mpt"}:
+            x = x - x.mean(-1, keepdims=True)
+        y = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.epsilon) * self.tensors[f"{name}.weight"]
+        return y + self.tensors.get(f"{name}.bias", 0.0)
+
+    def queries_keys_values(self, layer: int, x: Floats) -> tuple[Floats, Floats, Floats]:
+        """Layer input [n, n_embd] -> unrotated q [n, n_head, d_k], k [n, n_head_kv, d_k], v [n, n_head_kv, d_v]"""
+        h = self.norm(f"blk.{layer}.attn_norm", x)
+        n_q, n_k = self.n_head * self.d_k, self.n_head_kv * self.d_k
+        if f"blk.{layer}.attn_qkv.weight" in self.tensors:
+            q, k, v = np.split(self.linear(f"blk.{layer}.attn_qkv", h), [n_q, n_q + n_k], axis=-1)
+        else:
+            q, k, v = (self.linear(f"blk.{layer}.attn_{part}", h) for part in "qkv")
+        n = len(x)
+        return (
+            q.reshape(n, self.n_head, self.d_k),
+            k.reshape(n, self.n_head_kv, self.d_k),
+            v.reshape(n, self.n_head_kv, self.d_v),
+        )
+
+    def attend(self, group: Queries, q: Floats, k: Floats, v: Floats, log_scaling_T: int | None) -> Floats:
+        """Attention of one group -> [m, n_head * d_v], from unrotated q of its own tokens, k and v of all tokens."""
+        k, v = k[group.keys], v[group.keys]
+        if self.rope is not None:
+            q, k = self.rope(q, group.positions), self.rope(k, group.key_positions)
+        if self.kv_half:
+            k, v = (x.astype(np.float16).astype(np.float64) for x in (k, v))
+        scale = log_scaling(group.tokens, log_scaling_T if group.log_scaled else None)
+        q = q * scale[:, None, None] / np.sqrt(self.d_k)
+        distance = np.abs(group.positions[:, None] - group.key_positions)  # [m, k]
+        out = np.empty((len(q), self.n_head, self.d_v))
+        for head in range(self.n_head):
+            head_kv = head // (self.n_head // self.n_head_kv)
+            score = q[:, head] @ k[:, head_kv].T  # [m, k]
+            if self.slopes is not None:
+                score = score - self.slopes[head] * distance
+            score = np.where(group.visible, score, -np.inf)
+            weight = np.exp(score - score.max(-1, keepdims=True))
+            out[:, head] = weight / weight.sum(-1, keepdims=True) @ v[:, head_kv]
+        return out.reshape(len(q), -1)
+
+    def feed_forward(self, layer: int, x: Floats) -> Floats:
+        h, name = self.norm(f"blk.{layer}.ffn_norm", x), f"blk.{layer}.ffn"
+        up = self.linear(f"{name}_up", h)
+        if f"{name}_gate.weight" in self.tensors:
+            return self.linear(f"{name}_down", silu(self.linear(f"{name}_gate", h)) * up)
+        return self.linear(f"{name}_down", gelu(up))
+
+    def finish_layer(self, layer: int, x: Floats, attention: Floats) -> Floats:
+        """Layer input and the attention of its queries -> layer output, both [n, n_embd]"""
+        after = x + self.linear(f"blk.{layer}.attn_output", attention)
+        return after + self.feed_forward(layer, x if self.parallel_residual else after)
+
+    def output(self, x: Floats) -> Floats:
+        """[n, n_embd] -> logits [n, n_vocab]"""
+        tied = "output.weight" not in self.tensors
+        return self.linear("token_embd" if tied else "output", self.norm("output_norm", x))
+
+
+# What the tests ask for.
+
+
+def logits(
+    model: Model,
+    tokens: Sequence[int] | NDArray[np.integer],
+    plan: Plan | None = None,
+    log_scaling_T: int | None = None,
+    logits_from: int = 0,
+) -> Floats:
+    """Logits [n - logits_from, n_vocab] of a whole text, all tokens layer by layer. Without a plan: stock attention."""
+    groups = stock_queries(len(tokens)) if plan is None else plan_queries(plan, len(tokens))
+    x = model.embed(tokens)
+    for layer in range(model.n_layer):
+        q, k, v = model.queries_keys_values(layer, x)
+        attention = [model.attend(g, q[g.tokens], k, v, log_scaling_T) for g in groups]
+        x = model.finish_layer(layer, x, np.concatenate(attention))
+    return model.output(x[logits_from:])
+
+
+class State:
+    """A conversation: keys (unrotated) and values as they were when their token was read, and the current stair.
+
+    first_chunk:   F, tokens; chunks can be read once that many tokens were.
+    log_scaling_T: T of the log scaling (tokens), None for none.
+    """
+
+    def __init__(
+        self, model: Model, first_chunk: int = 0, stair_width: int = 1, log_scaling_T: int | None = None
+    ) -> None:
+        self.model = model
+        self.first_chunk = first_chunk
+        self.anchor, self.stair_width = 0, stair_width
+        self.log_scaling_T = log_scaling_T
+        self.n = 0
+        self.keys = [np.empty((0, model.n_head_kv, model.d_k)) for _ in range(model.n_layer)]
+        self.values = [np.empty((0, model.n_head_kv, model.d_v)) for _ in range(model.n_layer)]
+
+    def _read(self, tokens: Sequence[int] | NDArray[np.integer], group: Queries) -> Floats:
+        x = self.model.embed(tokens)
+        for layer in range(self.model.n_layer):
+            q, k, v = self.model.queries_keys_values(layer, x)
+            self.keys[layer] = np.concatenate([self.keys[layer], k])
+            self.values[layer] = np.concatenate([self.values[layer], v])
+            attention = self.model.attend(group, q, self.keys[layer], self.values[layer], self.log_scaling_T)
+            x = self.model.finish_layer(layer, x, attention)
+        self.n += len(tokens)
+        return self.model.output(x)
+
+    def chunk(self, tokens: Sequence[int] | NDArray[np.integer]) -> Floats:
+        """Read a middle chunk -> its logits [n, n_vocab]."""
+        if self.n < self.first_chunk:
+            raise ValueError(f"a chunk before the first chunk's {self.first_chunk} tokens were read")
+        return self._read(tokens, chunk_queries(self.first_chunk, self.n, self.n + len(tokens)))
+
+    def last(self, tokens: Sequence[int] | NDArray[np.integer]) -> Floats:
+        """Read tokens that see everything, by the current stair -> logits [n, n_vocab]. With anchor 0: stock."""
+        return self._read(tokens, last_chunk_queries(self.n, self.n + len(tokens), self.anchor, self.stair_width))
+
+    def move_anchor(self, anchor: int, stair_width: int | None = None) -> None:
+        self.anchor = anchor
+        self.stair_width = stair_width or self.stair_width
+
+    def rollback(self, n: int) -> None:
+        """Forget the newest n tokens."""
+        if not 0 <= n <= self.n:
+            raise ValueError(f"cannot roll back {n} of {self.n} tokens")
+        self.n -= n
+        self.keys = [k[: self.n] for k in self.keys]
+        self.values = [v[: self.n] for v in self.values]
+
+
+def replay(
+    model: Model, events: Iterable[tuple], first_chunk: int = 0, log_scaling_T: int | None = None
+) -> list[Floats]:
+    """Play a conversation from its beginning; the logits [n, n_vocab] of every "chunk" and "last" event.
+
+    Events: ("last", tokens), ("chunk", tokens), ("anchor", anchor), ("anchor", anchor, stair_width), ("rollback", n).
+    The first chunk, and a text inside the trained length, is a "last" while the anchor is 0.
+    """
+    state = State(model, first_chunk, log_scaling_T=log_scaling_T)
+    read = []
+    for name, *arguments in events:
+        if name in ("last", "chunk"):
+            read.append(getattr(state, name)(*arguments))
+        elif name == "anchor":
+            state.move_anchor(*arguments)
+        elif name == "rollback":
+            state.rollback(*arguments)
+        else:
+            raise ValueError(f"no event is called {name!r}")
+    return read

@@ -126,7 +126,7 @@ static llama_mesa_params to_c(const mesa::params & p) {
     return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling };
 }
 
-static mesa::plan get_plan(const llama_context * ctx) {
+static mesa::plan get_plan(llama_context * ctx) {
     mesa::plan pl;
     pl.chunk_starts.resize(check<std::runtime_error>(llama_mesa_get_plan(ctx, nullptr, 0, nullptr, nullptr)));
     llama_mesa_get_plan(ctx, pl.chunk_starts.data(), (int32_t) pl.chunk_starts.size(), &pl.anchor, &pl.stair_width);

@@ -3,9 +3,7 @@
 #pragma once
 
 #include "llama.h"
-#include "mesa-state.h"
-
-#include <string>
+#include "mesa-graph.h"
 
 struct ggml_tensor;
 struct llama_context;

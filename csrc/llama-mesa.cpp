@@ -1,5 +1,6 @@
 #include "llama-mesa.h"
 #include "llama-mesa-impl.h"
+#include "mesa-state.h"
 
 #include "llama-batch.h"
 #include "llama-context.h"
@@ -51,31 +52,44 @@ public:
     ggml_tensor * kq_mask    = nullptr; // F32/F16 [n_prev + n_tokens, n_tokens]
 };
 
+// mesa::visible() for a whole ubatch, by ranges: the columns are the n_rows cached rows (first chunk, then the rest of the
+// ubatch's own chunk), the padding, and the ubatch's own tokens
 template <typename T>
 static void set_window_mask(T * data, const llama_mesa & m, const std::vector<int32_t> & rows, int32_t n_prev, int32_t pos, int32_t n_tokens, bool use_alibi) {
     const T drop = llama_cast<T>(-INFINITY);
-    const T keep = llama_cast<T>(0.0f);
+
+    const auto & cs = m.plan.chunk_starts;
+
+    const int32_t c0        = mesa::chunk_of(m.plan, pos);
+    const int32_t n_rows    = (int32_t) rows.size();
+    const int32_t n_first   = c0 == 0 ? n_rows : cs[1]; // rows that every token sees
+    const int32_t first_end = cs.size() > 1 ? cs[1] : 0;
 
     const int64_t n_kv = n_prev + n_tokens;
 
     for (int32_t ii = 0; ii < n_tokens; ++ii) {
         const int32_t i = pos + ii;
+        const int32_t c = mesa::chunk_of(m.plan, i);
 
         T * row = data + ii*n_kv;
-        for (int64_t jj = 0; jj < n_kv; ++jj) {
-            if (jj >= (int64_t) rows.size() && jj < n_prev) {
-                row[jj] = drop; // padding
-                continue;
+        std::fill(row, row + n_kv, drop);
+
+        const auto keep = [&](int32_t from, int32_t to) { // columns
+            if (!use_alibi) {
+                std::fill(row + from, row + std::max(from, to), llama_cast<T>(0.0f));
+                return;
             }
-            const int32_t j = jj < n_prev ? rows[jj] : pos + (int32_t) (jj - n_prev);
-            if (!mesa::visible(m.plan, i, j)) {
-                row[jj] = drop;
-            } else if (use_alibi) {
+            for (int32_t jj = from; jj < to; ++jj) {
+                const int32_t j = jj < n_prev ? rows[jj] : pos + jj - n_prev;
                 row[jj] = llama_cast<T>((float) (mesa::chunk_pos(m.plan, j) - mesa::chunk_pos(m.plan, i)));
-            } else {
-                row[jj] = keep;
             }
+        };
+
+        keep(0, c == c0 ? n_rows : n_first);
+        if (pos < first_end) {
+            keep(n_prev, n_prev + std::min(first_end, i + 1) - pos);
         }
+        keep(n_prev + std::max(pos, cs[c]) - pos, n_prev + ii + 1);
     }
 }
 
@@ -307,7 +321,19 @@ ggml_tensor * llama_mesa_build_attn(
         v = ggml_concat(ctx0, v_prev, v_cur, 2);
     }
 
-    ggml_tensor * cur = gctx.build_attn_mha(q_cur, k, v, kq_b, inp_mesa->kq_mask, sinks, nullptr, 0, kq_scale, il);
+    ggml_tensor * cur;
+    if (cparams.flash_attn && inp_mesa->m.on_cpu) {
+        // as in build_attn_mha, but the CPU kernel takes f32 keys and values as they are: no rounding, no copy
+        cur = ggml_flash_attn_ext(ctx0,
+                ggml_permute(ctx0, q_cur, 0, 2, 1, 3), ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, v, 0, 2, 1, 3),
+                inp_mesa->kq_mask, kq_scale, hparams.f_max_alibi_bias, hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f);
+        ggml_flash_attn_ext_add_sinks(cur, sinks);
+        ggml_prec_set_acc(cur, GGML_PREC_F32);
+        cur = ggml_reshape_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2]);
+        ggml_build_forward_expand(gf, cur);
+    } else {
+        cur = gctx.build_attn_mha(q_cur, k, v, kq_b, inp_mesa->kq_mask, sinks, nullptr, 0, kq_scale, il);
+    }
     gctx.cb(cur, "kqv_out", il);
 
     return cur;
@@ -441,12 +467,17 @@ static bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t *
 
 // bring every cached key to where the plan wants it
 static bool apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m) {
+    if (!m.keys_stale) {
+        return true;
+    }
+
     std::vector<int32_t> delta;
     int32_t lo;
     int32_t hi;
     m.key_moves(delta, lo, hi);
 
     if (lo >= hi) {
+        m.keys_stale = false;
         return true;
     }
 
@@ -473,6 +504,7 @@ static bool apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mes
         LLAMA_LOG_ERROR("%s: failed to reserve the graph after moving keys\n", __func__);
         ok = false;
     }
+    m.keys_stale = !ok;
     return ok;
 }
 
@@ -610,6 +642,7 @@ void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
         m.key_pos.resize(n);
         std::iota(m.key_pos.begin(), m.key_pos.end(), 0);
     }
+    m.keys_stale = true;
 }
 
 //
@@ -727,7 +760,8 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
 
     m->model   = &model;
     m->v_trans = !ctx->get_cparams().flash_attn;
-    m->n_pad   = m->v_trans ? 1 : model.devices.empty() ? 32 : 256;
+    m->on_cpu  = model.devices.empty();
+    m->n_pad   = m->v_trans || m->on_cpu ? 1 : 256;
 
     ctx->set_mesa(std::move(m));
 
@@ -745,17 +779,19 @@ bool llama_mesa_enabled(const llama_context * ctx) {
     return ctx->get_cparams().mesa != nullptr;
 }
 
-static llama_mesa * get_mesa(const llama_context * ctx) {
+// null, and the last error is set, if there is none or the cache is not one text from its beginning
+static llama_mesa * get_mesa_synced(llama_context * ctx) {
     llama_mesa * m = ctx->get_cparams().mesa.get();
     if (!m) {
         fail("Mesa-Extrapolation is not enabled on this context");
+        return nullptr;
     }
-    return m;
+    return sync_state(*get_kv(*ctx), *m) ? m : nullptr;
 }
 
 int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t * breaks) {
-    llama_mesa * m = get_mesa(ctx);
-    if (!m || !sync_state(*get_kv(*ctx), *m)) {
+    llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
         return -1;
     }
     if (n_tokens < 1) {
@@ -773,8 +809,8 @@ int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t *
 }
 
 int32_t llama_mesa_set_plan(llama_context * ctx, const int32_t * chunk_starts, int32_t n_chunk_starts, int32_t anchor, int32_t stair_width, int32_t n_tokens) {
-    llama_mesa * m = get_mesa(ctx);
-    if (!m || !sync_state(*get_kv(*ctx), *m)) {
+    llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
         return -1;
     }
     if (m->n_past() > 0) {
@@ -797,14 +833,14 @@ int32_t llama_mesa_set_plan(llama_context * ctx, const int32_t * chunk_starts, i
     return 0;
 }
 
-int32_t llama_mesa_get_plan(const llama_context * ctx, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
-    const llama_mesa * m = get_mesa(ctx);
+int32_t llama_mesa_get_plan(llama_context * ctx, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+    const llama_mesa * m = get_mesa_synced(ctx);
 
     return m ? copy_plan(m->plan, chunk_starts, n_max, anchor, stair_width) : -1;
 }
 
-int32_t llama_mesa_get_key_pos(const llama_context * ctx, int32_t * key_pos, int32_t n_max) {
-    const llama_mesa * m = get_mesa(ctx);
+int32_t llama_mesa_get_key_pos(llama_context * ctx, int32_t * key_pos, int32_t n_max) {
+    const llama_mesa * m = get_mesa_synced(ctx);
     if (!m) {
         return -1;
     }

@@ -25,7 +25,7 @@
 extern "C" {
 #endif
 
-// lengths in tokens, see docs/METHOD.md
+// lengths in tokens, see docs/DESIGN.md
 struct llama_mesa_params {
     int32_t train_length; // T, the length that the model was trained at
     int32_t first_chunk;  // F, read by every later chunk
@@ -66,11 +66,11 @@ LLAMA_API int32_t llama_mesa_set_plan(struct llama_context * ctx, const int32_t 
         int32_t anchor, int32_t stair_width, int32_t n_tokens);
 
 // The plan now: fills at most n_max chunk starts, returns their number.
-LLAMA_API int32_t llama_mesa_get_plan(const struct llama_context * ctx, int32_t * chunk_starts, int32_t n_max,
+LLAMA_API int32_t llama_mesa_get_plan(struct llama_context * ctx, int32_t * chunk_starts, int32_t n_max,
         int32_t * anchor, int32_t * stair_width);
 
 // Tokens read, and the position at which each one's key stands in the cache: fills at most n_max, returns their number.
-LLAMA_API int32_t llama_mesa_get_key_pos(const struct llama_context * ctx, int32_t * key_pos, int32_t n_max);
+LLAMA_API int32_t llama_mesa_get_key_pos(struct llama_context * ctx, int32_t * key_pos, int32_t n_max);
 
 // Without a context: the plan of a text of n_tokens tokens. As llama_mesa_get_plan; negative if params are invalid.
 LLAMA_API int32_t llama_mesa_make_plan(const struct llama_mesa_params * params, int32_t n_tokens, const uint8_t * breaks,

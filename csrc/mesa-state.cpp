@@ -11,6 +11,7 @@ void llama_mesa::set_plan(mesa::plan plan_new) {
     }
     changes.push_back({ n_past(), std::move(plan) });
     plan = std::move(plan_new);
+    keys_stale = true;
 }
 
 void llama_mesa::roll_back(int32_t n_past_new) {
@@ -20,6 +21,7 @@ void llama_mesa::roll_back(int32_t n_past_new) {
     while (!changes.empty() && changes.back().n_past >= n_past_new) {
         plan = std::move(changes.back().before);
         changes.pop_back();
+        keys_stale = true;
     }
     key_pos.resize(n_past_new);
     if (n_past_new == 0) {

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "mesa-graph.h"
 #include "mesa-plan.h"
 
 #include <cstddef>
@@ -10,18 +11,6 @@
 #include <vector>
 
 struct llama_model;
-
-// What of the state decides the shape of a ubatch's graph; two ubatches with equal values may share one graph.
-struct llama_mesa_graph {
-    bool    window = false; // the ubatch is read in its chunk alone, not against the whole cache
-    bool    scale  = false; // queries are scaled
-    int32_t n_prev = 0;     // window only: cached rows in front of the ubatch's own, padding included
-    int32_t start  = 0;     // window over a transposed V cache only: first cached row of the ubatch's first chunk
-
-    bool operator==(const llama_mesa_graph & other) const {
-        return window == other.window && scale == other.scale && n_prev == other.n_prev && start == other.start;
-    }
-};
 
 struct llama_mesa {
     mesa::params params;
@@ -40,7 +29,12 @@ struct llama_mesa {
     // tokens up to here are read under a plan made by hand, whatever positions it leads to
     int32_t n_by_hand = 0;
 
+    // the plan has changed since key_pos was last brought into line with it
+    bool keys_stale = false;
+
     const llama_model * model = nullptr;
+
+    bool on_cpu = true; // no other device computes
 
     // rows of a window are padded to a multiple of this (GPU flash attention wants 256); 1: no padding
     int32_t n_pad = 1;

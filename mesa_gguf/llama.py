@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,17 +211,32 @@ class MesaLlama(llama_cpp.Llama):
                 n_past = self.n_tokens = starts[2]
                 self._ctx.kv_cache_seq_rm(-1, n_past, -1)
 
+        self._make_plan(tokens, n_past, n_total)
+        self._eval(tokens, _core.plan(self._address).chunk_starts[1:].tolist())
+
+    def _make_plan(self, tokens: list[int], n_past: int, n_total: int) -> None:
+        """Tell the core what comes, so that it can plan; nothing to do while the plan in force still fits."""
+        plan = _core.plan(self._address)
+        by_hand = self.mesa.plan
         try:
-            if self.mesa.plan is not None and n_past == 0:
-                _core.set_plan(self._address, self.mesa.plan._plan, n_total)
-            else:
+            if by_hand is not None and n_past == 0:
+                n_planned = max(n_total, by_hand.last_start)  # the text may come in several calls
+                _core.set_plan(self._address, by_hand._plan, n_planned)
+                if by_hand.n_positions(n_planned) > self.train_length:
+                    warnings.warn(
+                        f"the plan needs {by_hand.n_positions(n_planned)} positions, more than the {self.train_length} that the "
+                        "model learned: make stair_width larger or move the anchor forward",
+                        stacklevel=3,
+                    )
+            elif by_hand is not None and n_past < plan.last_start:
+                pass
+            elif n_past < plan.last_start or plan.n_positions(n_total) > self.train_length:
                 breaks = None
                 if n_total > self.train_length:
                     breaks = self._breaks(np.concatenate((self.input_ids[:n_past], np.asarray(tokens, np.intc))))
                 _core.prompt(self._address, len(tokens), breaks)
         except ValueError as err:
             raise ConfigError(str(err)) from None
-        self._eval(tokens, _core.plan(self._address).chunk_starts[1:].tolist())
 
     def _check(self, tokens: list[int]) -> None:
         n_total = self.n_tokens + len(tokens)

@@ -1,0 +1,110 @@
+"""Exact answers of the bundled model by length and depth, with Mesa and in stock mode.
+
+    python benchmarks/accuracy.py --output docs/accuracy.json --plot docs/accuracy.png
+
+Every document holds 20 look-alike facts at depths 0.025 … 0.975; each is asked for. The documents are generated from
+seeds that the training did not use. The table gives the share of exact answers and its 95 % interval (Wilson).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from mesa_gguf import MesaConfig, documents, gguf_file
+from mesa_gguf.ask import answer, load_model, load_vocabulary, make_prompts, read_document
+from mesa_gguf.bundled import find_model
+
+N_FACTS = 20
+FIRST_SEED = 77_000_000
+
+
+def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share."""
+    p = right / total
+    centre, half = p + z * z / (2 * total), z * (p * (1 - p) / total + z * z / (4 * total * total)) ** 0.5
+    return (centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total)
+
+
+def run(path: Path, n_tokens: int, n_documents: int, config: MesaConfig, threads: int | None) -> dict[str, Any]:
+    """Ask for every fact of n_documents documents of n_tokens tokens."""
+    vocabulary = load_vocabulary(path)
+    answers: list[dict[str, Any]] = []
+    seconds = tokens = 0.0
+    llm = load_model(path, n_ctx=n_tokens + 512, mesa=config, n_threads=threads, n_threads_batch=threads)
+    for index in range(n_documents):
+        document = documents.make_document(FIRST_SEED + 1000 * n_tokens + index, n_tokens, n_facts=N_FACTS)
+        prompts = make_prompts(vocabulary, document.text, [fact.question for fact in document.facts])
+        seconds += read_document(llm, prompts)
+        tokens += len(prompts.document)
+        for i, fact in enumerate(document.facts):
+            text = answer(llm, prompts, i, max_tokens=32).text
+            answers.append({"depth": fact.depth, "kind": fact.kind, "right": documents.is_right(fact, text), "document": index,
+                            "question": fact.question, "expected": fact.answer_sentence, "answer": text})  # fmt: skip
+    llm.close()
+    right = sum(a["right"] for a in answers)
+    return {"tokens": n_tokens, "right": right, "total": len(answers), "interval": wilson(right, len(answers)),
+            "prefill_tokens_per_second": tokens / seconds, "answers": answers}  # fmt: skip
+
+
+def plot(results: dict[str, list[dict[str, Any]]], train_length: int, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for mode, rows in results.items():
+        x = [row["tokens"] for row in rows]
+        axes.plot(x, [row["right"] / row["total"] for row in rows], "o-", label=mode)
+        axes.fill_between(x, [row["interval"][0] for row in rows], [row["interval"][1] for row in rows], alpha=0.2)
+    axes.axvline(train_length, color="grey", linestyle=":", label=f"trained length, T = {train_length}")
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("length of the document, tokens")
+    axes.set_ylabel("exact answers")
+    axes.set_title("mesa-reader: facts found by length of the document")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", help="default: the bundled model")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="multiples of T")
+    parser.add_argument("--documents", type=int, default=3, help="documents of each length")
+    parser.add_argument("--stock-max", type=int, default=16, help="longest length for stock mode, whose prefill is quadratic")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--config", nargs="*", default=[], metavar="NAME=VALUE", help="fields of MesaConfig: chunk=240")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+
+    path = find_model(args.model)
+    fields: dict[str, Any] = {name: json.loads(value) for name, value in (item.split("=", 1) for item in args.config)}
+    train_length = gguf_file.check(path).train_length
+
+    results: dict[str, list[dict[str, Any]]] = {"Mesa": [], "stock": []}
+    for multiple in args.lengths:
+        # at T itself the question must fit in too
+        n_tokens = multiple * train_length if multiple > 1 else train_length - 56
+        for mode, config in (("Mesa", MesaConfig(**fields)), ("stock", MesaConfig(enabled=False))):
+            if mode == "stock" and multiple > args.stock_max:
+                continue
+            start = time.perf_counter()
+            row = run(path, n_tokens, args.documents, config, args.threads)
+            results[mode].append(row)
+            low, high = row["interval"]
+            print(f"{multiple:>3} T {n_tokens:>6} tokens  {mode:>5}  {row['right']:>3}/{row['total']}  {row['right'] / row['total']:.3f}  "
+                  f"[{low:.3f}, {high:.3f}]  {row['prefill_tokens_per_second']:>8.0f} tokens/s  {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=1) + "\n")
+    if args.plot:
+        plot(results, train_length, args.plot)
+
+
+if __name__ == "__main__":
+    main()

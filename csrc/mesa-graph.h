@@ -1,0 +1,19 @@
+// The one part of the state that llama.cpp's headers know by value: see llama-cparams.h.
+
+#pragma once
+
+#include <cstdint>
+
+struct llama_mesa; // mesa-state.h
+
+// What of the state decides the shape of a ubatch's graph; two ubatches with equal values may share one graph.
+struct llama_mesa_graph {
+    bool    window = false; // the ubatch is read in its chunk alone, not against the whole cache
+    bool    scale  = false; // queries are scaled
+    int32_t n_prev = 0;     // window only: cached rows in front of the ubatch's own, padding included
+    int32_t start  = 0;     // window over a transposed V cache only: first cached row of the ubatch's first chunk
+
+    bool operator==(const llama_mesa_graph & other) const {
+        return window == other.window && scale == other.scale && n_prev == other.n_prev && start == other.start;
+    }
+};

@@ -351,5 +351,6 @@ PYBIND11_MODULE(_core, m) {
         return std::string(ggml_type_name((ggml_type) type));
     }, py::arg("type"));
 
+    m.def("clear_error", &llama_mesa_clear_error);
     m.def("last_error", []() { return std::string(llama_mesa_last_error()); });
 }

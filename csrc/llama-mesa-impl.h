@@ -42,8 +42,8 @@ ggml_tensor * llama_mesa_build_attn(
         int            il);
 
 // llama_context::state_*: the plan travels with the KV data
-void llama_mesa_state_write(const llama_mesa & m, llama_io_write_i & io);
-void llama_mesa_state_read (      llama_mesa & m, llama_io_read_i  & io);
+void llama_mesa_state_write(const llama_context & lctx, llama_io_write_i & io);
+void llama_mesa_state_read (llama_mesa & m, llama_io_read_i & io);
 
 // after the KV data: m_new is what was read, or null if the state was saved by stock llama.cpp
 void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new);

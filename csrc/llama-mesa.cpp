@@ -591,7 +591,17 @@ bool llama_context::mesa_reserve() {
 // state
 //
 
-void llama_mesa_state_write(const llama_mesa & m, llama_io_write_i & io) {
+// what fails is told by llama.cpp's own log, and kept for llama_mesa_last_error
+[[noreturn]] static void fail_state(const std::string & what) {
+    fail(what);
+    throw std::runtime_error(what);
+}
+
+void llama_mesa_state_write(const llama_context & lctx, llama_io_write_i & io) {
+    // tokens may have been removed since the last decode
+    llama_mesa m = *lctx.get_cparams().mesa;
+    m.roll_back(get_kv(lctx)->seq_pos_max(0) + 1);
+
     const auto bytes = llama_mesa_pack(m);
 
     const uint32_t size = bytes.size();
@@ -603,7 +613,7 @@ void llama_mesa_state_read(llama_mesa & m, llama_io_read_i & io) {
     uint32_t size;
     io.read(&size, sizeof(size));
     if (size > (1u << 28)) {
-        throw std::runtime_error("the Mesa part of the state is missing or damaged");
+        fail_state("the Mesa part of the state is missing or damaged");
     }
     // in pieces: a damaged size must not allocate more than there is to read
     std::vector<uint8_t> bytes;
@@ -612,7 +622,11 @@ void llama_mesa_state_read(llama_mesa & m, llama_io_read_i & io) {
         bytes.resize(bytes.size() + n);
         io.read(bytes.data() + bytes.size() - n, n);
     }
-    llama_mesa_unpack(m, bytes.data(), bytes.size());
+    try {
+        llama_mesa_unpack(m, bytes.data(), bytes.size());
+    } catch (const std::runtime_error & err) {
+        fail_state(err.what());
+    }
 }
 
 void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
@@ -621,13 +635,17 @@ void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
 
     const int32_t n = kv.seq_pos_max(0) + 1;
 
-    if (m_new ? m_new->n_past() != n : false) {
+    if (m_new && m_new->n_past() != n) {
         kv.clear(true);
-        throw std::runtime_error("the plan in the state is for " + std::to_string(m_new->n_past()) + " tokens, its KV data for " + std::to_string(n));
+        fail_state("the plan in the state is for " + std::to_string(m_new->n_past()) + " tokens, its KV data for " + std::to_string(n));
+    }
+    if (!m_new && n > m.params.train_length) {
+        kv.clear(true);
+        fail_state("the state was saved without Mesa and holds " + std::to_string(n) + " tokens, more than train_length (" + std::to_string(m.params.train_length) + ")");
     }
     if (!cells_in_order(kv, n)) {
         kv.clear(true);
-        throw std::runtime_error("the state does not hold one sequence in order");
+        fail_state("the state does not hold one sequence in order");
     }
 
     if (m_new) {
@@ -682,6 +700,10 @@ int32_t llama_mesa_version(void) {
 
 const char * llama_mesa_last_error(void) {
     return g_last_error.c_str();
+}
+
+void llama_mesa_clear_error(void) {
+    g_last_error.clear();
 }
 
 llama_mesa_params llama_mesa_default_params(const llama_model * model, int32_t train_length) {

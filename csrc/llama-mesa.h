@@ -39,8 +39,9 @@ struct llama_mesa_params {
 // LLAMA_MESA_VERSION of the library
 LLAMA_API int32_t llama_mesa_version(void);
 
-// why the last failing call of this thread failed; never NULL
-LLAMA_API const char * llama_mesa_last_error(void);
+// why the last failing call of this thread failed, a decode or the loading of a state included; never NULL
+LLAMA_API const char * llama_mesa_last_error (void);
+LLAMA_API void         llama_mesa_clear_error(void);
 
 // params that suit a model trained at train_length tokens; train_length 0: the model's own
 LLAMA_API struct llama_mesa_params llama_mesa_default_params(const struct llama_model * model, int32_t train_length);

@@ -43,9 +43,12 @@ void validate(const params & p) {
     if (p.chunk < 1) {
         invalid("chunk is " + str(p.chunk) + ": it must be 1 token or more");
     }
+    if (p.first_chunk >= p.train_length) {
+        invalid("first_chunk is " + str(p.first_chunk) + ", not less than train_length (" + str(p.train_length) + "): nothing is left for the chunks after it");
+    }
     if (p.first_chunk > p.train_length - p.chunk) {
         invalid("first_chunk + chunk is " + std::to_string((int64_t) p.first_chunk + p.chunk) + ", more than train_length (" + str(p.train_length) +
-                "): a middle chunk would leave the trained positions; make chunk at most " + str(std::max(0, p.train_length - p.first_chunk)));
+                "): a middle chunk would leave the trained positions; make chunk at most " + str(p.train_length - p.first_chunk));
     }
     if (p.last_chunk < 1) {
         invalid("last_chunk is " + str(p.last_chunk) + ": it must be 1 token or more");

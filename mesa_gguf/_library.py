@@ -12,10 +12,13 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # beside the extension, which in an editable install lies elsewhere than this file
 _SPEC = importlib.util.find_spec("mesa_gguf._core")
 LIBRARY_DIR = Path(_SPEC.origin if _SPEC and _SPEC.origin else __file__).parent / "lib"
+
+_callback: Any = None  # llama.cpp's log goes here; ctypes callbacks live as long as they are referenced
 
 
 def load() -> None:
@@ -67,7 +70,7 @@ def _log_by_level(bindings: ModuleType) -> None:
         if last >= logger.level and sys.stderr is not None:
             print(text.decode("utf-8", "replace"), end="", flush=True, file=sys.stderr)
 
-    global _callback  # ctypes callbacks live as long as they are referenced
+    global _callback
     _callback = bindings.llama_log_callback(log)
     bindings.llama_log_set(_callback, ctypes.c_void_p(0))
     logger.setLevel(logging.ERROR)

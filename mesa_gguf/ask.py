@@ -12,7 +12,6 @@ In short::
 from __future__ import annotations
 
 import codecs
-import ctypes
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,10 +98,7 @@ def load_vocabulary(path: Path, verbose: bool = False) -> MesaLlama:
         ModelError: the file cannot be used, or has no vocabulary.
     """
     config = MesaConfig(enabled=False)  # nothing is read with it
-    try:
-        llm = MesaLlama(path, mesa=config, vocab_only=True, n_ctx=1, n_batch=1, n_ubatch=1, verbose=verbose)
-    except TemplateError as err:  # llama_cpp compiles the template when it loads a model
-        raise ModelError(f"{path}: the model's chat template is damaged: {err}") from None
+    llm = MesaLlama(path, mesa=config, vocab_only=True, n_ctx=1, n_batch=1, n_ubatch=1, verbose=verbose)
     if llama_cpp.llama_vocab_type(llm._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
         raise ModelError(f"{path}: this model has no vocabulary: it cannot read text")
     return llm
@@ -190,7 +186,7 @@ def answer(
         if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
             break
         n_tokens += 1
-        if text.add(_piece(llm, token)):
+        if text.add(llm.token_bytes(token)):
             break
         if n_tokens == limit:
             finish_reason = "length"
@@ -303,15 +299,3 @@ class _Text:
         if piece and self._on_text is not None:
             self._on_text(piece)
         return complete
-
-
-def _piece(llm: MesaLlama, token: int) -> bytes:
-    """The bytes of a token, nothing for control tokens. Llama.detokenize loses those of more than 32 bytes."""
-    vocab = llm._model.vocab
-    size = 32
-    while True:
-        buffer = ctypes.create_string_buffer(size)
-        n = llama_cpp.llama_token_to_piece(vocab, token, buffer, size, 0, False)
-        if n >= 0:
-            return buffer.raw[:n]
-        size = -n

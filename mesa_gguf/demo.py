@@ -127,7 +127,7 @@ def _peak_memory() -> int:
 
 
 def _answers_table(document: Document, mesa: Run, stock: Run) -> Table:
-    table = Table(title=f"{mesa.n_document} tokens, about {document.subject}")
+    table = Table(title=f"{document.subject}, {mesa.n_document} tokens")
     table.add_column("depth", justify="right")
     for name in ("question", "expected", "with Mesa", "stock llama.cpp"):
         table.add_column(name, overflow="fold")

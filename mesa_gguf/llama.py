@@ -14,6 +14,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
+from jinja2 import TemplateError
 from llama_cpp import LlamaState
 
 from . import _core, gguf_file
@@ -22,6 +23,9 @@ from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, Prompt
 
 Progress = Callable[[int, int], None]
 """Called with (tokens read, tokens to read) while a prompt is read."""
+
+
+N_CTX_STEP = 256  # tokens; llama.cpp's context length is a multiple of it
 
 
 class MesaLlama(llama_cpp.Llama):
@@ -34,7 +38,8 @@ class MesaLlama(llama_cpp.Llama):
     Args:
         model_path: a GGUF file.
         mesa: how texts are read; `MesaConfig(enabled=False)` is stock llama.cpp.
-        n_ctx: longest text in tokens, answer included; may exceed the trained length. 0: the trained length.
+        n_ctx: longest text in tokens, answer included; may exceed the trained length. 0: the trained length. Rounded up to
+            a multiple of 256, as llama.cpp does.
         n_batch: tokens handed to llama.cpp at once.
         n_ubatch: tokens computed at once; default 512.
         flash_attn: on by default, other than in `Llama`.
@@ -72,6 +77,8 @@ class MesaLlama(llama_cpp.Llama):
                 raise ConfigError(f"{name} is {value!r}: it must be a whole number of tokens, {least} or more")
 
         header = gguf_file.check(Path(model_path))
+        # llama.cpp rounds it up; Llama makes its buffers of what it was given
+        n_ctx = -(-(n_ctx or header.train_length) // N_CTX_STEP) * N_CTX_STEP
         if not kwargs.get("vocab_only", False):
             gguf_file.check_memory(header, n_ctx, kwargs.get("type_k"), kwargs.get("type_v"), kwargs.get("n_gpu_layers", 0))
         if self.mesa.enabled:
@@ -98,6 +105,9 @@ class MesaLlama(llama_cpp.Llama):
                     "(a quantized V cache needs flash_attn=True); verbose=True shows llama.cpp's reason"
                 ) from err
             raise
+        except TemplateError as err:  # llama_cpp compiles the template when it loads a model
+            self.close()
+            raise ModelError(f"{model_path}: the model's chat template is damaged: {err}") from None
 
         self._init_args = dict(mesa=self.mesa, progress=progress)
         if not self.mesa.enabled or kwargs.get("vocab_only", False):
@@ -159,12 +169,22 @@ class MesaLlama(llama_cpp.Llama):
             return None
         breaks = np.zeros(self._n_vocab, np.uint8)
         for token in range(self._n_vocab):
-            text = self._model.detokenize([token], special=False)
+            text = self.token_bytes(token)
             if text.endswith(b"\n"):
                 breaks[token] = 1
             elif text.rstrip(b" ").endswith((b".", b"!", b"?", "。".encode(), "！".encode(), "？".encode())):
                 breaks[token] = 2
         return breaks
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of a token, nothing for control tokens; `Llama.detokenize` loses those of more than 32 bytes."""
+        size = 32
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, False)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
 
     def _breaks(self, tokens: Sequence[int] | npt.NDArray[np.intc]) -> npt.NDArray[np.uint8] | None:
         """Where a chunk may well end, [n_tokens]: at the end of a line; in a text without lines, of a sentence."""
@@ -295,18 +315,33 @@ class MesaLlama(llama_cpp.Llama):
         """Continue from a state that `save_state` returned; see `llama_cpp.Llama.load_state`.
 
         Raises:
-            MesaError: the state is damaged, or of another model or configuration. The context is empty then.
+            MesaError: the state is damaged, or of another model or configuration, or does not fit into n_ctx. If
+                llama.cpp has seen it by then, the context is empty.
         """
-        try:
-            super().load_state(state)
-        except RuntimeError as err:
+        n_tokens = state.n_tokens
+        if not 0 <= n_tokens <= min(self._n_ctx, len(state.input_ids)):
+            raise MesaError(f"the state cannot be loaded: it holds {n_tokens} tokens, n_ctx is {self._n_ctx}")
+        if state.llama_state_size < 1 or len(state.llama_state) != state.llama_state_size:
+            raise MesaError("the state cannot be loaded: it is cut short or empty")
+        rows = min(n_tokens, len(self.scores), len(state.scores))
+        if rows > 0 and state.scores.shape[1] != self._n_vocab:
+            raise MesaError(f"the state cannot be loaded: it is of a model with {state.scores.shape[1]} tokens of vocabulary")
+
+        _core.clear_error()
+        buffer = (ctypes.c_uint8 * state.llama_state_size).from_buffer_copy(state.llama_state)
+        if llama_cpp.llama_state_set_data(self._ctx.ctx, buffer, len(buffer)) != len(buffer):
             # llama.cpp may have emptied the cache on its way
-            self.reset()
             self._ctx.kv_cache_clear()
-            reason = _core.last_error()
-            raise MesaError(
-                "the state cannot be loaded: it is damaged, or of another model, KV type or configuration" + (f" ({reason})" if reason else "")
-            ) from err
+            self.reset()
+            reason = _core.last_error() or "it is damaged, or of another model, KV type or configuration"
+            raise MesaError(f"the state cannot be loaded: {reason}")
+
+        self.scores[:rows] = state.scores[:rows]
+        self.scores[rows:] = 0.0
+        self.input_ids[:n_tokens] = state.input_ids[:n_tokens]
+        self.n_tokens = n_tokens
+        self._requires_eval = True
+        self._seed = state.seed
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **self._init_args}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -207,7 +207,7 @@ def draw_positions(axes: Axes, plan: MesaPlan, n_tokens: int, train_length: int)
     axes.set_title("Positions")
     axes.set_xlabel("token index")
     axes.set_ylabel("position")
-    axes.legend(loc="upper center", ncols=3, frameon=False, handlelength=1.5)
+    axes.legend(loc="upper center", ncols=3, frameon=False, handlelength=1.2, columnspacing=1, fontsize="small")
 
 
 def draw_steps(axes: Axes, plan: MesaPlan, n_tokens: int) -> None:
@@ -240,7 +240,7 @@ def _line(plan: MesaPlan, n_tokens: int) -> tuple[npt.NDArray[np.int64], npt.NDA
     return at, plan.key_positions(n_tokens)[at]
 
 
-def plan_mosaic(plan: MesaPlan) -> list[list[str]]:
+def plan_mosaic(plan: MesaPlan) -> list[Any]:
     """The axes that draw_plan fills; there are no steps to show in a plain reading."""
     return [["mask", "positions"], ["mask", "positions" if plan.is_plain else "steps"]]
 

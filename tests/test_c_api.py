@@ -1,0 +1,448 @@
+"""llama-mesa.h from C's side: cffi opens the library and drives a model with it, without any of our Python."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+from cffi import FFI
+from numpy.typing import NDArray
+
+import mesa_gguf
+from conftest import F32, ROOT, ModelPath, Opener, Stock, random_tokens, read
+from mesa_gguf._library import LIBRARY_DIR
+
+N_VOCAB = 128
+
+# What of llama.h the tests use. Structs that pass by value are laid out by llama_cpp's own mirror of them (below).
+LLAMA_H = """
+struct llama_model; struct llama_context; struct llama_memory_i;
+typedef struct llama_memory_i * llama_memory_t;
+typedef int32_t llama_token; typedef int32_t llama_pos; typedef int32_t llama_seq_id;
+typedef struct llama_batch {
+    int32_t n_tokens;
+    llama_token * token; float * embd; llama_pos * pos; int32_t * n_seq_id; llama_seq_id ** seq_id; int8_t * logits;
+} llama_batch;
+int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch);
+float * llama_get_logits_ith(struct llama_context * ctx, int32_t i);
+llama_memory_t llama_get_memory(const struct llama_context * ctx);
+void llama_memory_clear(llama_memory_t mem, bool data);
+bool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+void llama_memory_seq_cp(llama_memory_t mem, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1);
+void llama_memory_seq_add(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos delta);
+void llama_memory_seq_div(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d);
+llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id);
+bool llama_memory_can_shift(llama_memory_t mem);
+"""
+
+
+def header() -> Path:
+    """llama-mesa.h, installed or in the source tree."""
+    installed = Path(mesa_gguf.__file__).parent / "include" / "llama-mesa.h"
+    return installed if installed.exists() else ROOT / "csrc" / "llama-mesa.h"
+
+
+def declarations() -> str:
+    """The header without what cffi's parser does not read: preprocessor lines, comments, extern "C", LLAMA_API."""
+    text = re.sub(r"//[^\n]*|^#[^\n]*|LLAMA_API", "", header().read_text(), flags=re.MULTILINE)
+    return text.replace('extern "C" {', "").replace("\n}\n", "\n")
+
+
+@pytest.fixture(scope="module")
+def ffi() -> FFI:
+    ffi = FFI()
+    ffi.cdef(LLAMA_H + declarations())
+    return ffi
+
+
+@pytest.fixture(scope="module")
+def lib(ffi: FFI) -> Any:
+    (path,) = (LIBRARY_DIR / name for name in ("libllama.so", "libllama.dylib") if (LIBRARY_DIR / name).exists())
+    return ffi.dlopen(str(path))
+
+
+class Context:
+    """A model and a context, by llama_cpp's ctypes functions; everything else in the tests goes through cffi."""
+
+    def __init__(self, ffi: FFI, lib: Any, path: Path, n_ctx: int = 512, n_seq_max: int = 1) -> None:
+        self.ffi, self.lib = ffi, lib
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        assert self._model
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, 512, 512, n_seq_max
+        params.n_threads = params.n_threads_batch = 1
+        params.type_k = params.type_v = F32
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._ctx = llama_cpp.llama_init_from_model(self._model, params)
+        assert self._ctx
+        self.model = self._cast("struct llama_model *", self._model)
+        self.ctx = self._cast("struct llama_context *", self._ctx)
+        self.memory = lib.llama_get_memory(self.ctx)
+
+    def _cast(self, kind: str, pointer: Any) -> Any:
+        import ctypes
+
+        return self.ffi.cast(kind, ctypes.cast(pointer, ctypes.c_void_p).value)
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self._ctx)
+        llama_cpp.llama_model_free(self._model)
+
+    def params(self, **changes: int) -> Any:
+        """Those of conftest.SMALL, changed."""
+        values = dict(train_length=128, first_chunk=12, chunk=40, last_chunk=32, stair_width=0, room=16, log_scaling=True)
+        return self.ffi.new("struct llama_mesa_params *", values | changes)
+
+    def enable(self, **changes: int) -> int:
+        return self.lib.llama_mesa_enable(self.ctx, self.params(**changes))
+
+    def decode(self, tokens: list[int], start: int, seq_id: int = 0) -> int:
+        """llama_decode of tokens at positions start, start + 1, ...; logits of all."""
+        n, new = len(tokens), self.ffi.new
+        seq_ids = new("llama_seq_id[1]", [seq_id])
+        keep = [
+            new("llama_token[]", tokens),
+            new("llama_pos[]", list(range(start, start + n))),
+            new("int32_t[]", [1] * n),
+            new("llama_seq_id *[]", [seq_ids] * n),
+            new("int8_t[]", [1] * n),
+        ]
+        batch = new("llama_batch *", dict(zip(["token", "pos", "n_seq_id", "seq_id", "logits"], keep)) | {"n_tokens": n})
+        return self.lib.llama_decode(self.ctx, batch[0])
+
+    def logits(self, n: int) -> NDArray[np.float32]:
+        rows = [self.ffi.buffer(self.lib.llama_get_logits_ith(self.ctx, i), 4 * N_VOCAB) for i in range(n)]
+        return np.stack([np.frombuffer(bytes(row), np.float32) for row in rows])
+
+    def plan(self) -> tuple[list[int], int, int]:
+        n = self.lib.llama_mesa_get_plan(self.ctx, self.ffi.NULL, 0, self.ffi.NULL, self.ffi.NULL)
+        assert n >= 1, self.error()
+        starts, anchor, width = self.ffi.new("int32_t[]", n), self.ffi.new("int32_t *"), self.ffi.new("int32_t *")
+        assert self.lib.llama_mesa_get_plan(self.ctx, starts, n, anchor, width) == n
+        return list(starts), anchor[0], width[0]
+
+    def error(self) -> str:
+        return self.ffi.string(self.lib.llama_mesa_last_error()).decode()
+
+
+@pytest.fixture
+def context(ffi: FFI, lib: Any, model_path: ModelPath) -> Iterator[Context]:
+    context = Context(ffi, lib, model_path("llama"))
+    yield context
+    context.close()
+
+
+LONG, REST = random_tokens(350, seed=1), random_tokens(40, seed=2)
+
+
+# The header.
+
+
+@pytest.mark.parametrize("standard", ["c11", "c99"])
+def test_the_header_is_c(tmp_path: Path, standard: str) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler (cc)")
+    folders = [header().parent]
+    if not (folders[0] / "llama.h").exists():
+        for source in [ROOT / "build", LIBRARY_DIR.resolve().parent]:
+            found = next(iter(sorted(source.glob("**/llama.cpp/include/llama.h"))), None)
+            if found:
+                folders += [found.parent, found.parent.parent / "ggml" / "include"]
+                break
+        else:
+            pytest.skip("llama.h is neither installed nor in a build tree")
+    source = tmp_path / "use.c"
+    source.write_text('#include "llama-mesa.h"\nint32_t use(void) { return llama_mesa_version() + LLAMA_MESA_VERSION; }\n')
+    arguments = [f"-std={standard}", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]
+    include = [f"-I{folders[0]}", *(f"-isystem{folder}" for folder in folders[1:])]
+    done = subprocess.run([compiler, *arguments, *include, source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_function_of_the_header_is_exported(lib: Any) -> None:
+    names = re.findall(r"\b(llama_mesa_\w+)\s*\(", declarations())
+    assert len(names) >= 11
+    for name in names:
+        assert getattr(lib, name)
+
+
+def test_version(lib: Any) -> None:
+    assert lib.llama_mesa_version() == int(re.search(r"LLAMA_MESA_VERSION (\d+)", header().read_text())[1])
+
+
+# Reading.
+
+
+def test_prompt_and_generation_equal_mesa_llama(context: Context, model_path: ModelPath, open_llama: Opener) -> None:
+    llm = open_llama(model_path("llama"))
+    expected = np.concatenate([read(llm, LONG), *(read(llm, [token]) for token in REST)])
+
+    assert context.enable() == 0
+    assert context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL) == 0
+    assert context.decode(LONG, 0) == 0
+    logits = [context.logits(len(LONG))]
+    for i, token in enumerate(REST):
+        assert context.decode([token], len(LONG) + i) == 0
+        logits.append(context.logits(1))
+    assert np.abs(np.concatenate(logits) - expected).max() <= 1e-4
+    plan = llm.plan()
+    assert context.plan() == (plan.chunk_starts, plan.anchor, plan.stair_width)
+
+
+def test_disabled_and_enabled(context: Context) -> None:
+    lib, ctx = context.lib, context.ctx
+    assert not lib.llama_mesa_enabled(ctx)
+    assert context.enable() == 0
+    assert lib.llama_mesa_enabled(ctx)
+    assert context.decode(LONG[:100], 0) == 0
+    lib.llama_mesa_disable(ctx)
+    assert not lib.llama_mesa_enabled(ctx)
+    assert lib.llama_memory_seq_pos_max(context.memory, 0) == -1
+    lib.llama_mesa_disable(ctx)
+
+
+def test_bit_identical_to_stock_when_disabled_again(context: Context, model_path: ModelPath, run_stock: Stock) -> None:
+    context.enable()
+    context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL)
+    assert context.decode(LONG, 0) == 0
+    context.lib.llama_mesa_disable(context.ctx)
+    assert context.decode(LONG, 0) == 0
+    stock, _ = run_stock(model_path("llama"), [LONG], type_k=F32, type_v=F32)
+    assert np.array_equal(context.logits(len(LONG)), stock)
+
+
+def test_enable_after_a_text_that_was_read_plainly(context: Context) -> None:
+    assert context.decode(LONG[:100], 0) == 0
+    assert context.enable() == 0
+    assert context.plan() == ([0], 0, 1)
+    n = context.lib.llama_mesa_get_key_pos(context.ctx, context.ffi.NULL, 0)
+    assert n == 100
+
+
+def test_roll_back(context: Context) -> None:
+    context.enable()
+    context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL)
+    assert context.decode(LONG, 0) == 0
+    first = context.logits(len(LONG))
+    for i, token in enumerate(REST):
+        assert context.decode([token], len(LONG) + i) == 0
+    plan = context.plan()
+    assert context.lib.llama_memory_seq_rm(context.memory, 0, 345, -1)
+    assert context.plan() != plan
+    assert context.decode(LONG[345:], 345) == 0
+    assert np.abs(context.logits(5) - first[345:]).max() <= 1e-4
+
+
+def test_key_positions(context: Context) -> None:
+    context.enable()
+    context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL)
+    context.decode(LONG, 0)
+    buffer = context.ffi.new("int32_t[]", [-7] * 400)
+    assert context.lib.llama_mesa_get_key_pos(context.ctx, buffer, 300) == len(LONG)
+    keys = list(buffer)
+    assert keys[300:] == [-7] * 100  # not more than asked
+    starts, anchor, width = context.plan()
+    assert keys[:300] == mesa_gguf.MesaPlan(starts, anchor, width).key_positions(300).tolist()
+
+
+def test_plan_by_hand(context: Context) -> None:
+    context.enable()
+    starts = context.ffi.new("int32_t[]", [0, 12, 52, 92])
+    assert context.lib.llama_mesa_set_plan(context.ctx, starts, 4, 90, 3, 110) == 0
+    assert context.plan() == ([0, 12, 52, 92], 90, 3)
+    assert context.decode(LONG[:110], 0) == 0
+
+
+def test_make_plan_without_a_context(context: Context) -> None:
+    ffi, lib = context.ffi, context.lib
+    starts, anchor, width = ffi.new("int32_t[]", [-7] * 64), ffi.new("int32_t *"), ffi.new("int32_t *")
+    n = lib.llama_mesa_make_plan(context.params(), 350, ffi.NULL, starts, 3, anchor, width)
+    assert n > 3
+    assert list(starts)[3:] == [-7] * 61
+    assert lib.llama_mesa_make_plan(context.params(), 350, ffi.NULL, starts, 64, anchor, width) == n
+    expected = mesa_gguf.MesaConfig(128 > 0, 128, 12, 40, 32, room=16).make_plan(350, 128)
+    assert (list(starts)[:n], anchor[0], width[0]) == (expected.chunk_starts, expected.anchor, expected.stair_width)
+
+
+def test_default_params(context: Context) -> None:
+    params = context.lib.llama_mesa_default_params(context.model, 0)
+    assert params.train_length == 128
+    assert params.first_chunk >= 1 and params.first_chunk + params.chunk <= 128 and params.log_scaling
+    assert context.lib.llama_mesa_default_params(context.model, 4096).train_length == 4096
+
+
+# What fails says why, and changes nothing.
+
+
+BAD_PARAMS = [
+    (dict(train_length=0), "train_length is 0"),
+    (dict(train_length=-5), "train_length is -5"),
+    (dict(first_chunk=0), "first_chunk is 0"),
+    (dict(chunk=0), "chunk is 0"),
+    (dict(chunk=117), r"first_chunk \+ chunk is 129"),
+    (dict(chunk=2**31 - 1), r"first_chunk \+ chunk is 2147483659"),
+    (dict(last_chunk=0), "last_chunk is 0"),
+    (dict(last_chunk=2**31 - 1), "leaves nothing"),
+    (dict(stair_width=-1), "stair_width is -1"),
+    (dict(room=-1), "room is -1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), BAD_PARAMS)
+def test_bad_params(context: Context, changes: dict[str, int], reason: str) -> None:
+    assert context.enable(**changes) < 0
+    assert re.search(reason, context.error())
+    assert not context.lib.llama_mesa_enabled(context.ctx)
+    ffi = context.ffi
+    assert context.lib.llama_mesa_make_plan(context.params(**changes), 500, ffi.NULL, ffi.NULL, 0, ffi.NULL, ffi.NULL) < 0
+    assert re.search(reason, context.error())
+
+
+@pytest.mark.parametrize(("name", "reason"), [("mamba", "recurrent"), ("gemma2", "sliding-window")])
+def test_unsupported_models(ffi: FFI, lib: Any, model_path: ModelPath, name: str, reason: str) -> None:
+    context = Context(ffi, lib, model_path(name))
+    assert reason in ffi.string(lib.llama_mesa_unsupported(context.model)).decode()
+    assert context.enable() < 0
+    assert f"architecture {name}" in context.error() and reason in context.error()
+    context.close()
+
+
+def test_supported_models(context: Context) -> None:
+    assert context.lib.llama_mesa_unsupported(context.model) == context.ffi.NULL
+
+
+def test_a_context_for_several_sequences(ffi: FFI, lib: Any, model_path: ModelPath) -> None:
+    context = Context(ffi, lib, model_path("llama"), n_seq_max=2)
+    assert context.enable() < 0
+    assert "n_seq_max" in context.error()
+    context.close()
+
+
+def test_enable_after_a_long_text(context: Context) -> None:
+    assert context.decode(LONG, 0) == 0
+    assert context.enable() < 0
+    assert "350 tokens already, more than train_length" in context.error()
+
+
+def test_not_enabled(context: Context) -> None:
+    ffi, lib, ctx = context.ffi, context.lib, context.ctx
+    for result in (
+        lib.llama_mesa_prompt(ctx, 5, ffi.NULL),
+        lib.llama_mesa_set_plan(ctx, ffi.new("int32_t[]", [0]), 1, 0, 1, 5),
+        lib.llama_mesa_get_plan(ctx, ffi.NULL, 0, ffi.NULL, ffi.NULL),
+        lib.llama_mesa_get_key_pos(ctx, ffi.NULL, 0),
+    ):
+        assert result < 0
+        assert context.error() == "Mesa-Extrapolation is not enabled on this context"
+
+
+@pytest.mark.parametrize(
+    ("n", "reason"), [(0, "0 tokens cannot"), (-3, "-3 tokens cannot"), (513, "513 tokens, more than n_ctx"), (2**31 - 1, "n_ctx")]
+)
+def test_bad_prompts(context: Context, n: int, reason: str) -> None:
+    context.enable()
+    plan = context.plan()
+    assert context.lib.llama_mesa_prompt(context.ctx, n, context.ffi.NULL) < 0
+    assert reason in context.error()
+    assert context.plan() == plan
+
+
+def test_a_prompt_that_no_plan_fits(context: Context) -> None:
+    context.enable(stair_width=2)
+    assert context.lib.llama_mesa_prompt(context.ctx, 500, context.ffi.NULL) < 0
+    assert "stair_width 2 is too small for 500 tokens" in context.error()
+
+
+BAD_PLANS = [
+    ([], 0, 1, 100, "begin with 0"),
+    ([5], 0, 1, 100, "begin with 0"),
+    ([0, 12, 12], 12, 1, 100, "must grow"),
+    ([0, 12, 52], 53, 1, 100, "anchor is 53"),
+    ([0, 12, 52], -1, 1, 100, "anchor is -1"),
+    ([0, 12, 52], 52, 0, 100, "stair_width is 0"),
+    ([0, 12, 129], 100, 2, 200, "with the first chunk"),
+    ([0, 128, 129], 100, 2, 200, "the first chunk has 128"),
+    ([0, 12, 52], 52, 2, 51, "after the end of the text"),
+]
+
+
+@pytest.mark.parametrize(("starts", "anchor", "width", "n", "reason"), BAD_PLANS)
+def test_bad_plans(context: Context, starts: list[int], anchor: int, width: int, n: int, reason: str) -> None:
+    context.enable()
+    array = context.ffi.new("int32_t[]", starts)
+    assert context.lib.llama_mesa_set_plan(context.ctx, array, len(starts), anchor, width, n) < 0
+    assert reason in context.error()
+    assert context.plan() == ([0], 0, 1)
+
+
+def test_no_plan(context: Context) -> None:
+    context.enable()
+    assert context.lib.llama_mesa_set_plan(context.ctx, context.ffi.NULL, 3, 0, 1, 100) < 0
+    assert "begin with 0" in context.error()
+
+
+def test_a_plan_too_late(context: Context) -> None:
+    context.enable()
+    assert context.decode(LONG[:20], 0) == 0
+    assert context.lib.llama_mesa_set_plan(context.ctx, context.ffi.new("int32_t[]", [0, 12]), 2, 12, 1, 100) < 0
+    assert "before the first token is read only: 20" in context.error()
+
+
+def test_batches_that_do_not_follow(context: Context) -> None:
+    context.enable()
+    assert context.decode(LONG[:20], 0) == 0
+    for start, seq_id in [(25, 0), (20, 1)]:
+        assert context.decode(LONG[:5], start, seq_id) != 0
+    assert context.decode(LONG[20:25], 20) == 0
+
+
+def test_a_long_batch_without_a_plan(context: Context) -> None:
+    """It would have to be read past T: refused, with what to do."""
+    context.enable()
+    assert context.decode(LONG, 0) < 0
+    assert "llama_mesa_prompt" in context.error()
+    assert context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL) == 0
+    assert context.decode(LONG, 0) == 0
+
+
+def test_tokens_removed_from_the_middle(context: Context) -> None:
+    context.enable()
+    context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL)
+    assert context.decode(LONG, 0) == 0
+    context.lib.llama_memory_seq_rm(context.memory, 0, 100, 120)
+    assert context.decode(REST[:1], len(LONG)) != 0
+    assert "removed from the middle" in context.error()
+    context.lib.llama_memory_clear(context.memory, True)
+    assert context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL) == 0
+    assert context.decode(LONG, 0) == 0
+
+
+def test_tokens_removed_from_the_front(context: Context) -> None:
+    context.enable()
+    assert context.decode(LONG[:100], 0) == 0
+    context.lib.llama_memory_seq_rm(context.memory, 0, 0, 10)
+    assert context.decode(REST[:1], 100) != 0
+    assert "removed from the middle" in context.error()
+
+
+def test_shifts_and_copies_are_refused_and_change_nothing(context: Context) -> None:
+    context.enable()
+    context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL)
+    assert context.decode(LONG, 0) == 0
+    first = context.logits(len(LONG))
+    lib, memory = context.lib, context.memory
+    assert not lib.llama_memory_can_shift(memory)
+    lib.llama_memory_seq_add(memory, 0, 100, -1, -50)
+    lib.llama_memory_seq_div(memory, 0, 100, -1, 2)
+    assert lib.llama_memory_seq_pos_max(memory, 0) == len(LONG) - 1
+    assert lib.llama_memory_seq_rm(memory, 0, 340, -1)
+    assert context.decode(LONG[340:], 340) == 0
+    assert np.abs(context.logits(10) - first[340:]).max() <= 1e-4

@@ -1,0 +1,128 @@
+"""Training rows: a document, cut anywhere, and questions about the facts that are left in it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+from mesa_gguf import documents
+from training.tokenizer import Tokenizer
+
+VALUE_WEIGHT, ANSWER_WEIGHT, TEXT_WEIGHT = 1.0, 0.5, 0.15
+TEXT_SHARE = 0.15
+QUESTION_ROOM = 30
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a batch is made of."""
+
+    length: int
+    copy: float
+    made_up: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where an answer stands in a row: ``[start, end)``, the value from ``value`` on."""
+
+    start: int
+    value: int
+    end: int
+    kind: str
+
+
+@dataclass
+class Row:
+    ids: list[int]
+    weights: list[float]
+    answers: list[Answer]
+
+
+def copy_row(rng: random.Random, tokenizer: Tokenizer, length: int) -> Row:
+    """Random tokens, repeated: what copying is learned from."""
+    period = rng.randint(8, length // 2)
+    segment = [rng.randrange(tokenizer.bos) for _ in range(period)]
+    ids = [tokenizer.bos, *(segment * (length // period + 1))][:length]
+    return Row(ids, [0.0] * (period + 1) + [0.5] * (length - period - 1), [])
+
+
+def document_row(rng: random.Random, tokenizer: Tokenizer, mix: Mix) -> Row:
+    """A document of which a window (and perhaps the beginning) is kept, with one to ten questions."""
+    n_questions = min(mix.length // 50, rng.choice((1, 3, 6, 8, 10, 10)))
+    room = mix.length - QUESTION_ROOM * n_questions - 2
+    if rng.random() < 0.1:
+        room = rng.randint(min(60, room), room)
+    most = max(2, min(16, room // 18))
+    n_facts = rng.randint(min(n_questions, most), most)
+    stretch = rng.uniform(1.2, 2.5) if rng.random() < 0.6 else 1.0
+    document = documents.make_document(
+        rng.getrandbits(48),
+        int(room * stretch),
+        n_facts=min(24, int(n_facts * stretch)),
+        made_up=rng.choice((0.0, 1.0)) if rng.random() < mix.made_up else 0.0,
+        mentions=rng.choice((0.0, 0.03, 0.15)),
+    )
+    pieces = [tokenizer.encode(piece) for piece in document.pieces]
+    ids = [] if rng.random() < 0.03 else [tokenizer.bos]
+    shown: set[int] = set()
+
+    first = 0
+    if stretch > 1:
+        flat = [token for piece in pieces for token in piece]
+        if rng.random() < 0.75:
+            keep = rng.randint(8, 64)
+            ids += flat[:keep]
+        total = 0
+        skip = rng.randint(0, max(0, len(flat) - room + len(ids)))
+        while first < len(pieces) - 1 and total + len(pieces[first]) <= skip:
+            total += len(pieces[first])
+            first += 1
+        if rng.random() < 0.5:
+            ids += pieces[first][rng.randrange(len(pieces[first])) :]
+            first += 1
+    for i in range(first, len(pieces)):
+        if len(ids) + len(pieces[i]) > room:
+            break
+        ids += pieces[i]
+        shown.add(i)
+    facts = [fact for fact in document.facts if fact.piece in shown]
+    if not facts:
+        return document_row(rng, tokenizer, mix)
+
+    stop = tokenizer.ids["."]
+    while ids[-1] in (tokenizer.ids[".Ċ"], stop):
+        ids.pop()
+    ids.append(tokenizer.ids[".ĊĊ"])
+    weights = [TEXT_WEIGHT if rng.random() < TEXT_SHARE else 0.0 for _ in ids]
+    answers: list[Answer] = []
+    for fact in rng.sample(facts, min(n_questions, len(facts))):
+        asked = tokenizer.encode(documents.QUESTION.format(question=fact.question))
+        before = tokenizer.encode(" " + fact.answer_sentence[: fact.answer_sentence.rfind(fact.answer) - 1])
+        answer = tokenizer.encode(f" {fact.answer_sentence}\n")
+        if len(ids) + len(asked) + len(answer) > mix.length - 1:
+            break
+        ids += asked
+        weights += [TEXT_WEIGHT if rng.random() < TEXT_SHARE else 0.0 for _ in asked]
+        start = len(ids)
+        answers.append(Answer(start, start + len(before), start + len(answer), fact.kind))
+        ids += answer
+        weights += [ANSWER_WEIGHT] * len(before) + [VALUE_WEIGHT] * (len(answer) - len(before))
+    ids.append(tokenizer.eos)
+    weights.append(ANSWER_WEIGHT)
+    return Row(ids, weights, answers)
+
+
+def batch(
+    rng: random.Random, tokenizer: Tokenizer, mix: Mix, n_rows: int
+) -> tuple[torch.Tensor, torch.Tensor, list[Row]]:
+    """Token ids and weights of the targets, both ``[n_rows, length]``; short rows are padded."""
+    rows = [
+        copy_row(rng, tokenizer, mix.length) if rng.random() < mix.copy else document_row(rng, tokenizer, mix)
+        for _ in range(n_rows)
+    ]
+    ids = torch.tensor([row.ids + [tokenizer.pad] * (mix.length - len(row.ids)) for row in rows])
+    weights = torch.tensor([row.weights + [0.0] * (mix.length - len(row.weights)) for row in rows])
+    return ids, weights, rows

@@ -32,25 +32,30 @@ def load(args: argparse.Namespace) -> Any:
     return MesaLlama(args.model, mesa=MesaConfig(enabled=args.mode == "mesa"), **options)
 
 
-def save_stock_state(llm: Any, path: Path) -> None:
-    """What llama.cpp saves, without the Mesa part: keys and values for timing, in places that stock would not choose."""
+def state_path(path: Path, mode: str) -> Path:
+    """A Mesa context saves its plan too, stock llama.cpp takes the keys and values alone."""
+    return path.with_suffix(".mesa") if mode == "mesa" else path
+
+
+def save_state(llm: Any, path: Path) -> None:
+    """Write the state as a Mesa context takes it, and as stock llama.cpp does (whose timing cares not where keys stand)."""
     import llama_cpp
 
     size = llama_cpp.llama_state_get_size(llm._ctx.ctx)
     buffer = (ctypes.c_uint8 * size)()
     data = memoryview(buffer)[: llama_cpp.llama_state_get_data(llm._ctx.ctx, buffer, size)].cast("B")
-    n_name = int.from_bytes(data[:4], "little")
-    name = bytes(data[4 : 4 + n_name])
-    rest = 4 + n_name
-    if name.endswith(b"+mesa"):
-        name = name.removesuffix(b"+mesa")
-        rest += 4 + int.from_bytes(data[rest : rest + 4], "little")
+    state_path(path, "mesa").write_bytes(data)
+
+    # the architecture's name with its length, then, behind "+mesa", the Mesa part with its length
+    rest = 4 + int.from_bytes(data[:4], "little")
+    name = bytes(data[4:rest]).removesuffix(b"+mesa")
+    rest += 4 + int.from_bytes(data[rest : rest + 4], "little")
     with path.open("wb") as file:
         file.write(len(name).to_bytes(4, "little") + name)
         file.write(data[rest:])
 
 
-def load_stock_state(llm: Any, path: Path, n_tokens: int) -> None:
+def load_state(llm: Any, path: Path, n_tokens: int) -> None:
     import llama_cpp
 
     data = bytearray(path.read_bytes())
@@ -66,7 +71,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--decode", type=int, default=32)
-    parser.add_argument("--save-state", type=Path, help="write the cache as stock llama.cpp would after reading")
+    parser.add_argument("--save-state", type=Path, help="mesa: write the cache after reading")
     parser.add_argument("--load-state", type=Path, help="take the cache from there instead of reading: decode alone")
     parser.add_argument("--n-ctx", type=int, required=True)
     parser.add_argument("--n-batch", type=int, default=2048)
@@ -84,13 +89,13 @@ def main() -> None:
 
     start = time.perf_counter()
     if args.load_state:
-        load_stock_state(llm, args.load_state, args.tokens)
+        load_state(llm, state_path(args.load_state, args.mode), args.tokens)
     else:
         llm.eval(tokens[: args.tokens])
         llm._ctx.get_logits()  # waits until it is computed
     prefill = time.perf_counter() - start
     if args.save_state:
-        save_stock_state(llm, args.save_state)
+        save_state(llm, args.save_state)
 
     steps = []
     for token in tokens[args.tokens :]:

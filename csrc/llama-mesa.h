@@ -57,7 +57,8 @@ LLAMA_API void    llama_mesa_disable(struct llama_context * ctx);
 LLAMA_API bool    llama_mesa_enabled(const struct llama_context * ctx);
 
 // Plan the reading of the n_tokens tokens that are decoded next, after the ones in the context.
-// breaks: NULL or one byte for every token of the context and of the text (n_past + n_tokens), non-zero where a sentence ends.
+// breaks: NULL or one byte for every token of the context and of the text (n_past + n_tokens), 1 where a sentence ends,
+// 2 where a line ends, else 0.
 // A text that fits into the trained range beside what is there needs no plan, and gets none. 0 on success.
 LLAMA_API int32_t llama_mesa_prompt(struct llama_context * ctx, int32_t n_tokens, const uint8_t * breaks);
 

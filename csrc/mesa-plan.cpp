@@ -28,7 +28,7 @@ params params_default(int32_t train_length) {
     p.train_length = train_length;
     p.first_chunk  = std::max(1, std::min(100, train_length/16));
     p.chunk        = train_length - p.first_chunk;
-    p.last_chunk   = std::max(1, std::min(512, train_length/4));
+    p.last_chunk   = std::max(1, std::min(512, std::max(train_length/8, std::min(128, train_length/4)))); // it pays for every key
     p.room         = std::min(256, train_length/8);
     return p;
 }
@@ -145,16 +145,18 @@ float log_scale(int32_t train_length, int32_t i) {
     return (float) (std::log((double) i + 1.0)/std::log((double) train_length));
 }
 
-// the last start of a chunk in (lo, hi] that follows a break, hi if there is none
+// the last start of a chunk in (lo, hi] that follows the end of a line, else of a sentence, else hi
 static int32_t snap(const uint8_t * breaks, int32_t lo, int32_t hi) {
-    if (breaks) {
-        for (int32_t s = hi; s > lo; --s) {
-            if (breaks[s - 1]) {
-                return s;
-            }
+    int32_t sentence = 0;
+    for (int32_t s = hi; breaks && s > lo; --s) {
+        if (breaks[s - 1] == break_line) {
+            return s;
+        }
+        if (breaks[s - 1] != 0 && sentence == 0) {
+            sentence = s;
         }
     }
-    return hi;
+    return sentence > 0 ? sentence : hi;
 }
 
 // append chunk starts until the next one would be last_start, then last_start itself

@@ -78,7 +78,9 @@ float log_scale(int32_t train_length, int32_t i);
 // plans
 //
 
-// breaks[i] != 0: a sentence or paragraph ends with token i, so that a chunk may well start at i + 1; may be null.
+// breaks[i]: what ends with token i, so that a chunk may well start at i + 1; lines are preferred; may be null
+enum : uint8_t { break_none = 0, break_sentence = 1, break_line = 2 };
+
 // A border depends on the tokens of its own chunk only, never on the text after it; the last two borders
 // depend on the length as well.
 

@@ -96,6 +96,9 @@ class MesaPlan:
     def __hash__(self) -> int:
         return hash(self._plan)
 
+    def __reduce__(self) -> tuple[type[MesaPlan], tuple[list[int], int, int]]:
+        return MesaPlan, (self.chunk_starts, self.anchor, self.stair_width)
+
     def __repr__(self) -> str:
         starts = self.chunk_starts
         shown = str(starts) if len(starts) <= 8 else f"[{starts[0]}, {starts[1]}, {starts[2]}, … {len(starts) - 4} more …, {starts[-1]}]"
@@ -180,7 +183,7 @@ class MesaConfig:
         Args:
             n_tokens: length of the text.
             train_length: the model's T, if the config does not say.
-            breaks: [n_tokens], non-zero where a sentence ends.
+            breaks: [n_tokens], 1 where a sentence ends, 2 where a line ends, else 0.
 
         Raises:
             ConfigError: no plan fits.

@@ -13,6 +13,7 @@ import llama_cpp
 from . import _core
 from .errors import ConfigError, ModelError, OutOfMemoryError
 
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 DEFAULT_KV_TYPE = llama_cpp.GGML_TYPE_F16
 
 
@@ -123,7 +124,12 @@ def check(path: Path) -> Header:
         raise ModelError(f"{path}: this GGUF file is cut short: {size} bytes of {contents['n_bytes']}; download it again")
     if "general.architecture" not in contents["metadata"]:
         raise ModelError(f"{path}: this GGUF file names no architecture: it holds no model")
-    return Header(path, contents["metadata"], contents["tensors"])
+    header = Header(path, contents["metadata"], contents["tensors"])
+    # llama.cpp aborts the process on these
+    n_layer = header.get("block_count")
+    if isinstance(n_layer, int) and not 0 < n_layer <= MAX_LAYERS:
+        raise ModelError(f"{path}: this GGUF file is damaged: its number of layers is {n_layer}; download or convert it again")
+    return header
 
 
 def available_memory() -> int | None:

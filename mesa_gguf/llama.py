@@ -90,8 +90,9 @@ class MesaLlama(llama_cpp.Llama):
                 )
             self.mesa.params(header.train_length)  # raises before anything is loaded
 
-        # stock llama.cpp warns that a context longer than the trained length overflows: with Mesa it does not
         kwargs.setdefault("verbose", False)
+        if kwargs.get("draft_model") is not None:
+            kwargs["logits_all"] = True  # speculation needs them; Llama would make its buffers too small
         try:
             super().__init__(
                 str(model_path), n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, flash_attn=flash_attn, **kwargs
@@ -164,16 +165,16 @@ class MesaLlama(llama_cpp.Llama):
 
     @functools.cached_property
     def _token_breaks(self) -> npt.NDArray[np.uint8] | None:
-        """1 for every token that ends a line, 2 for one that ends a sentence, [n_vocab]; None without a vocabulary."""
+        """2 for every token that ends a line, 1 for one that ends a sentence, [n_vocab]; None without a vocabulary."""
         if llama_cpp.llama_vocab_type(self._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
             return None
         breaks = np.zeros(self._n_vocab, np.uint8)
         for token in range(self._n_vocab):
             text = self.token_bytes(token)
             if text.endswith(b"\n"):
-                breaks[token] = 1
-            elif text.rstrip(b" ").endswith((b".", b"!", b"?", "。".encode(), "！".encode(), "？".encode())):
                 breaks[token] = 2
+            elif text.rstrip(b" ").endswith((b".", b"!", b"?", "。".encode(), "！".encode(), "？".encode())):
+                breaks[token] = 1
         return breaks
 
     def token_bytes(self, token: int) -> bytes:
@@ -187,17 +188,10 @@ class MesaLlama(llama_cpp.Llama):
             size = -n
 
     def _breaks(self, tokens: Sequence[int] | npt.NDArray[np.intc]) -> npt.NDArray[np.uint8] | None:
-        """Where a chunk may well end, [n_tokens]: at the end of a line; in a text without lines, of a sentence."""
+        """Where a chunk may well end, [n_tokens], as `_token_breaks`."""
         if not self.mesa.sentence_borders or self._token_breaks is None:
             return None
-        kinds = self._token_breaks[np.asarray(tokens, np.intc)]
-        lines = kinds == 1
-        # the longest stretch without a line end must leave every chunk a border
-        ends = np.flatnonzero(lines)
-        longest = int(np.max(np.diff(np.concatenate(([-1], ends, [len(kinds)])))))
-        if longest <= max(1, self._params.chunk // 4):
-            return lines.astype(np.uint8)
-        return (kinds > 0).astype(np.uint8)
+        return self._token_breaks[np.asarray(tokens, np.intc)]
 
     #
     # reading
@@ -306,6 +300,15 @@ class MesaLlama(llama_cpp.Llama):
         if kwargs.get("reset", True) and len(tokens) > n_ctx:
             raise PromptError(f"the prompt has {len(tokens)} tokens, more than n_ctx ({n_ctx}): make n_ctx {len(tokens)} or more")
         return super().generate(tokens, *args, **kwargs)
+
+    def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        # under create_completion and create_chat_completion
+        try:
+            yield from super()._create_completion(*args, **kwargs)
+        except ValueError as err:
+            if "exceed context window" in str(err):
+                raise PromptError(f"{err}: make n_ctx larger") from None
+            raise
 
     #
     # state

@@ -114,11 +114,11 @@ class MesaConfig:
         train_length: T, the length that the model was trained at. Default: from the GGUF.
         first_chunk: F, the tokens that every later chunk reads too. Default: 100, less for a short T.
         chunk: C, the longest middle chunk; F + C <= T. Default: T - F.
-        last_chunk: the least length of the last chunk, which reads everything before it. Default: 512, less for a short T.
+        last_chunk: the least length of the last chunk, which reads everything before it. Default: 512, T/8 for a short T
+            (128 where T is 512).
         stair_width: E, how many tokens share a step of the stair. "auto": the smallest that fits, with room to generate.
         log_scaling: scale the last chunk's queries by max(1, ln(i + 1)/ln(T)), i the token index.
-        room: positions that a plan leaves free for generation. Default: 256, less for a short T. When it is used up,
-            the anchor moves.
+        room: positions that a plan leaves free for generation. Default: T/4. When they are used up, the anchor moves.
         sentence_borders: begin chunks where a sentence or line ends, so that chunks do not cut facts.
         plan: a plan made by hand for the next prompt, instead of one made from the numbers above.
     """

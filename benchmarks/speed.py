@@ -43,7 +43,7 @@ def measure(mode: str, model: Path, tokens: int, n_ctx: int, args: argparse.Name
     ]  # fmt: skip
     if args.no_flash_attn:
         command.append("--no-flash-attn")
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{mode} at {tokens} tokens failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

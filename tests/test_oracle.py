@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
-import make_models
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+import make_models
 from oracle import Model, Plan, Rope, State, key_positions, log_scaling, logits, query_positions, replay, stair
 
 DATA = Path(__file__).parent / "data"

@@ -322,7 +322,7 @@ ggml_tensor * llama_mesa_build_attn(
     }
 
     ggml_tensor * cur;
-    if (cparams.flash_attn && inp_mesa->m.on_cpu) {
+    if (cparams.flash_attn && kq_b == nullptr && inp_mesa->m.on_cpu) {
         // as in build_attn_mha, but the CPU kernel takes f32 keys and values as they are: no rounding, no copy
         cur = ggml_flash_attn_ext(ctx0,
                 ggml_permute(ctx0, q_cur, 0, 2, 1, 3), ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, v, 0, 2, 1, 3),

@@ -84,8 +84,13 @@ class Header:
         return total * n_tokens
 
     @cached_property
-    def unsupported(self) -> str | None:
-        """Why Mesa cannot read with this model, by llama.cpp's own view of it; None if it can."""
+    def llama_cpp_view(self) -> tuple[str | None, int, int]:
+        """What llama.cpp says of the model without its weights: why Mesa cannot read with it (None if it can), its
+        number of weights, and its RoPE type.
+
+        Raises:
+            ModelError: llama.cpp cannot load it.
+        """
         params = llama_cpp.llama_model_default_params()
         params.no_alloc = True  # hyperparameters and tensor shapes only
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
@@ -93,9 +98,15 @@ class Header:
         if not model:
             raise ModelError(f"{self.path}: llama.cpp cannot load this model (architecture {self.architecture})")
         try:
-            return _core.unsupported(ctypes.cast(model, ctypes.c_void_p).value or 0)
+            reason = _core.unsupported(ctypes.cast(model, ctypes.c_void_p).value or 0)
+            return reason, llama_cpp.llama_model_n_params(model), llama_cpp.llama_model_rope_type(model)
         finally:
             llama_cpp.llama_model_free(model)
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why Mesa cannot read with this model, by llama.cpp's own view of it; None if it can."""
+        return self.llama_cpp_view[0]
 
 
 def check(path: Path) -> Header:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,26 +116,9 @@ def inspect_model(path: Path, n_tokens: Sequence[int] = ()) -> ModelReport:
 def _llama_cpp_view(header: Header) -> tuple[str | None, int | None, int | None]:
     """Why Mesa cannot read with the model, its number of weights and its RoPE type, by llama.cpp's view of it."""
     try:
-        reason = header.unsupported
+        return header.llama_cpp_view
     except ModelError:
         return "this llama.cpp cannot load it", None, None
-    with _no_alloc_model(header.path) as model:
-        return reason, llama_cpp.llama_model_n_params(model), llama_cpp.llama_model_rope_type(model)
-
-
-@contextlib.contextmanager
-def _no_alloc_model(path: Path) -> Iterator[llama_cpp.llama_model_p]:
-    """Hyperparameters and tensor shapes, no weights. Only for models that loaded so before."""
-    params = llama_cpp.llama_model_default_params()
-    params.no_alloc = True
-    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-    if not model:
-        raise ModelError(f"{path}: llama.cpp cannot load this model")
-    try:
-        yield model
-    finally:
-        llama_cpp.llama_model_free(model)
 
 
 def _weight_types(header: Header) -> dict[str, float]:

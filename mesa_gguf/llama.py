@@ -256,6 +256,9 @@ class MesaLlama(llama_cpp.Llama):
         n_total = self.n_tokens + len(tokens)
         if n_total > self._n_ctx:
             raise PromptError(f"the text has {n_total} tokens, more than n_ctx ({self._n_ctx}): make n_ctx {n_total} or more")
+        self._check_vocabulary(tokens)
+
+    def _check_vocabulary(self, tokens: list[int]) -> None:
         bad = next((t for t in tokens if not 0 <= t < self._n_vocab), None)
         if bad is not None:
             raise PromptError(f"token {bad} is not in the model's vocabulary of {self._n_vocab} tokens")
@@ -293,9 +296,7 @@ class MesaLlama(llama_cpp.Llama):
         tokens = list(tokens)
         if not tokens:
             raise PromptError("the prompt is empty: give at least one token")
-        bad = next((t for t in tokens if not 0 <= t < self._n_vocab), None)
-        if bad is not None:
-            raise PromptError(f"token {bad} is not in the model's vocabulary of {self._n_vocab} tokens")
+        self._check_vocabulary(tokens)
         n_ctx = self._n_ctx
         if kwargs.get("reset", True) and len(tokens) > n_ctx:
             raise PromptError(f"the prompt has {len(tokens)} tokens, more than n_ctx ({n_ctx}): make n_ctx {len(tokens)} or more")

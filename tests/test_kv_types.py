@@ -41,9 +41,9 @@ def test_within_the_rounding_of_the_cache(
         seen.append(read(llm, [token]) - oracle_read(state, llm.plan(), [token]))
     assert llm.plan().anchor > anchor
     print(f"\n{type_k}/{type_v} {flash=}: stock {rounding:.4f}, prompt {rms(seen[0]):.4f}, generation {errors(seen[1:]):.4f}")
-    floor = 0.02 if flash else 1e-3  # flash attention on a CPU sums in f16 (test_engine.py)
-    assert rms(seen[0]) <= 2 * rounding + floor
-    assert errors(seen[1:]) <= 3 * rounding + floor
+    floor = 0.005 if flash else 1e-3  # flash attention on a CPU sums in f16 (test_engine.py)
+    assert rms(seen[0]) <= rounding + floor
+    assert errors(seen[1:]) <= 1.5 * rounding + floor
 
 
 @pytest.mark.parametrize(("n_batch", "n_ubatch"), [(1, 1), (7, 3), (512, 1), (33, 64), (512, 512), (2048, 2048)])

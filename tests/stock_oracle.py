@@ -33,7 +33,7 @@ Logits = NDArray[np.float32]
 Positions = NDArray[np.int32]
 
 F32 = 0  # enum ggml_type
-MROPE = (8, 40)  # llama_rope_type: M-RoPE, interleaved M-RoPE
+NORM, MROPE, IMROPE = 0, 8, 40  # enum llama_rope_type
 
 
 def key_positions(n: int, anchor: int, stair_width: int) -> Positions:
@@ -72,10 +72,16 @@ class File:
     def head_size(self) -> int:
         return self.get("attention.key_length") or self.get("embedding_length") // self.get("attention.head_count")
 
-    def rotate(self, keys: NDArray[np.float32], delta: Positions, layer: int, neox: bool, norm_after: bool) -> NDArray[np.float32]:
+    def rotate(
+        self, keys: NDArray[np.float32], delta: Positions, layer: int, rope_type: int, norm_after: bool
+    ) -> NDArray[np.float32]:
         """[n, n_head_kv * d] moved on by delta [n] positions."""
         n_rot, base = self.get("rope.dimension_count"), self.get("rope.freq_base")
-        frequencies = base ** (-np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
+        pair = np.arange(n_rot // 2)
+        frequencies = base ** (-2.0 * pair / n_rot)
+        if rope_type == IMROPE:
+            # time, height, width in turn, each for so many pairs; those left over turn with the fourth position, which is 0
+            frequencies[pair >= 3 * np.array(self.get("rope.dimension_sections"))[pair % 3]] = 0
         if "rope_freqs.weight" in self.tensors:
             frequencies = frequencies / self.tensors["rope_freqs.weight"]
         angle = delta[:, None, None] * frequencies
@@ -84,7 +90,7 @@ class File:
         weight = self.tensors[f"blk.{layer}.attn_k_norm.weight"] if norm_after else 1.0
         x = keys.reshape(len(keys), -1, self.head_size).astype(np.float64) / weight
         half = n_rot // 2
-        first, second = (slice(half), slice(half, n_rot)) if neox else (slice(0, n_rot, 2), slice(1, n_rot, 2))
+        first, second = (slice(half), slice(half, n_rot)) if rope_type != NORM else (slice(0, n_rot, 2), slice(1, n_rot, 2))
         y = x.copy()
         y[..., first] = x[..., first] * cos - x[..., second] * sin
         y[..., second] = x[..., first] * sin + x[..., second] * cos
@@ -167,7 +173,7 @@ class Mesa:
 
     def __init__(self, context: Context, starts: list[int], by_hand: ByHand | None, file: File, rope_type: int) -> None:
         self.context, self.starts, self.by_hand, self.file = context, starts, by_hand, file
-        self.mrope, self.neox = rope_type in MROPE, rope_type != 0
+        self.rope_type = rope_type
         self.anchor, self.stair_width = 0, 1
         self.n = 0
         llama_cpp.llama_memory_clear(context.memory, True)
@@ -225,13 +231,13 @@ class Mesa:
 
     def _place_by_hand(self, before: NDArray[np.integer], after: Positions) -> None:
         assert self.by_hand is not None
-        saved = self.context.save(self.mrope)
+        saved = self.context.save(mrope=self.rope_type in (MROPE, IMROPE))
         assert np.array_equal(saved.positions, before)
         saved.positions[:] = after
         saved.positions_2d[:] = after[:, None]
         for layer, keys in enumerate(saved.keys):
             if self.by_hand.rotated is None or layer in self.by_hand.rotated:
-                keys[:] = self.file.rotate(keys, after - before, layer, self.neox, self.by_hand.norm_after)
+                keys[:] = self.file.rotate(keys, after - before, layer, self.rope_type, self.by_hand.norm_after)
         self.context.load(saved)
 
     def read(self, tokens: list[int]) -> Logits:

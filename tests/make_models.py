@@ -268,11 +268,8 @@ def write_mpt(path: Path, shape: Shape = Shape(), *, max_alibi_bias: float = 8.0
     return w.write()
 
 
-# Refused: these load in llama.cpp, and the engine must say by name why it does not take them.
-
-
-def write_gemma2(path: Path, shape: Shape = Shape(), *, sliding_window: int = 32, seed: int = 6) -> Path:
-    """Sliding window attention in every other layer."""
+def write_gemma2(path: Path, shape: Shape = Shape(n_head_kv=2), *, sliding_window: int = 32, seed: int = 6) -> Path:
+    """Sliding-window attention in every other layer, capped scores and logits, GELU with a gate, norms after each part."""
     w = Weights(path, "gemma2", seed)
     w.begin(shape)
     w.rope(shape, RopeScaling())
@@ -280,11 +277,30 @@ def write_gemma2(path: Path, shape: Shape = Shape(), *, sliding_window: int = 32
     w.set("attn_logit_softcapping", 50.0)
     w.set("final_logit_softcapping", 30.0)
     for layer in range(shape.n_layer):
-        for name in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+        for name in ("attn_norm", "post_attention_norm", "ffn_norm"):
             w.norm(f"blk.{layer}.{name}", shape.n_embd)
+        w.vector(f"blk.{layer}.post_ffw_norm.weight", shape.n_embd, mean=0.1, spread=0.02)  # GELU, see feed_forward
         w.attention(layer, shape)
         w.feed_forward(layer, shape)
     w.norm("output_norm", shape.n_embd)
+    return w.write()
+
+
+# Refused: these load in llama.cpp, and the engine must say by name why it does not take them.
+
+
+def write_gpt2(path: Path, shape: Shape = Shape(), *, seed: int = 9) -> Path:
+    """Learned absolute positions."""
+    w = Weights(path, "gpt2", seed)
+    w.begin(shape, rms=False)
+    w.matrix("position_embd.weight", shape.train_length, shape.n_embd)
+    for layer in range(shape.n_layer):
+        w.norm(f"blk.{layer}.attn_norm", shape.n_embd, bias=True)
+        w.attention(layer, shape, fused=True, bias=True)
+        w.vector(f"blk.{layer}.attn_output.bias", shape.n_embd)
+        w.norm(f"blk.{layer}.ffn_norm", shape.n_embd, bias=True)
+        w.feed_forward(layer, shape, gated=False, bias=True)
+    w.norm("output_norm", shape.n_embd, bias=True)
     return w.write()
 
 
@@ -351,8 +367,9 @@ SUPPORTED: dict[str, Callable[[Path], Path]] = {
     "gptneox-sequential": partial(write_gptneox, parallel_residual=False),
     "mpt": write_mpt,
     "nope": partial(write_mpt, max_alibi_bias=0.0),
+    "gemma2": write_gemma2,
 }
-REFUSED: dict[str, Callable[[Path], Path]] = {"gemma2": write_gemma2, "bert": write_bert, "mamba": write_mamba}
+REFUSED: dict[str, Callable[[Path], Path]] = {"gpt2": write_gpt2, "bert": write_bert, "mamba": write_mamba}
 MODELS = SUPPORTED | REFUSED
 
 

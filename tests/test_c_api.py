@@ -306,7 +306,7 @@ def test_bad_params(context: Context, changes: dict[str, int], reason: str) -> N
     assert re.search(reason, context.error())
 
 
-@pytest.mark.parametrize(("name", "reason"), [("mamba", "recurrent"), ("gemma2", "sliding-window")])
+@pytest.mark.parametrize(("name", "reason"), [("mamba", "recurrent"), ("gpt2", "learned absolute")])
 def test_unsupported_models(ffi: FFI, lib: Any, model_path: ModelPath, name: str, reason: str) -> None:
     context = Context(ffi, lib, model_path(name))
     assert reason in ffi.string(lib.llama_mesa_unsupported(context.model)).decode()

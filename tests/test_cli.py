@@ -285,7 +285,8 @@ def test_inspect(run: Run) -> None:
         ("qwen2", "rope", "neox", None),
         ("mpt", "alibi", None, None),
         ("nope", "none", None, None),
-        ("gemma2", "rope", "neox", "sliding-window"),
+        ("gemma2", "rope", "neox", None),
+        ("gpt2", "none", None, "learned absolute"),
         ("mamba", "none", None, "recurrent"),
     ],
 )

@@ -324,35 +324,38 @@ llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, cons
 }
 
 // The ROPE node that t [n_embd_head, n_head, n_tokens] went through, and no ROPE node if there is none. Architectures differ in which
-// layers rotate, in base, scale, YaRN and dimensions of a layer, and in where the rotated dimensions lie: the graph knows.
-static llama_mesa_rope find_rope(const ggml_tensor * t, int32_t offset = 0) {
+// layers rotate, in base, scale, YaRN and dimensions of a layer, in where the rotated dimensions lie, and in what follows the rotation:
+// the graph knows.
+static llama_mesa_rope find_rope(const ggml_tensor * t, llama_mesa_rope res = {}, int32_t offset = 0) {
     for (; t; t = t->src[0]) {
         switch (t->op) {
             case GGML_OP_ROPE:
-                {
-                    llama_mesa_rope res;
-                    res.rotates = true;
-                    memcpy(res.op_params, t->op_params, sizeof(res.op_params));
-                    res.op_params[15] += offset; // see ggml_rope_set_offset
-                    res.factors = t->src[2];
-                    return res;
-                }
+                res.rotates = true;
+                memcpy(res.op_params, t->op_params, sizeof(res.op_params));
+                res.op_params[15] += offset; // see ggml_rope_set_offset
+                res.factors = t->src[2];
+                return res;
             case GGML_OP_CONCAT:
-                {
-                    if (t->op_params[0] == 0) { // some dimensions of a head rotate, others do not
-                        const auto res = find_rope(t->src[0], offset);
-                        return res.rotates ? res : find_rope(t->src[1], offset + t->src[0]->ne[0]);
-                    }
-                } break;
-            // what comes between the rotation and the attention
+                if (t->op_params[0] == 0) { // some dimensions of a head rotate, others do not
+                    const auto first = find_rope(t->src[0], res, offset);
+                    return first.rotates ? first : find_rope(t->src[1], res, offset + t->src[0]->ne[0]);
+                }
+                break;
+            case GGML_OP_MUL:
+                if (t->src[1]->ne[0] > 1) { // a norm's weight, or values of its own for each token
+                    res.lossy  = res.lossy || res.weight || t->src[1]->op != GGML_OP_NONE || ggml_nrows(t->src[1]) > 1;
+                    res.weight = t->src[1];
+                }
+                break;
             case GGML_OP_ADD:
-            case GGML_OP_CLAMP:
+            case GGML_OP_NORM:
+                res.lossy = true;
+                break;
+            // a rotation commutes with these
             case GGML_OP_CONT:
             case GGML_OP_CPY:
             case GGML_OP_DUP:
             case GGML_OP_L2_NORM:
-            case GGML_OP_MUL:
-            case GGML_OP_NORM:
             case GGML_OP_PERMUTE:
             case GGML_OP_REPEAT:
             case GGML_OP_RESHAPE:
@@ -381,6 +384,10 @@ static ggml_tensor * rope_move(ggml_context * ctx, const llama_mesa_rope & rope,
 
     const int32_t * p = rope.op_params;
 
+    if (rope.weight) {
+        k = ggml_div(ctx, k, rope.weight);
+    }
+
     ggml_tensor * res;
     if (p[2] & GGML_ROPE_TYPE_MROPE) {
         int sections[GGML_MROPE_SECTIONS];
@@ -389,7 +396,10 @@ static ggml_tensor * rope_move(ggml_context * ctx, const llama_mesa_rope & rope,
     } else {
         res = ggml_rope_ext(ctx, k, pos, rope.factors, p[1], p[2], p[4], f32(5), freq_scale, ext_factor, attn_factor, f32(9), f32(10));
     }
-    return p[15] == 0 ? res : ggml_rope_set_offset(res, p[15]);
+    if (p[15] != 0) {
+        res = ggml_rope_set_offset(res, p[15]);
+    }
+    return rope.weight ? ggml_mul(ctx, res, rope.weight) : res;
 }
 
 // the cache of a layer that sees everything
@@ -652,6 +662,10 @@ ggml_tensor * llama_mesa_build_attn(
         return nullptr;
     }
 
+    if (k_cur) {
+        gctx.cparams.mesa->rope[il] = find_rope(k_cur);
+    }
+
     if (gctx.hparams.is_swa(il)) {
         // as trained: a window over the tokens in front, at their logical positions
         const auto to_logical = [&](ggml_tensor *& t) {
@@ -667,10 +681,6 @@ ggml_tensor * llama_mesa_build_attn(
             }
         }
         return nullptr;
-    }
-
-    if (k_cur) {
-        gctx.cparams.mesa->rope[il] = find_rope(k_cur);
     }
 
     const mesa_cache cache = { inp->mctx->get_base(), inp->self_k_idxs, inp->self_v_idxs, inp->self_k_rot, inp->self_v_rot };
@@ -1214,7 +1224,17 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
     m->on_cpu  = model.devices.empty();
     m->n_pad   = m->v_trans || m->on_cpu ? 1 : 256;
 
-    ctx->set_mesa(std::move(m));
+    ctx->set_mesa(m);
+
+    // builds the graphs, which shows how each layer rotates
+    if (!ctx->mesa_reserve()) {
+        ctx->set_mesa(nullptr);
+        return fail("there is too little memory for the compute buffers");
+    }
+    if (std::any_of(m->rope.begin(), m->rope.end(), [](const llama_mesa_rope & rope) { return rope.lossy; })) {
+        ctx->set_mesa(nullptr);
+        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) + "): its keys change after their rotation in a way that cannot be undone");
+    }
 
     return 0;
 }

@@ -18,6 +18,8 @@ struct llama_mesa_rope {
     bool          rotates       = false; // no ROPE node: NoPE
     int32_t       op_params[16] = {};
     ggml_tensor * factors       = nullptr;
+    ggml_tensor * weight        = nullptr; // of a norm that comes after the rotation
+    bool          lossy         = false;   // something comes after the rotation that cannot be undone
 };
 
 struct llama_mesa {

@@ -65,7 +65,7 @@ def of_groups(path: Path, tokens: list[int], queries: list[oracle.Queries], log_
     x = model.embed(tokens)
     for layer in range(model.n_layer):
         q, k, v = model.queries_keys_values(layer, x)
-        attention = [model.attend(g, q[g.tokens], k, v, T if log_scaling else None) for g in queries]
+        attention = [model.attend(layer, g, q[g.tokens], k, v, T if log_scaling else None) for g in queries]
         x = model.finish_layer(layer, x, np.concatenate(attention))
     return model.output(x)
 

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ DEFAULT = (
     "llama qwen2 qwen3 mistral3 phi3 phi2 gptneox mpt baichuan bloom falcon stablelm olmo2 granite gemma starcoder2 qwen2moe "
     "smollm3 hunyuan-dense gemma2 gemma3 gpt-oss cohere2 qwen2vl"
 ).split()
+DEFAULT_FLASH = "llama qwen3 mpt smollm3 qwen2moe gpt-oss".split()
 
 # chunks of 64 tokens or more, and an anchor inside the third: what is read under it stands partly on the stair
 PLAN = MesaPlan([0, 12, 112, 198, 300], anchor=288, stair_width=8)
@@ -77,8 +78,8 @@ ORACLES = ["gemma2", "gemma3", "olmo2:windows", "cohere2", "smollm3"]
 """Models that the NumPy oracle knows too."""
 
 
-def marked(name: str) -> Any:
-    return name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow)
+def marked(name: str, *more: Any, quick: Sequence[str] = DEFAULT) -> Any:
+    return pytest.param(name, *more, marks=() if name in quick else pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +126,9 @@ def run_oracle(stock_lib: Path, folder: Path, **request: Any) -> dict[str, NDArr
     return dict(np.load(folder / "out.npz"))
 
 
-@pytest.mark.parametrize("flash", [False, True])
-@pytest.mark.parametrize("name", [marked(name) for name in MODELS])
+@pytest.mark.parametrize(
+    ("name", "flash"), [*(marked(name, False) for name in MODELS), *(marked(name, True, quick=DEFAULT_FLASH) for name in MODELS)]
+)
 def test_against_stock(
     arch_path: Callable[[str], Path], open_llama: Opener, stock_lib: Path, tmp_path: Path, name: str, flash: bool
 ) -> None:

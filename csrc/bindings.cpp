@@ -5,6 +5,7 @@
 #include "mesa-plan.h"
 
 #include "ggml.h"
+#include "ggml-rpc.h"
 #include "gguf.h"
 
 #include <pybind11/numpy.h>
@@ -208,6 +209,7 @@ PYBIND11_MODULE(_core, m) {
     m.doc() = "Plan, positions and masks of Mesa-Extrapolation, and the C API of llama-mesa.h.";
 
     m.attr("LLAMA_MESA_VERSION") = LLAMA_MESA_VERSION;
+    m.attr("RPC_PROTOCOL") = py::make_tuple(RPC_PROTO_MAJOR_VERSION, RPC_PROTO_MINOR_VERSION, RPC_PROTO_PATCH_VERSION);
 
     py::class_<mesa::params>(m, "Params")
         .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk, int32_t stair_width, int32_t room, bool log_scaling) {

@@ -14,13 +14,14 @@ from . import _library
 _library.load()
 
 from .config import MesaConfig, MesaPlan  # noqa: E402
-from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError  # noqa: E402
+from .errors import ConfigError, DeviceError, MesaError, ModelError, OutOfMemoryError, PromptError  # noqa: E402
 from .llama import MesaLlama  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
+    "DeviceError",
     "MesaConfig",
     "MesaError",
     "MesaLlama",

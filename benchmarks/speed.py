@@ -90,21 +90,25 @@ def main() -> None:
     print(f"{'tokens':>7} {'mode':>6} {'prefill s':>10} {'tok/s':>8} {'decode tok/s':>13} {'peak MiB':>9}   against stock: prefill, decode, memory")
 
     results: dict[str, Any] = {"args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}, "cpu": cpu_name(), "runs": []}
+    # the lengths take turns as well, so that a machine whose speed drifts does not favour one of them
+    runs: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for _ in range(args.runs):
+        for tokens in args.tokens:
+            for mode in args.modes:
+                if mode == "mesa" or tokens <= args.stock_max:
+                    run = measure(mode, model, tokens, tokens + 256, args)  # n_ctx: the same for every mode
+                    runs.setdefault((tokens, mode), []).append(run)
+                    results["runs"].append(run)
+                    print(json.dumps(run), file=sys.stderr, flush=True)
+
     prefill: dict[int, float] = {}
     for tokens in args.tokens:
-        n_ctx = tokens + 256  # the same for every mode
-        modes = [mode for mode in args.modes if mode == "mesa" or tokens <= args.stock_max]
-        runs: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
-        for _ in range(args.runs):
-            for mode in modes:
-                run = measure(mode, model, tokens, n_ctx, args)
-                runs[mode].append(run)
-                results["runs"].append(run)
-        for mode in modes:
-            seconds, step, peak = (median(runs[mode], key) for key in ("prefill_s", "decode_s", "peak_bytes"))
+        stock = runs.get((tokens, "stock"))
+        for mode in (mode for mode in args.modes if (tokens, mode) in runs):
+            seconds, step, peak = (median(runs[tokens, mode], key) for key in ("prefill_s", "decode_s", "peak_bytes"))
             ratio = ""
-            if "stock" in runs:
-                base = [median(runs["stock"], key) for key in ("prefill_s", "decode_s", "peak_bytes")]
+            if stock:
+                base = [median(stock, key) for key in ("prefill_s", "decode_s", "peak_bytes")]
                 ratio = f"   {seconds / base[0]:.3f} of its time, {base[1] / step:.3f} of its speed, {peak / base[2]:.3f}"
             print(f"{tokens:>7} {mode:>6} {seconds:>10.2f} {tokens / seconds:>8.1f} {1 / step:>13.1f} {peak / 2**20:>9.0f}{ratio}", flush=True)
             if mode == "mesa":

@@ -120,11 +120,14 @@ static mesa::params from_c(const llama_mesa_params & c) {
     p.stair_width  = c.stair_width;
     p.room         = c.room;
     p.log_scaling  = c.log_scaling;
+    p.method       = c.method;
+    p.window       = c.window;
+    p.n_sinks      = c.n_sinks;
     return p;
 }
 
 static llama_mesa_params to_c(const mesa::params & p) {
-    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling };
+    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks };
 }
 
 static mesa::plan get_plan(llama_context * ctx) {
@@ -132,6 +135,17 @@ static mesa::plan get_plan(llama_context * ctx) {
     pl.chunk_starts.resize(check<std::runtime_error>(llama_mesa_get_plan(ctx, nullptr, 0, nullptr, nullptr)));
     llama_mesa_get_plan(ctx, pl.chunk_starts.data(), (int32_t) pl.chunk_starts.size(), &pl.anchor, &pl.stair_width);
     return pl;
+}
+
+static int32_t to_method(const std::string & name) {
+    std::string known;
+    for (int32_t method = 0; method < mesa::n_methods; ++method) {
+        if (name == mesa::method_name(method)) {
+            return method;
+        }
+        known += std::string(method > 0 ? ", " : "") + mesa::method_name(method);
+    }
+    throw std::invalid_argument("there is no method \"" + name + "\": use one of " + known);
 }
 
 //
@@ -211,9 +225,19 @@ PYBIND11_MODULE(_core, m) {
     m.attr("LLAMA_MESA_VERSION") = LLAMA_MESA_VERSION;
     m.attr("RPC_PROTOCOL") = py::make_tuple(RPC_PROTO_MAJOR_VERSION, RPC_PROTO_MINOR_VERSION, RPC_PROTO_PATCH_VERSION);
 
+    py::list methods;
+    for (int32_t method = 0; method < mesa::n_methods; ++method) {
+        methods.append(mesa::method_name(method));
+    }
+    m.attr("METHODS") = py::tuple(methods);
+
     py::class_<mesa::params>(m, "Params")
-        .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk, int32_t stair_width, int32_t room, bool log_scaling) {
+        .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk, int32_t stair_width, int32_t room, bool log_scaling,
+                         const std::string & method, int32_t window, int32_t n_sinks) {
             mesa::params p;
+            p.method       = to_method(method);
+            p.window       = window;
+            p.n_sinks      = n_sinks;
             p.train_length = train_length;
             p.first_chunk  = first_chunk;
             p.chunk        = chunk;
@@ -224,8 +248,15 @@ PYBIND11_MODULE(_core, m) {
             mesa::validate(p);
             return p;
         }), py::kw_only(), py::arg("train_length"), py::arg("first_chunk"), py::arg("chunk"), py::arg("last_chunk"),
-            py::arg("stair_width") = 0, py::arg("room") = 0, py::arg("log_scaling") = true)
-        .def_static("default", &mesa::params_default, py::arg("train_length"))
+            py::arg("stair_width") = 0, py::arg("room") = 0, py::arg("log_scaling") = true,
+            py::arg("method") = "mesa", py::arg("window") = 0, py::arg("n_sinks") = 0)
+        .def_static("default", [](int32_t train_length, const std::string & method) {
+            return mesa::params_default(train_length, to_method(method));
+        }, py::arg("train_length"), py::arg("method") = "mesa")
+        .def_property_readonly("method", [](const mesa::params & p) { return mesa::method_name(p.method); })
+        .def_readonly("window",       &mesa::params::window)
+        .def_readonly("n_sinks",      &mesa::params::n_sinks)
+        .def_property_readonly("chunked", &mesa::params::chunked)
         .def_readonly("train_length", &mesa::params::train_length)
         .def_readonly("first_chunk",  &mesa::params::first_chunk)
         .def_readonly("chunk",        &mesa::params::chunk)

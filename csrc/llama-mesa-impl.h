@@ -3,7 +3,10 @@
 #pragma once
 
 #include "llama.h"
+#include "llama-batch.h"
 #include "mesa-graph.h"
+
+#include <vector>
 
 struct ggml_tensor;
 struct llama_context;
@@ -11,9 +14,11 @@ struct llama_cparams;
 struct llm_graph_context;
 
 class llama_batch_allocr;
+class llama_kv_cache_context;
 class llama_io_read_i;
 class llama_io_write_i;
 class llm_graph_input_attn_kv;
+class llm_graph_input_attn_kv_iswa;
 class llm_graph_input_mesa;
 
 // llama_kv_cache::init_batch: how many tokens the next ubatch takes
@@ -25,21 +30,41 @@ bool llama_mesa_refuses(const llama_mesa * m, const char * what);
 // llama_context::decode: roll back if tokens were removed, move the anchor if the batch needs it, move keys; false: the batch cannot be read
 bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch);
 
-// llm_graph_context::build_attn_inp_kv: the inputs of the Mesa part of the graph; null where the graph is stock llama.cpp's
-llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx);
+// llm_graph_context::build_attn_inp_kv*: the inputs of the Mesa part of the graph; null where the graph is stock llama.cpp's
+llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, const llama_kv_cache_context * mctx);
 
 // llm_graph_context::build_attn: the attention of a ubatch that is read in its chunk alone.
-// Returns null where the stock path over the whole cache is to be taken, with q_cur scaled if it must.
+// Returns null where the stock path over the whole cache is to be taken, with q_cur scaled or moved if it must.
 ggml_tensor * llama_mesa_build_attn(
         const llm_graph_context & gctx,
         llm_graph_input_attn_kv * inp,
         ggml_tensor *& q_cur, // [n_embd_head_k, n_head,    n_tokens]
-        ggml_tensor  * k_cur, // [n_embd_head_k, n_head_kv, n_tokens]
+        ggml_tensor *& k_cur, // [n_embd_head_k, n_head_kv, n_tokens], null: the layer uses the keys of another
         ggml_tensor  * v_cur, // [n_embd_head_v, n_head_kv, n_tokens]
         ggml_tensor  * kq_b,
         ggml_tensor  * sinks,
         float          kq_scale,
         int            il);
+
+// the same where some layers have a sliding window: those get the logical positions, and the stock path
+ggml_tensor * llama_mesa_build_attn(
+        const llm_graph_context & gctx,
+        llm_graph_input_attn_kv_iswa * inp,
+        ggml_tensor *& q_cur,
+        ggml_tensor *& k_cur,
+        ggml_tensor  * v_cur,
+        ggml_tensor  * kq_b,
+        ggml_tensor  * sinks,
+        float          kq_scale,
+        int            il);
+
+// llm_graph_input_*::set_input: makes ubatch point to a copy at woven positions, for as long as this lives; nothing if m is null
+struct llama_mesa_woven {
+    llama_mesa_woven(const llama_mesa * m, const llama_ubatch *& ubatch);
+
+    llama_ubatch           copy = {};
+    std::vector<llama_pos> pos;
+};
 
 // llama_context::state_*: the plan travels with the KV data
 void llama_mesa_state_write(const llama_context & lctx, llama_io_write_i & io);

@@ -8,11 +8,14 @@
 #include "llama-impl.h"
 #include "llama-io.h"
 #include "llama-kv-cache.h"
+#include "llama-kv-cache-iswa.h"
 #include "llama-model.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <stdexcept>
 
@@ -30,27 +33,61 @@ static int32_t fail(const std::string & what) {
 // note: inputs outlive the ubatch that they were built for (graph reuse), so everything is read from the state when they are set
 class llm_graph_input_mesa : public llm_graph_input_i {
 public:
-    llm_graph_input_mesa(const llama_mesa & m, bool use_alibi) : m(m), use_alibi(use_alibi) {}
+    llm_graph_input_mesa(const llama_mesa & m, bool use_alibi, uint32_t n_pos_per_embd) : m(m), use_alibi(use_alibi), n_pos_per_embd(n_pos_per_embd) {}
     virtual ~llm_graph_input_mesa() = default;
 
     void set_input(const llama_ubatch * ubatch) override;
+    void set_rules(int32_t pos, int32_t n_tokens);
 
     // the shapes are compared in llm_graph_params::allow_reuse
     bool can_reuse(const llm_graph_params & params) override {
-        return params.cparams.mesa.get() == &m;
+        return params.cparams.mesa.get() == &m && g.n_rules == 0;
     }
 
     const llama_mesa & m;
-    const bool use_alibi;
+    const bool     use_alibi;
+    const uint32_t n_pos_per_embd;
 
     llama_mesa_graph g;
 
+    // keys and values of the ubatch by the cache tensor that they go to: layers without keys of their own attend to them too
+    std::map<const ggml_tensor *, std::pair<ggml_tensor *, ggml_tensor *>> fresh;
+
     ggml_tensor * q_scale    = nullptr; // F32 [1, 1, n_tokens]
-    ggml_tensor * k_delta    = nullptr; // I32 [n_tokens]  from the position in the chunk to the one in the cache
-    ggml_tensor * prev_rows  = nullptr; // I32 [n_prev]    cached rows that the ubatch's chunk attends to
-    ggml_tensor * prev_delta = nullptr; // I32 [n_prev]    from the position in the cache to the one in the chunk
-    ggml_tensor * kq_mask    = nullptr; // F32/F16 [n_prev + n_tokens, n_tokens]
+    ggml_tensor * k_delta    = nullptr; // I32 [n_tokens*n_pos]  from the position in the chunk to the one in the cache
+    ggml_tensor * swa_delta  = nullptr; // I32 [n_tokens*n_pos]  from the position that RoPE got to the logical one
+    ggml_tensor * prev_rows  = nullptr; // I32 [n_prev]          cached rows that the ubatch's chunk attends to
+    ggml_tensor * prev_delta = nullptr; // I32 [n_prev*n_pos]    from the position in the cache to the one in the chunk
+    ggml_tensor * kq_mask    = nullptr; // F32/F16 [n_prev + n_tokens, n_tokens], with rules [n_kv, n_tokens]
+
+    // from where queries and keys stand to where a rule wants them, by way of 0 if the rule divides positions
+    struct rule_positions {
+        ggml_tensor * q_delta = nullptr; // I32 [n_tokens*n_pos]
+        ggml_tensor * k_delta = nullptr; // I32 [n_kv*n_pos]
+        ggml_tensor * q_pos   = nullptr; // I32 [n_tokens*n_pos]
+        ggml_tensor * k_pos   = nullptr; // I32 [n_kv*n_pos]
+    };
+
+    rule_positions rule;
+    int32_t        divisor  = 1;
+    ggml_tensor *  rule_far = nullptr; // F32 [n_kv, n_tokens]  1 where the key is far, else 0
 };
+
+// M-RoPE takes four positions for each token: of a text the first three are equal, and the fourth is 0
+// ref: llm_graph_input_pos::set_input
+static void repeat_positions(std::vector<int32_t> & pos, uint32_t n_pos_per_embd) {
+    if (n_pos_per_embd == 4) {
+        const size_t n = pos.size();
+        pos.resize(4*n, 0);
+        std::copy_n(pos.begin(), n, pos.begin() +   n);
+        std::copy_n(pos.begin(), n, pos.begin() + 2*n);
+    }
+}
+
+static void set_positions(ggml_tensor * t, std::vector<int32_t> & pos, uint32_t n_pos_per_embd) {
+    repeat_positions(pos, n_pos_per_embd);
+    ggml_backend_tensor_set(t, pos.data(), 0, ggml_nbytes(t));
+}
 
 // mesa::visible() for a whole ubatch, by ranges: the columns are the n_rows cached rows (first chunk, then the rest of the
 // ubatch's own chunk), the padding, and the ubatch's own tokens
@@ -81,7 +118,7 @@ static void set_window_mask(T * data, const llama_mesa & m, const std::vector<in
             }
             for (int32_t jj = from; jj < to; ++jj) {
                 const int32_t j = jj < n_prev ? rows[jj] : pos + jj - n_prev;
-                row[jj] = llama_cast<T>((float) (mesa::chunk_pos(m.plan, j) - mesa::chunk_pos(m.plan, i)));
+                row[jj] = llama_cast<T>((float) (m.chunk_pos(j) - m.chunk_pos(i)));
             }
         };
 
@@ -108,9 +145,22 @@ void llm_graph_input_mesa::set_input(const llama_ubatch * ubatch) {
     if (k_delta && k_delta->buffer) {
         std::vector<int32_t> data(n_tokens);
         for (int32_t ii = 0; ii < n_tokens; ++ii) {
-            data[ii] = mesa::key_pos(m.plan, pos + ii) - mesa::chunk_pos(m.plan, pos + ii);
+            data[ii] = mesa::key_pos(m.plan, pos + ii) - m.chunk_pos(pos + ii);
         }
-        ggml_backend_tensor_set(k_delta, data.data(), 0, ggml_nbytes(k_delta));
+        set_positions(k_delta, data, n_pos_per_embd);
+    }
+
+    if (swa_delta && swa_delta->buffer) {
+        std::vector<int32_t> data(n_tokens);
+        for (int32_t ii = 0; ii < n_tokens; ++ii) {
+            data[ii] = pos + ii - m.pos(pos + ii);
+        }
+        set_positions(swa_delta, data, n_pos_per_embd);
+    }
+
+    if (g.n_rules > 0) {
+        set_rules(pos, n_tokens);
+        return;
     }
 
     if (!kq_mask) {
@@ -129,9 +179,9 @@ void llm_graph_input_mesa::set_input(const llama_ubatch * ubatch) {
     if (prev_delta && prev_delta->buffer) {
         std::vector<int32_t> data(g.n_prev, 0);
         for (size_t r = 0; r < rows.size(); ++r) {
-            data[r] = mesa::chunk_pos(m.plan, rows[r]) - m.key_pos[rows[r]];
+            data[r] = m.chunk_pos(rows[r]) - m.key_pos[rows[r]];
         }
-        ggml_backend_tensor_set(prev_delta, data.data(), 0, ggml_nbytes(prev_delta));
+        set_positions(prev_delta, data, n_pos_per_embd);
     }
 
     if (kq_mask->buffer) {
@@ -145,14 +195,83 @@ void llm_graph_input_mesa::set_input(const llama_ubatch * ubatch) {
     }
 }
 
-llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx) {
+void llm_graph_input_mesa::set_rules(int32_t pos, int32_t n_tokens) {
+    const size_t n_kv = kq_mask->ne[0];
+
+    std::vector<float> mask(n_kv*n_tokens, -INFINITY);
+    std::vector<float> far (n_kv*n_tokens, 0.0f);
+
+    for (int32_t ii = 0; ii < n_tokens; ++ii) {
+        const int32_t i = pos + ii;
+        for (int32_t j = 0; j <= i; ++j) {
+            if (mesa::is_kept(m.params, i, j)) {
+                mask[ii*n_kv + j] = 0.0f;
+                far [ii*n_kv + j] = mesa::is_far(m.params, i, j);
+            }
+        }
+    }
+
+    if (kq_mask->buffer) {
+        if (kq_mask->type == GGML_TYPE_F16) {
+            std::vector<ggml_fp16_t> data(mask.size());
+            ggml_fp32_to_fp16_row(mask.data(), data.data(), mask.size());
+            ggml_backend_tensor_set(kq_mask, data.data(), 0, ggml_nbytes(kq_mask));
+        } else {
+            ggml_backend_tensor_set(kq_mask, mask.data(), 0, ggml_nbytes(kq_mask));
+        }
+    }
+    if (rule_far && rule_far->buffer) {
+        ggml_backend_tensor_set(rule_far, far.data(), 0, ggml_nbytes(rule_far));
+    }
+
+    std::vector<int32_t> q_delta(n_tokens, 0);
+    std::vector<int32_t> k_delta(n_kv,     0);
+    std::vector<int32_t> q_pos  (n_tokens, 0);
+    std::vector<int32_t> k_pos  (n_kv,     0);
+
+    // the ubatch's own keys are in the cache by now
+    const auto stands = [&](int32_t j) { return j < m.n_past() ? m.key_pos[j] : mesa::key_pos(m.plan, j); };
+
+    for (int32_t ii = 0; ii < n_tokens; ++ii) {
+        const int32_t i = pos + ii;
+        const int32_t q = g.n_rules == 1 ? 0 : mesa::weave(m.params, m.plan, i, 0).q;
+
+        q_delta[ii] = (divisor > 1 ? 0 : q) - m.pos(i);
+        q_pos  [ii] = q;
+    }
+    const int32_t last = pos + n_tokens - 1;
+    for (int32_t j = 0; j <= last; ++j) {
+        int32_t k;
+        if (g.n_rules == 1) { // one query, at 0
+            k = -(mesa::is_far(m.params, last, j) ? mesa::weave(m.params, m.plan, last, j).q : last - j);
+        } else {
+            k = mesa::weave(m.params, m.plan, last, j).k;
+        }
+        k_delta[j] = (divisor > 1 ? 0 : k) - stands(j);
+        k_pos  [j] = k;
+    }
+
+    const auto set = [&](ggml_tensor * t, std::vector<int32_t> & data) {
+        if (t && t->buffer) {
+            set_positions(t, data, n_pos_per_embd);
+        }
+    };
+    set(rule.q_delta, q_delta);
+    set(rule.k_delta, k_delta);
+    set(rule.q_pos,   q_pos);
+    set(rule.k_pos,   k_pos);
+}
+
+llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, const llama_kv_cache_context * mctx) {
     const auto & cparams = gctx.cparams;
 
-    if (!cparams.mesa || !(cparams.mesa_graph.window || cparams.mesa_graph.scale)) {
+    if (!cparams.mesa || cparams.mesa_graph == llama_mesa_graph()) {
         return nullptr;
     }
 
-    auto inp = std::make_unique<llm_graph_input_mesa>(*cparams.mesa, gctx.hparams.use_alibi);
+    const int64_t n_pos = gctx.hparams.n_pos_per_embd();
+
+    auto inp = std::make_unique<llm_graph_input_mesa>(*cparams.mesa, gctx.hparams.use_alibi, n_pos);
 
     inp->g = cparams.mesa_graph;
 
@@ -172,41 +291,196 @@ llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx) {
         inp->q_scale = new_input(GGML_TYPE_F32, 1, 1, n_tokens, "mesa_q_scale");
     }
     if (inp->g.window) {
-        inp->k_delta = new_input(GGML_TYPE_I32, n_tokens, 1, 1, "mesa_k_delta");
+        inp->k_delta = new_input(GGML_TYPE_I32, n_tokens*n_pos, 1, 1, "mesa_k_delta");
         // flash attention requires an f16 mask
         inp->kq_mask = new_input(cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32, n_prev + n_tokens, n_tokens, 1, "mesa_kq_mask");
         if (n_prev > 0) {
-            inp->prev_rows  = new_input(GGML_TYPE_I32, n_prev, 1, 1, "mesa_prev_rows");
-            inp->prev_delta = new_input(GGML_TYPE_I32, n_prev, 1, 1, "mesa_prev_delta");
+            inp->prev_rows  = new_input(GGML_TYPE_I32, n_prev,       1, 1, "mesa_prev_rows");
+            inp->prev_delta = new_input(GGML_TYPE_I32, n_prev*n_pos, 1, 1, "mesa_prev_delta");
+        }
+    }
+    if (inp->g.swa) {
+        inp->swa_delta = new_input(GGML_TYPE_I32, n_tokens*n_pos, 1, 1, "mesa_swa_delta");
+    }
+
+    if (inp->g.n_rules > 0) {
+        const int64_t n_kv = mctx->get_n_kv();
+
+        inp->divisor = cparams.mesa->params.method == mesa::method_leaky_rerope ? cparams.mesa->plan.stair_width : 1;
+
+        inp->kq_mask      = new_input(cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32, n_kv, n_tokens, 1, "mesa_kq_mask");
+        inp->rule.q_delta = new_input(GGML_TYPE_I32, n_tokens*n_pos, 1, 1, "mesa_rule_q_delta");
+        inp->rule.k_delta = new_input(GGML_TYPE_I32, n_kv*n_pos,     1, 1, "mesa_rule_k_delta");
+        if (inp->g.n_rules > 1) {
+            inp->rule_far = new_input(GGML_TYPE_F32, n_kv, n_tokens, 1, "mesa_rule_far");
+        }
+        if (inp->divisor > 1) {
+            inp->rule.q_pos = new_input(GGML_TYPE_I32, n_tokens*n_pos, 1, 1, "mesa_rule_q_pos");
+            inp->rule.k_pos = new_input(GGML_TYPE_I32, n_kv*n_pos,     1, 1, "mesa_rule_k_pos");
         }
     }
 
     return (llm_graph_input_mesa *) gctx.res->add_input(std::move(inp));
 }
 
-// Rotate keys on by pos positions [n_embd_head_k, n_head_kv, n]. RoPE being a group, R(p + q) = R(p) R(q), for every kind of it,
-// scaled or not. The attention factor was applied by the first rotation, so that this one must have magnitude 1.
-// ref: llama_kv_cache::build_rope_shift
-static ggml_tensor * rope_move(ggml_context * ctx, const llama_model & model, const llama_cparams & cparams, ggml_tensor * k, ggml_tensor * pos, int il) {
-    const auto & hparams = model.hparams;
+// The ROPE node that t [n_embd_head, n_head, n_tokens] went through, and no ROPE node if there is none. Architectures differ in which
+// layers rotate, in base, scale, YaRN and dimensions of a layer, and in where the rotated dimensions lie: the graph knows.
+static llama_mesa_rope find_rope(const ggml_tensor * t, int32_t offset = 0) {
+    for (; t; t = t->src[0]) {
+        switch (t->op) {
+            case GGML_OP_ROPE:
+                {
+                    llama_mesa_rope res;
+                    res.rotates = true;
+                    memcpy(res.op_params, t->op_params, sizeof(res.op_params));
+                    res.op_params[15] += offset; // see ggml_rope_set_offset
+                    res.factors = t->src[2];
+                    return res;
+                }
+            case GGML_OP_CONCAT:
+                {
+                    if (t->op_params[0] == 0) { // some dimensions of a head rotate, others do not
+                        const auto res = find_rope(t->src[0], offset);
+                        return res.rotates ? res : find_rope(t->src[1], offset + t->src[0]->ne[0]);
+                    }
+                } break;
+            // what comes between the rotation and the attention
+            case GGML_OP_ADD:
+            case GGML_OP_CLAMP:
+            case GGML_OP_CONT:
+            case GGML_OP_CPY:
+            case GGML_OP_DUP:
+            case GGML_OP_L2_NORM:
+            case GGML_OP_MUL:
+            case GGML_OP_NORM:
+            case GGML_OP_PERMUTE:
+            case GGML_OP_REPEAT:
+            case GGML_OP_RESHAPE:
+            case GGML_OP_RMS_NORM:
+            case GGML_OP_SCALE:
+            case GGML_OP_TRANSPOSE:
+            case GGML_OP_VIEW:
+                break;
+            default:
+                return {};
+        }
+    }
+    return {};
+}
 
-    const float freq_scale = model.get_rope_freq_scale(cparams, il);
+// Rotate keys (or queries) on by pos positions [n_embd_head_k, n_head_kv, n]. RoPE being a group, R(p + q) = R(p) R(q), for every kind
+// of it, scaled or not. The attention factor was applied by the first rotation, so that this one must have magnitude 1.
+static ggml_tensor * rope_move(ggml_context * ctx, const llama_mesa_rope & rope, ggml_tensor * k, ggml_tensor * pos, int32_t divisor = 1) {
+    const auto f32 = [&](int i) { float v; memcpy(&v, rope.op_params + i, sizeof(v)); return v; };
+
+    const float freq_scale = f32(6)/divisor;
+    const float ext_factor = f32(7);
 
     // ggml multiplies by this when it mixes YaRN's two frequencies
-    const float attn_factor = cparams.yarn_ext_factor != 0.0f ? 1.0f/(1.0f + 0.1f*logf(1.0f/freq_scale)) : 1.0f;
+    const float attn_factor = ext_factor != 0.0f ? 1.0f/(1.0f + 0.1f*logf(1.0f/freq_scale)) : 1.0f;
 
-    return ggml_rope_ext(ctx, k, pos, model.get_rope_factors(cparams, il),
-            hparams.n_rot(il), hparams.rope_type, cparams.n_ctx_orig_yarn, model.get_rope_freq_base(cparams, il), freq_scale,
-            cparams.yarn_ext_factor, attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+    const int32_t * p = rope.op_params;
+
+    ggml_tensor * res;
+    if (p[2] & GGML_ROPE_TYPE_MROPE) {
+        int sections[GGML_MROPE_SECTIONS];
+        std::copy_n(p + 11, GGML_MROPE_SECTIONS, sections);
+        res = ggml_rope_multi(ctx, k, pos, rope.factors, p[1], sections, p[2], p[4], f32(5), freq_scale, ext_factor, attn_factor, f32(9), f32(10));
+    } else {
+        res = ggml_rope_ext(ctx, k, pos, rope.factors, p[1], p[2], p[4], f32(5), freq_scale, ext_factor, attn_factor, f32(9), f32(10));
+    }
+    return p[15] == 0 ? res : ggml_rope_set_offset(res, p[15]);
 }
 
-static bool has_rope(const llama_hparams & hparams, int il) {
-    return hparams.rope_type != LLAMA_ROPE_TYPE_NONE && hparams.has_rope(il);
-}
+// the cache of a layer that sees everything
+struct mesa_cache {
+    const llama_kv_cache_context * mctx;
 
-ggml_tensor * llama_mesa_build_attn(
+    ggml_tensor * k_idxs;
+    ggml_tensor * v_idxs;
+    ggml_tensor * k_rot;
+    ggml_tensor * v_rot;
+};
+
+// Attention over the whole cache whose distances are woven while it is read: slow, and for comparing methods. Far keys get a second
+// matrix of scores, or, where every query has distances of its own, the ubatch is one query and its keys are moved for it.
+static ggml_tensor * build_attn_rules(
         const llm_graph_context & gctx,
-        llm_graph_input_attn_kv * inp,
+        llm_graph_input_mesa * inp_mesa,
+        const mesa_cache & cache,
+        ggml_tensor  * q,
+        ggml_tensor  * k_cur,
+        ggml_tensor  * v_cur,
+        ggml_tensor  * sinks,
+        float          kq_scale,
+        int            il) {
+    auto * ctx0 = gctx.ctx0;
+    auto * gf   = gctx.gf;
+
+    const auto * mctx_cur = cache.mctx;
+    const auto & rope     = inp_mesa->m.rope[il];
+
+    if (k_cur) {
+        if (cache.k_rot) {
+            k_cur = llama_mul_mat_hadamard(ctx0, k_cur, cache.k_rot);
+        }
+        if (cache.v_rot) {
+            v_cur = llama_mul_mat_hadamard(ctx0, v_cur, cache.v_rot);
+        }
+        ggml_build_forward_expand(gf, q);
+        ggml_build_forward_expand(gf, mctx_cur->cpy_k(ctx0, k_cur, cache.k_idxs, il));
+        ggml_build_forward_expand(gf, mctx_cur->cpy_v(ctx0, v_cur, cache.v_idxs, il));
+    }
+
+    ggml_tensor * k = ggml_cast(ctx0, mctx_cur->get_k(ctx0, il), GGML_TYPE_F32); // [n_embd_head_k, n_head_kv, n_kv, 1]
+    if (cache.k_rot) {
+        k = llama_mul_mat_hadamard(ctx0, k, cache.k_rot);
+    }
+    ggml_tensor * v = mctx_cur->get_v(ctx0, il);
+
+    const int32_t divisor = inp_mesa->divisor;
+
+    const auto move = [&](ggml_tensor * t, ggml_tensor * delta, ggml_tensor * pos) {
+        t = rope_move(ctx0, rope, t, delta);
+        return divisor > 1 ? rope_move(ctx0, rope, t, pos, divisor) : t;
+    };
+
+    if (ggml_is_quantized(v->type)) {
+        v = ggml_cast(ctx0, v, GGML_TYPE_F32);
+    }
+
+    ggml_tensor * kq_b = nullptr;
+    if (rope.rotates) {
+        ggml_tensor * q_far = move(q, inp_mesa->rule.q_delta, inp_mesa->rule.q_pos);
+        ggml_tensor * k_far = move(k, inp_mesa->rule.k_delta, inp_mesa->rule.k_pos);
+
+        if (inp_mesa->g.n_rules == 1) {
+            q = q_far;
+            k = k_far;
+        } else {
+            // added to the scores: far - near where the key is far
+            const auto scores = [&](ggml_tensor * q, ggml_tensor * k) {
+                ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
+                ggml_prec_set_acc(kq, GGML_PREC_F32);
+                return kq;
+            };
+            kq_b = ggml_mul(ctx0, ggml_sub(ctx0, scores(q_far, k_far), scores(q, k)), inp_mesa->rule_far);
+        }
+    }
+
+    ggml_tensor * cur = gctx.build_attn_mha(q, k, v, kq_b, inp_mesa->kq_mask, sinks, nullptr, 0, kq_scale, il);
+    if (cache.v_rot) {
+        cur = llama_mul_mat_hadamard(ctx0, cur, cache.v_rot);
+    }
+    gctx.cb(cur, "kqv_out", il);
+
+    return cur;
+}
+
+static ggml_tensor * build_attn(
+        const llm_graph_context & gctx,
+        llm_graph_input_mesa * inp_mesa,
+        const mesa_cache & cache,
         ggml_tensor *& q_cur,
         ggml_tensor  * k_cur,
         ggml_tensor  * v_cur,
@@ -214,12 +488,6 @@ ggml_tensor * llama_mesa_build_attn(
         ggml_tensor  * sinks,
         float          kq_scale,
         int            il) {
-    auto * inp_mesa = inp->mesa;
-
-    if (!inp_mesa) {
-        return nullptr;
-    }
-
     auto * ctx0 = gctx.ctx0;
     auto * gf   = gctx.gf;
 
@@ -227,35 +495,44 @@ ggml_tensor * llama_mesa_build_attn(
         q_cur = ggml_mul(ctx0, q_cur, inp_mesa->q_scale);
     }
 
+    if (inp_mesa->g.n_rules > 0) {
+        return build_attn_rules(gctx, inp_mesa, cache, q_cur, k_cur, v_cur, sinks, kq_scale, il);
+    }
     if (!inp_mesa->g.window) {
         return nullptr;
     }
 
     const auto & cparams  = gctx.cparams;
     const auto & hparams  = gctx.hparams;
-    const auto * mctx_cur = inp->mctx;
-    const auto & model    = *inp_mesa->m.model;
+    const auto * mctx_cur = cache.mctx;
+    const auto & rope     = inp_mesa->m.rope[il];
 
-    const bool rope = has_rope(hparams, il);
+    auto & fresh = inp_mesa->fresh[mctx_cur->get_k(ctx0, il)->view_src];
 
     // keys and values go to the cache once, at the place where the last chunk will look for them
-    {
-        ggml_tensor * k = rope ? rope_move(ctx0, model, cparams, k_cur, inp_mesa->k_delta, il) : k_cur;
+    if (k_cur) {
+        fresh = { k_cur, v_cur };
+
+        ggml_tensor * k = rope.rotates ? rope_move(ctx0, rope, k_cur, inp_mesa->k_delta) : k_cur;
         ggml_tensor * v = v_cur;
 
-        if (inp->self_k_rot) {
-            k = llama_mul_mat_hadamard(ctx0, k, inp->self_k_rot);
+        if (cache.k_rot) {
+            k = llama_mul_mat_hadamard(ctx0, k, cache.k_rot);
         }
-        if (inp->self_v_rot) {
-            v = llama_mul_mat_hadamard(ctx0, v, inp->self_v_rot);
+        if (cache.v_rot) {
+            v = llama_mul_mat_hadamard(ctx0, v, cache.v_rot);
         }
 
         ggml_build_forward_expand(gf, q_cur);
         ggml_build_forward_expand(gf, v);
         ggml_build_forward_expand(gf, k);
 
-        ggml_build_forward_expand(gf, mctx_cur->cpy_k(ctx0, k, inp->get_k_idxs(), il));
-        ggml_build_forward_expand(gf, mctx_cur->cpy_v(ctx0, v, inp->get_v_idxs(), il));
+        ggml_build_forward_expand(gf, mctx_cur->cpy_k(ctx0, k, cache.k_idxs, il));
+        ggml_build_forward_expand(gf, mctx_cur->cpy_v(ctx0, v, cache.v_idxs, il));
+    } else {
+        // the layer attends to the keys of an earlier one
+        k_cur = fresh.first;
+        v_cur = fresh.second;
     }
 
     // attention sees the first chunk and the ubatch's own chunk, at the positions that the model learned
@@ -276,11 +553,11 @@ ggml_tensor * llama_mesa_build_attn(
 
         ggml_tensor * k_prev = ggml_get_rows(ctx0, k_cache, inp_mesa->prev_rows); // F32
         k_prev = ggml_reshape_3d(ctx0, k_prev, n_embd_head_k, n_head_kv, n_prev);
-        if (inp->self_k_rot) {
-            k_prev = llama_mul_mat_hadamard(ctx0, k_prev, inp->self_k_rot); // its own inverse
+        if (cache.k_rot) {
+            k_prev = llama_mul_mat_hadamard(ctx0, k_prev, cache.k_rot); // its own inverse
         }
-        if (rope) {
-            k_prev = rope_move(ctx0, model, cparams, k_prev, inp_mesa->prev_delta, il);
+        if (rope.rotates) {
+            k_prev = rope_move(ctx0, rope, k_prev, inp_mesa->prev_delta);
         }
         gctx.cb(k_prev, "mesa_k_prev", il);
 
@@ -312,8 +589,8 @@ ggml_tensor * llama_mesa_build_attn(
             }
         }
         v_prev = ggml_reshape_3d(ctx0, v_prev, n_embd_head_v, n_head_kv, n_prev);
-        if (inp->self_v_rot) {
-            v_prev = llama_mul_mat_hadamard(ctx0, v_prev, inp->self_v_rot);
+        if (cache.v_rot) {
+            v_prev = llama_mul_mat_hadamard(ctx0, v_prev, cache.v_rot);
         }
         gctx.cb(v_prev, "mesa_v_prev", il);
 
@@ -339,11 +616,96 @@ ggml_tensor * llama_mesa_build_attn(
     return cur;
 }
 
+ggml_tensor * llama_mesa_build_attn(
+        const llm_graph_context & gctx,
+        llm_graph_input_attn_kv * inp,
+        ggml_tensor *& q_cur,
+        ggml_tensor *& k_cur,
+        ggml_tensor  * v_cur,
+        ggml_tensor  * kq_b,
+        ggml_tensor  * sinks,
+        float          kq_scale,
+        int            il) {
+    if (!inp->mesa) {
+        return nullptr;
+    }
+    if (k_cur) {
+        gctx.cparams.mesa->rope[il] = find_rope(k_cur);
+    }
+
+    const mesa_cache cache = { inp->mctx, inp->self_k_idxs, inp->self_v_idxs, inp->self_k_rot, inp->self_v_rot };
+
+    return build_attn(gctx, inp->mesa, cache, q_cur, k_cur, v_cur, kq_b, sinks, kq_scale, il);
+}
+
+ggml_tensor * llama_mesa_build_attn(
+        const llm_graph_context & gctx,
+        llm_graph_input_attn_kv_iswa * inp,
+        ggml_tensor *& q_cur,
+        ggml_tensor *& k_cur,
+        ggml_tensor  * v_cur,
+        ggml_tensor  * kq_b,
+        ggml_tensor  * sinks,
+        float          kq_scale,
+        int            il) {
+    if (!inp->mesa) {
+        return nullptr;
+    }
+
+    if (gctx.hparams.is_swa(il)) {
+        // as trained: a window over the tokens in front, at their logical positions
+        const auto to_logical = [&](ggml_tensor *& t) {
+            const auto rope = find_rope(t);
+            if (rope.rotates) {
+                t = rope_move(gctx.ctx0, rope, t, inp->mesa->swa_delta);
+            }
+        };
+        if (inp->mesa->swa_delta) {
+            to_logical(q_cur);
+            if (k_cur) {
+                to_logical(k_cur);
+            }
+        }
+        return nullptr;
+    }
+
+    if (k_cur) {
+        gctx.cparams.mesa->rope[il] = find_rope(k_cur);
+    }
+
+    const mesa_cache cache = { inp->mctx->get_base(), inp->self_k_idxs, inp->self_v_idxs, inp->self_k_rot, inp->self_v_rot };
+
+    return build_attn(gctx, inp->mesa, cache, q_cur, k_cur, v_cur, kq_b, sinks, kq_scale, il);
+}
+
+llama_mesa_woven::llama_mesa_woven(const llama_mesa * m, const llama_ubatch *& ubatch) {
+    if (!m || !ubatch->pos) {
+        return;
+    }
+    pos.resize(ubatch->n_tokens);
+    for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+        pos[i] = m->pos(ubatch->pos[i]);
+    }
+    copy     = *ubatch;
+    copy.pos = pos.data();
+    ubatch   = &copy;
+}
+
 //
 // cache
 //
 
+// sliding-window layers keep their keys apart
+static llama_kv_cache * get_kv_swa(const llama_context & lctx) {
+    const auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(lctx.get_memory());
+    return iswa ? iswa->get_swa() : nullptr;
+}
+
+// the keys of the layers that see everything; null: a kind of memory that Mesa does not know
 static llama_kv_cache * get_kv(const llama_context & lctx) {
+    if (const auto * iswa = dynamic_cast<llama_kv_cache_iswa *>(lctx.get_memory())) {
+        return iswa->get_base();
+    }
     return dynamic_cast<llama_kv_cache *>(lctx.get_memory());
 }
 
@@ -354,7 +716,7 @@ uint32_t llama_mesa_n_ubatch(const llama_mesa & m, const llama_batch_allocr & ba
     if (i >= (uint32_t) batch.n_tokens) {
         return n_ubatch;
     }
-    return mesa::n_tokens_ubatch(m.plan, batch.pos[i], n_ubatch);
+    return mesa::n_tokens_ubatch(m.params, m.plan, batch.pos[i], n_ubatch);
 }
 
 bool llama_mesa_refuses(const llama_mesa * m, const char * what) {
@@ -384,24 +746,26 @@ public:
     void set_input(const llama_ubatch * ubatch) override {
         GGML_UNUSED(ubatch);
 
-        ggml_backend_tensor_set(delta, data, 0, ggml_nbytes(delta));
+        set_positions(delta, data, n_pos_per_embd);
         if (k_rot && k_rot->buffer) {
             kv->set_input_k_rot(k_rot);
         }
     }
 
     const llama_kv_cache * kv;
-    const int32_t        * data;
 
-    ggml_tensor * delta;           // I32 [n_rows]
+    uint32_t n_pos_per_embd;
+
+    std::vector<int32_t> data;
+
+    ggml_tensor * delta;           // I32 [n_rows*n_pos]
     ggml_tensor * k_rot = nullptr; // note: its own inverse
 };
 
 // rotate the cached keys lo .. hi-1 on by delta[lo .. hi-1]
 static bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t * delta, int32_t lo, int32_t hi) {
-    const auto & model   = lctx.get_model();
-    const auto & cparams = lctx.get_cparams();
-    const auto & hparams = model.hparams;
+    const auto & hparams = lctx.get_model().hparams;
+    const auto & rope    = lctx.get_cparams().mesa->rope;
 
     auto * sched = lctx.get_sched();
     auto * res   = lctx.get_gf_res_reserve();
@@ -416,14 +780,15 @@ static bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t *
 
     auto inp = std::make_unique<llm_graph_input_mesa_move>();
     inp->kv    = &kv;
-    inp->data  = delta + lo;
-    inp->delta = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n);
+    inp->data  = std::vector<int32_t>(delta + lo, delta + hi);
+    inp->n_pos_per_embd = hparams.n_pos_per_embd();
+    inp->delta = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n*hparams.n_pos_per_embd());
     ggml_set_input(inp->delta);
     inp->k_rot = kv.build_input_k_rot(ctx);
 
     bool any = false;
     for (uint32_t il : kv.get_layer_ids()) {
-        if (!has_rope(hparams, il)) {
+        if (!rope[il].rotates) {
             continue;
         }
         any = true;
@@ -438,7 +803,7 @@ static bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t *
         if (inp->k_rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, inp->k_rot);
         }
-        cur = rope_move(ctx, model, cparams, cur, inp->delta, il);
+        cur = rope_move(ctx, rope[il], cur, inp->delta);
         if (inp->k_rot) {
             cur = llama_mul_mat_hadamard(ctx, cur, inp->k_rot);
         }
@@ -509,8 +874,18 @@ static bool apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mes
 }
 
 // roll the state back to what is left in the cache
-static bool sync_state(llama_kv_cache & kv, llama_mesa & m) {
+static bool sync_state(const llama_context & lctx, llama_mesa & m) {
+    const auto & kv = *get_kv(lctx);
+
     const int32_t n = kv.seq_pos_max(0) + 1;
+
+    // a sliding-window cache of less than full size forgets what left the window
+    if (const auto * kv_swa = get_kv_swa(lctx)) {
+        if (kv_swa->seq_pos_min(0) > std::max(0, n - (int32_t) lctx.get_model().hparams.n_swa + 1)) {
+            fail("tokens in front of position " + std::to_string(n) + " have left the sliding-window cache: to roll back, make the context with swa_full");
+            return false;
+        }
+    }
 
     if (n < m.n_past()) {
         m.roll_back(n);
@@ -532,7 +907,13 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
     auto & m  = *lctx.get_cparams().mesa;
     auto & kv = *get_kv(lctx);
 
-    if (!sync_state(kv, m)) {
+    if (!sync_state(lctx, m)) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
+        return false;
+    }
+
+    if (!batch.token && lctx.get_model().hparams.n_pos_per_embd() > 1) {
+        fail("images and sounds have positions of their own in this model: a Mesa context reads tokens");
         LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
         return false;
     }
@@ -548,7 +929,7 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
         }
     }
 
-    if (n_end > m.n_by_hand && n_end > m.plan.last_start() && mesa::n_pos(m.plan, n_end) > m.params.train_length) {
+    if (n_end > m.n_by_hand && n_end > m.plan.last_start() && !mesa::fits(m.params, m.plan, n_end)) {
         try {
             m.set_plan(mesa::advance(m.params, m.plan, n_past, n_end));
         } catch (const std::invalid_argument & err) {
@@ -567,6 +948,9 @@ void llama_context::set_mesa(std::shared_ptr<llama_mesa> mesa) {
     auto * kv = get_kv(*this);
 
     kv->mesa           = mesa.get();
+    if (auto * kv_swa = get_kv_swa(*this)) {
+        kv_swa->mesa   = mesa.get();
+    }
     cparams.mesa       = std::move(mesa);
     cparams.mesa_graph = {};
 
@@ -676,6 +1060,9 @@ static mesa::params to_params(const llama_mesa_params & p) {
     res.stair_width  = p.stair_width;
     res.room         = p.room;
     res.log_scaling  = p.log_scaling;
+    res.method       = p.method;
+    res.window       = p.window;
+    res.n_sinks      = p.n_sinks;
     return res;
 }
 
@@ -707,9 +1094,17 @@ void llama_mesa_clear_error(void) {
 }
 
 llama_mesa_params llama_mesa_default_params(const llama_model * model, int32_t train_length) {
-    const auto p = mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train);
+    return llama_mesa_method_params(model, train_length, LLAMA_MESA_METHOD_MESA);
+}
 
-    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling };
+llama_mesa_params llama_mesa_method_params(const llama_model * model, int32_t train_length, int32_t method) {
+    const auto p = mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train, method);
+
+    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks };
+}
+
+const char * llama_mesa_method_name(int32_t method) {
+    return mesa::method_name(method);
 }
 
 const char * llama_mesa_unsupported(const llama_model * model) {
@@ -733,17 +1128,29 @@ const char * llama_mesa_unsupported(const llama_model * model) {
     if (llama_model_is_diffusion(model)) {
         return "it is a diffusion model: its attention is not causal";
     }
+    if (model->arch == LLM_ARCH_DEEPSEEK4 || model->arch == LLM_ARCH_MINIMAX_M3) {
+        return "its sparse attention keeps a cache of its own kind";
+    }
+    if (model->arch == LLM_ARCH_EAGLE3 || model->arch == LLM_ARCH_DFLASH || model->arch == LLM_ARCH_GEMMA4_ASSISTANT) {
+        return "it is the draft head of another model, and reads that one's state";
+    }
     if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
-        return "it has sliding-window attention layers, not supported yet";
+        bool all = true;
+        for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+            all = all && hparams.is_swa(il);
+        }
+        if (all) {
+            return "all of its layers have a sliding window: none of them sees further than that";
+        }
+        if (hparams.use_alibi) {
+            return "it has both ALiBi and sliding-window layers";
+        }
     }
     if (hparams.is_mla() || hparams.n_lora_kv > 0) {
         return "it has multi-head latent attention (MLA), whose cache holds no keys, not supported yet";
     }
     if (model->pos_embd) {
         return "it has learned absolute position embeddings: there is no relative distance to weave";
-    }
-    if (hparams.n_pos_per_embd() > 1) {
-        return "it has M-RoPE positions, not supported yet";
     }
     return nullptr;
 }
@@ -771,6 +1178,26 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
         return fail(err.what());
     }
 
+    if (m->params.method != mesa::method_mesa) {
+        const auto & hparams = model.hparams;
+        const auto & cparams = ctx->get_cparams();
+
+        const std::string name = mesa::method_name(m->params.method);
+
+        if (hparams.use_alibi) {
+            return fail("the method " + name + " weaves RoPE: this model has ALiBi");
+        }
+        if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
+            return fail("the method " + name + " is not made for models with sliding-window layers");
+        }
+        if ((hparams.attn_soft_cap || model.arch == LLM_ARCH_GROK) && !m->params.chunked() && !m->params.exact()) {
+            return fail("the method " + name + " merges two scores: this model caps its scores");
+        }
+        if (m->params.method == mesa::method_leaky_rerope && cparams.yarn_ext_factor != 0.0f) {
+            return fail("the method " + name + " divides positions: this model scales them already (YaRN)");
+        }
+    }
+
     const int32_t n = kv->seq_pos_max(0) + 1;
     if (!cells_in_order(*kv, n)) {
         return fail("the context does not hold one sequence in order: empty it first");
@@ -781,6 +1208,8 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
     m->append(n);
 
     m->model   = &model;
+    m->rope.resize(model.hparams.n_layer_all);
+    m->has_swa = get_kv_swa(*ctx) != nullptr;
     m->v_trans = !ctx->get_cparams().flash_attn;
     m->on_cpu  = model.devices.empty();
     m->n_pad   = m->v_trans || m->on_cpu ? 1 : 256;
@@ -808,7 +1237,7 @@ static llama_mesa * get_mesa_synced(llama_context * ctx) {
         fail("Mesa-Extrapolation is not enabled on this context");
         return nullptr;
     }
-    return sync_state(*get_kv(*ctx), *m) ? m : nullptr;
+    return sync_state(*ctx, *m) ? m : nullptr;
 }
 
 int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t * breaks) {

@@ -19,11 +19,24 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 1
+#define LLAMA_MESA_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+// Members of the weave family, to compare with: docs/METHODS.md defines them.
+enum llama_mesa_method {
+    LLAMA_MESA_METHOD_MESA          = 0,
+    LLAMA_MESA_METHOD_MESA_EXACT    = 1,
+    LLAMA_MESA_METHOD_STAR          = 2,
+    LLAMA_MESA_METHOD_STAIR         = 3,
+    LLAMA_MESA_METHOD_REROPE        = 4,
+    LLAMA_MESA_METHOD_LEAKY_REROPE  = 5,
+    LLAMA_MESA_METHOD_SELF_EXTEND   = 6,
+    LLAMA_MESA_METHOD_LM_INFINITE   = 7,
+    LLAMA_MESA_METHOD_STREAMING_LLM = 8,
+};
 
 // lengths in tokens, see docs/DESIGN.md
 struct llama_mesa_params {
@@ -34,6 +47,9 @@ struct llama_mesa_params {
     int32_t stair_width;  // E of the Stair position encoding; 0: the smallest that fits
     int32_t room;         // positions that a new plan leaves free for generation
     bool    log_scaling;  // scale the queries of the last chunk by max(1, ln(i + 1)/ln(T))
+    int32_t method;       // enum llama_mesa_method
+    int32_t window;       // N of the methods other than mesa and star
+    int32_t n_sinks;      // first tokens that lm-infinite and streaming-llm keep
 };
 
 // LLAMA_MESA_VERSION of the library
@@ -45,6 +61,10 @@ LLAMA_API void         llama_mesa_clear_error(void);
 
 // params that suit a model trained at train_length tokens; train_length 0: the model's own
 LLAMA_API struct llama_mesa_params llama_mesa_default_params(const struct llama_model * model, int32_t train_length);
+
+// the same for another method, and its name; NULL: there is no such method
+LLAMA_API struct llama_mesa_params llama_mesa_method_params(const struct llama_model * model, int32_t train_length, int32_t method);
+LLAMA_API const char * llama_mesa_method_name(int32_t method);
 
 // NULL if the model can be read with Mesa, else the reason why it cannot
 LLAMA_API const char * llama_mesa_unsupported(const struct llama_model * model);

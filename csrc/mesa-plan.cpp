@@ -23,13 +23,45 @@ static std::string str(int32_t v) {
     return std::to_string(v);
 }
 
-params params_default(int32_t train_length) {
+const char * method_name(int32_t method) {
+    static const char * names[n_methods] = {
+        "mesa", "mesa-exact", "star", "stair", "rerope", "leaky-rerope", "self-extend", "lm-infinite", "streaming-llm",
+    };
+    return method >= 0 && method < n_methods ? names[method] : nullptr;
+}
+
+params params_default(int32_t train_length, int32_t method) {
     params p;
     p.train_length = train_length;
+    p.method       = method;
     p.first_chunk  = std::max(1, std::min(100, train_length/16));
     p.chunk        = train_length - p.first_chunk;
     p.last_chunk   = std::max(1, std::min(512, std::max(train_length/8, std::min(128, train_length/4)))); // it pays for every key
     p.room         = train_length/4;
+
+    switch (method) {
+        case method_star:
+            p.first_chunk = p.chunk = train_length/2; // as long as a block
+            p.last_chunk  = std::max(1, p.last_chunk/2);
+            p.room        = p.room/2;
+            break;
+        case method_mesa_exact:
+            p.window = p.last_chunk;
+            break;
+        case method_stair:
+        case method_rerope:
+        case method_leaky_rerope:
+        case method_self_extend:
+            p.window = train_length/2;
+            break;
+        case method_lm_infinite:
+        case method_streaming_llm:
+            p.window = train_length - p.n_sinks;
+            break;
+        default:
+            break;
+    }
+    p.log_scaling = method == method_mesa || method == method_mesa_exact;
     return p;
 }
 
@@ -58,6 +90,22 @@ void validate(const params & p) {
     }
     if (p.room < 0) {
         invalid("room is " + str(p.room) + ": it must be 0 tokens or more");
+    }
+    if (!method_name(p.method)) {
+        invalid("there is no method " + str(p.method));
+    }
+    if (p.method != method_mesa && p.method != method_star) {
+        const int32_t n_sinks = p.method == method_lm_infinite || p.method == method_streaming_llm ? p.n_sinks : 0;
+        if (n_sinks < 0) {
+            invalid("n_sinks is " + str(n_sinks) + ": it must be 0 or more");
+        }
+        if (p.window < 1 || p.window > p.train_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) {
+            invalid("window is " + str(p.window) + ": it must lie between 1 and " + str(p.train_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) +
+                    ", inside train_length (" + str(p.train_length) + ")");
+        }
+    }
+    if (p.method == method_star) {
+        return; // what follows is about the stair
     }
     if ((int64_t) p.last_chunk + p.room + p.first_chunk >= p.train_length) {
         invalid("first_chunk + last_chunk + room is " + std::to_string((int64_t) p.first_chunk + p.last_chunk + p.room) + ", which leaves nothing of train_length (" +
@@ -138,6 +186,48 @@ bool visible(const plan & pl, int32_t i, int32_t j) {
     return cj == 0 || cj == chunk_of(pl, i);
 }
 
+bool all_true(const params & p, const plan & pl, int32_t i) {
+    switch (p.method) {
+        case method_mesa:
+        case method_star:          return true;
+        case method_mesa_exact:    return i < pl.last_start() || pl.anchor == 0;
+        case method_stair:         return i <= p.window || pl.stair_width == 1;
+        case method_leaky_rerope:
+        case method_self_extend:   return i <  p.window || pl.stair_width == 1;
+        case method_streaming_llm: return i <  p.window + p.n_sinks;
+        default:                   return i <  p.window;
+    }
+}
+
+bool is_far(const params & p, int32_t i, int32_t j) {
+    return p.exact() ? i - j > p.window : i - j >= p.window;
+}
+
+bool is_kept(const params & p, int32_t i, int32_t j) {
+    if (p.method == method_lm_infinite || p.method == method_streaming_llm) {
+        return j < p.n_sinks || !is_far(p, i, j);
+    }
+    return true;
+}
+
+woven weave(const params & p, const plan & pl, int32_t i, int32_t j) {
+    const int32_t N = p.window;
+    const int32_t E = pl.stair_width;
+
+    switch (p.method) {
+        case method_mesa_exact: {
+            // E may have to be larger than the anchored stair needs it
+            const int32_t E_i = std::max(E, ceil_div(i - N, p.train_length - 1 - N));
+            return { N + ceil_div(i - j - N, E_i), 0 };
+        }
+        case method_stair:         return { N + ceil_div(i - j - N, E), 0 };
+        case method_leaky_rerope:  return { i + N*(E - 1), j, E };
+        case method_self_extend:   return { i/E + N - N/E, j/E };
+        case method_streaming_llm: return { std::min(i, N + p.n_sinks - 1), j };
+        default:                   return { N, 0 };
+    }
+}
+
 float log_scale(int32_t train_length, int32_t i) {
     if (i < train_length) { // ln(i + 1) <= ln(T)
         return 1.0f;
@@ -195,6 +285,10 @@ static plan make_from(const params & p, std::vector<int32_t> cs, int32_t n_past,
 
     append_chunks(pl.chunk_starts, p.chunk, s, breaks);
 
+    if (p.method == method_star) {
+        return pl; // every token at its own position
+    }
+
     pl.anchor = pl.last_start();
 
     const int32_t e_fit = stair_width_fit(p, pl.anchor, n_tokens, p.room, 1);
@@ -207,9 +301,41 @@ static plan make_from(const params & p, std::vector<int32_t> cs, int32_t n_past,
     return pl;
 }
 
+// smallest E that takes n_tokens tokens into the trained range, without an anchor
+static int32_t width_fit(const params & p, int32_t n_tokens) {
+    switch (p.method) {
+        case method_stair:
+        case method_leaky_rerope:
+        case method_self_extend: return std::max(1, ceil_div(n_tokens - 1 - p.window, std::max(1, p.train_length - 1 - p.window)));
+        default:                 return 1;
+    }
+}
+
+bool fits(const params & p, const plan & pl, int32_t n_tokens) {
+    switch (p.method) {
+        case method_mesa:
+        case method_mesa_exact: return n_pos(pl, n_tokens) <= p.train_length;
+        default:                return width_fit(p, n_tokens) <= pl.stair_width;
+    }
+}
+
+static plan make_width(const params & p, const plan & old, int32_t n_tokens) {
+    plan pl = old;
+
+    const int32_t e_fit = width_fit(p, n_tokens);
+    if (p.stair_width > 0 && p.stair_width < e_fit) {
+        invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) + " tokens: use " + str(e_fit) + " or more, or \"auto\"");
+    }
+    pl.stair_width = std::max(old.stair_width, p.stair_width > 0 ? p.stair_width : e_fit);
+    return pl;
+}
+
 plan make(const params & p, int32_t n_tokens, const uint8_t * breaks) {
     if (n_tokens <= p.train_length) {
         return {};
+    }
+    if (!p.chunked()) {
+        return make_width(p, {}, n_tokens + p.room);
     }
     return make_from(p, { 0, p.first_chunk }, 0, n_tokens, breaks);
 }
@@ -218,9 +344,12 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
     if (n_past == 0) {
         return make(p, n_tokens, breaks);
     }
+    if (!p.chunked()) {
+        return fits(p, old, n_tokens) ? old : make_width(p, old, n_tokens + p.room);
+    }
 
     if (n_past >= old.last_start()) {
-        if (n_pos(old, n_tokens) <= p.train_length) {
+        if (p.method == method_star ? n_tokens <= p.train_length : n_pos(old, n_tokens) <= p.train_length) {
             return old;
         }
         // a short text is read in the last chunk, beside the stair; a longer one is chunked
@@ -260,8 +389,11 @@ plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_token
     if (n_past < old.last_start()) {
         invalid("the last chunk starts at " + str(old.last_start()) + ": the anchor cannot move while a chunk before it is being read (" + str(n_past) + " tokens so far)");
     }
-    if (n_pos(old, n_tokens) <= p.train_length) {
+    if (fits(p, old, n_tokens)) {
         return pl;
+    }
+    if (!p.chunked()) {
+        return make_width(p, old, n_tokens + n_tokens/4); // seldom
     }
 
     // as far forward as leaves last_chunk tokens at unit distance, in steps of E: no key on the stair moves
@@ -287,8 +419,11 @@ plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_token
     return pl;
 }
 
-int32_t n_tokens_ubatch(const plan & pl, int32_t pos, int32_t n_ubatch) {
+int32_t n_tokens_ubatch(const params & p, const plan & pl, int32_t pos, int32_t n_ubatch) {
     if (pos >= pl.last_start()) {
+        if (p.exact() && !all_true(p, pl, pos + n_ubatch - 1)) { // beyond the window each query has keys of its own
+            return std::max(1, std::min(n_ubatch, p.window + 1 - pos));
+        }
         return n_ubatch;
     }
 

@@ -73,8 +73,12 @@ int32_t llama_mesa::window_rows(int32_t pos, std::vector<int32_t> * rows) const 
 llama_mesa_graph llama_mesa::graph(int32_t pos, int32_t n) const {
     llama_mesa_graph g;
 
+    // within a chunk the two differ by a constant, and they differ at the end if they do anywhere
+    g.swa = has_swa && this->pos(pos + n - 1) != pos + n - 1;
+
     if (pos >= plan.last_start()) {
-        g.scale = params.log_scaling && pos + n > params.train_length;
+        g.scale   = params.log_scaling && pos + n > params.train_length;
+        g.n_rules = mesa::all_true(params, plan, pos + n - 1) ? 0 : params.exact() ? 1 : 2;
         return g;
     }
 
@@ -94,6 +98,8 @@ llama_mesa_graph llama_mesa::graph(int32_t pos, int32_t n) const {
 llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
     llama_mesa_graph g;
 
+    g.swa = has_swa;
+
     if (window) {
         g.window = true;
         g.n_prev = (std::min(params.first_chunk + params.chunk, n_ctx) + n_pad - 1)/n_pad*n_pad;
@@ -101,7 +107,8 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
             g.n_prev = std::min(g.n_prev, n_ctx);
         }
     } else {
-        g.scale = params.log_scaling;
+        g.scale   = params.log_scaling;
+        g.n_rules = params.method == mesa::method_mesa || params.method == mesa::method_star ? 0 : params.exact() ? 1 : 2;
     }
     return g;
 }
@@ -111,7 +118,7 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
 //
 
 static const uint32_t MESA_STATE_MAGIC   = 0x4153454d; // "MESA"
-static const uint32_t MESA_STATE_VERSION = 1;
+static const uint32_t MESA_STATE_VERSION = 2;
 
 // FNV-1a
 static uint64_t checksum(const uint8_t * data, size_t size) {
@@ -191,6 +198,7 @@ std::vector<uint8_t> llama_mesa_pack(const llama_mesa & m) {
 
     w.i32(m.params.train_length);
     w.i32(m.params.log_scaling ? 1 : 0);
+    w.i32(m.params.method);
     w.i32(m.n_by_hand);
     w.plan(m.plan);
     w.vec(m.key_pos);
@@ -230,6 +238,12 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
     const bool log_scaling = r.i32() != 0;
     if (log_scaling != m.params.log_scaling) {
         throw std::runtime_error(std::string("the state was saved with log_scaling ") + (log_scaling ? "on" : "off") + ", this context has it " + (m.params.log_scaling ? "on" : "off"));
+    }
+
+    const int32_t method = r.i32();
+    if (method != m.params.method) {
+        const char * name = mesa::method_name(method);
+        throw std::runtime_error(std::string("the state was saved with method ") + (name ? name : "unknown") + ", this context has " + mesa::method_name(m.params.method));
     }
 
     llama_mesa res;

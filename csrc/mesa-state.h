@@ -10,7 +10,15 @@
 #include <cstdint>
 #include <vector>
 
+struct ggml_tensor;
 struct llama_model;
+
+// How a layer rotates its keys: the ROPE node of the model's own graph.
+struct llama_mesa_rope {
+    bool          rotates       = false; // no ROPE node: NoPE
+    int32_t       op_params[16] = {};
+    ggml_tensor * factors       = nullptr;
+};
 
 struct llama_mesa {
     mesa::params params;
@@ -33,6 +41,10 @@ struct llama_mesa {
     bool keys_stale = false;
 
     const llama_model * model = nullptr;
+
+    std::vector<llama_mesa_rope> rope; // [n_layer], filled whenever a graph is built
+
+    bool has_swa = false; // some layers have a sliding window and get the logical positions
 
     bool on_cpu = true; // no other device computes
 
@@ -66,7 +78,10 @@ struct llama_mesa {
     int32_t window_rows(int32_t pos, std::vector<int32_t> * rows) const;
 
     // position of token i as query (and, while its chunk is read, as key)
-    int32_t pos(int32_t i) const { return i < plan.last_start() ? mesa::chunk_pos(plan, i) : mesa::query_pos(plan, i); }
+    // note: what sliding-window layers get is i itself
+    int32_t pos(int32_t i) const { return i < plan.last_start() ? chunk_pos(i) : mesa::query_pos(plan, i); }
+
+    int32_t chunk_pos(int32_t i) const { return params.method == mesa::method_star ? i : mesa::chunk_pos(plan, i); }
 };
 
 // the state as bytes, to be saved beside the KV data

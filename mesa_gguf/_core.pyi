@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 LLAMA_MESA_VERSION: int
 RPC_PROTOCOL: tuple[int, int, int]
+METHODS: tuple[str, ...]
 
 class Params:
     """What a plan is made from, in tokens."""
@@ -25,9 +26,20 @@ class Params:
         stair_width: int = 0,
         room: int = 0,
         log_scaling: bool = True,
+        method: str = "mesa",
+        window: int = 0,
+        n_sinks: int = 0,
     ) -> None: ...
     @staticmethod
-    def default(train_length: int) -> Params: ...
+    def default(train_length: int, method: str = "mesa") -> Params: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def window(self) -> int: ...
+    @property
+    def n_sinks(self) -> int: ...
+    @property
+    def chunked(self) -> bool: ...
     @property
     def train_length(self) -> int: ...
     @property

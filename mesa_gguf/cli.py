@@ -171,8 +171,17 @@ StairWidth = Annotated[
     _option("--stair-width", metavar="E", help="Tokens on a step of the stair. auto: the fewest that fit.", panel=MESA),
 ]
 LogScaling = Annotated[
-    bool,
+    bool | None,
     _option("--log-scaling/--no-log-scaling", help="Scale queries with the logarithm of the length.", panel=MESA),
+]
+Method = Annotated[
+    str,
+    _option(
+        "--method",
+        metavar="NAME",
+        help="Another member of the weave family, to compare with: docs/METHODS.md. mesa: the default, and the fast one.",
+        panel=MESA,
+    ),
 ]
 
 MaxTokens = Annotated[
@@ -223,7 +232,8 @@ def _config(
     chunk: int | None,
     last_chunk: int | None,
     stair_width: str,
-    log_scaling: bool,
+    log_scaling: bool | None,
+    method: str,
 ) -> MesaConfig:
     width: int | Literal["auto"] = "auto"
     if stair_width != "auto":
@@ -239,6 +249,7 @@ def _config(
         last_chunk=last_chunk,
         stair_width=width,
         log_scaling=log_scaling,
+        method=method,
     )
 
 
@@ -296,7 +307,8 @@ def ask(
     chunk: Chunk = None,
     last_chunk: LastChunk = None,
     stair_width: StairWidth = "auto",
-    log_scaling: LogScaling = True,
+    log_scaling: LogScaling = None,
+    method: Method = "mesa",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     seed: Seed = None,
@@ -314,7 +326,7 @@ def ask(
     from . import ask as asking
     from .bundled import find_model
 
-    config = _config(stock, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling)
+    config = _config(stock, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, method)
     kv_types = {"type_k": _kv_type(type_k), "type_v": _kv_type(type_v)}
     if file == questions_file == "-":
         raise PromptError("the document and the questions cannot both come from standard input")
@@ -545,7 +557,8 @@ def plan(
     chunk: Chunk = None,
     last_chunk: LastChunk = None,
     stair_width: StairWidth = "auto",
-    log_scaling: LogScaling = True,
+    log_scaling: LogScaling = None,
+    method: Method = "mesa",
 ) -> None:
     """Show how a text of some length is read: its chunks, the anchor, the stair width and the positions.
 
@@ -555,7 +568,7 @@ def plan(
 
     if plot is not None:
         check_picture(plot)
-    config = _config(False, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling)
+    config = _config(False, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, method)
     length = train_length if train_length is not None and model is None else _train_length(model)
     made = config.make_plan(tokens, length)
     summary = summarize(made, tokens, config.train_length or length)

@@ -117,10 +117,15 @@ class MesaConfig:
         last_chunk: the least length of the last chunk, which reads everything before it. Default: 512, T/8 for a short T
             (128 where T is 512).
         stair_width: E, how many tokens share a step of the stair. "auto": the smallest that fits, with room to generate.
-        log_scaling: scale the last chunk's queries by max(1, ln(i + 1)/ln(T)), i the token index.
+        log_scaling: scale the last chunk's queries by max(1, ln(i + 1)/ln(T)), i the token index. Default: on for
+            "mesa" and "mesa-exact", off for the other methods, whose papers do not have it.
         room: positions that a plan leaves free for generation. Default: T/4. When they are used up, the anchor moves.
         sentence_borders: begin chunks where a sentence or line ends, so that chunks do not cut facts.
         plan: a plan made by hand for the next prompt, instead of one made from the numbers above.
+        method: "mesa", or another member of the weave family to compare with: one of `mesa_gguf.METHODS`, defined in
+            docs/METHODS.md. Those are right, not fast.
+        window: N of the other methods, the distance up to which positions are the true ones. Default: by method.
+        n_sinks: first tokens that "lm-infinite" and "streaming-llm" keep in sight. Default: 4.
     """
 
     enabled: bool = True
@@ -129,19 +134,22 @@ class MesaConfig:
     chunk: int | None = None
     last_chunk: int | None = None
     stair_width: int | Literal["auto"] = "auto"
-    log_scaling: bool = True
+    log_scaling: bool | None = None
     room: int | None = None
     sentence_borders: bool = True
     plan: MesaPlan | None = None
+    method: str = "mesa"
+    window: int | None = None
+    n_sinks: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train_length", "first_chunk", "chunk", "last_chunk", "room"):
+        for name in ("train_length", "first_chunk", "chunk", "last_chunk", "room", "window", "n_sinks"):
             value = getattr(self, name)
             if value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name} must be a whole number of tokens, not {value!r}")
-            least = 0 if name == "room" else 1
+            least = 0 if name in ("room", "n_sinks") else 1
             if not least <= value < 2**31:
                 raise ConfigError(f"{name} is {value}: it must be {least} or more")
         if self.stair_width != "auto":
@@ -151,6 +159,10 @@ class MesaConfig:
                 raise ConfigError(f'stair_width is {self.stair_width}: it must be 1 or more, or "auto"')
         if self.plan is not None and not isinstance(self.plan, MesaPlan):
             raise ConfigError(f"plan must be a MesaPlan, not {type(self.plan).__name__}")
+        if self.method not in _core.METHODS:
+            raise ConfigError(f"there is no method {self.method!r}: use one of {', '.join(_core.METHODS)}")
+        if self.plan is not None and self.method not in ("mesa", "mesa-exact"):
+            raise ConfigError(f'a plan made by hand is for "mesa": the method {self.method} does not read by it')
 
     def params(self, train_length: int) -> _core.Params:
         """The numbers for a model trained at train_length tokens.
@@ -159,11 +171,14 @@ class MesaConfig:
             ConfigError: they cannot work together; the message says why and what to do.
         """
         length = self.train_length if self.train_length is not None else train_length
-        default = _core.Params.default(length)
+        default = _core.Params.default(length, self.method)
         first = self.first_chunk if self.first_chunk is not None else min(default.first_chunk, max(1, length - (self.chunk or 1)))
-        chunk = self.chunk if self.chunk is not None else max(1, length - first)
+        rest = default.chunk if self.method == "star" else length - first
+        chunk = self.chunk if self.chunk is not None else max(1, min(rest, length - first))
         last = self.last_chunk if self.last_chunk is not None else default.last_chunk
         room = self.room if self.room is not None else max(0, min(default.room, length - first - last - 1))
+        n_sinks = self.n_sinks if self.n_sinks is not None else default.n_sinks
+        window = default.window + default.n_sinks - n_sinks if self.method in ("lm-infinite", "streaming-llm") else default.window
         try:
             return _core.Params(
                 train_length=length,
@@ -172,7 +187,10 @@ class MesaConfig:
                 last_chunk=last,
                 stair_width=0 if self.stair_width == "auto" else self.stair_width,
                 room=room,
-                log_scaling=self.log_scaling,
+                log_scaling=default.log_scaling if self.log_scaling is None else self.log_scaling,
+                method=self.method,
+                window=self.window if self.window is not None else window,
+                n_sinks=n_sinks,
             )
         except ValueError as err:
             raise ConfigError(str(err)) from None

@@ -282,7 +282,9 @@ class MesaLlama(llama_cpp.Llama):
                     )
             elif by_hand is not None and n_past < plan.last_start:
                 pass
-            elif n_past < plan.last_start or plan.n_positions(n_total) > self.train_length:
+            elif n_past < plan.last_start or (
+                n_total if self.mesa.method != "mesa" else plan.n_positions(n_total)
+            ) > self.train_length:
                 breaks = None
                 if n_total > self.train_length:
                     breaks = self._breaks(np.concatenate((self.input_ids[:n_past], np.asarray(tokens, np.intc))))

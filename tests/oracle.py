@@ -128,6 +128,13 @@ def last_chunk_queries(start: int, end: int, anchor: int, stair_width: int) -> Q
     )
 
 
+def window_queries(tokens: Ints, window: int) -> Queries:
+    """A sliding-window layer: the last `window` tokens of the text, the own one among them, whatever chunks they are in."""
+    keys = np.arange(tokens[-1] + 1)
+    distance = tokens[:, None] - keys
+    return Queries(tokens, tokens, keys, keys, (distance >= 0) & (distance < window), log_scaled=False)
+
+
 def plan_queries(plan: Plan, n: int) -> list[Queries]:
     """The whole text of n tokens, cut by the plan."""
     f, last = plan.first_chunk, plan.last_start
@@ -224,9 +231,12 @@ def gelu(x: Floats) -> Floats:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * x * (1 + 0.044715 * x * x)))
 
 
-NEOX_ARCHITECTURES = {"qwen2", "stablelm", "gptneox"}
+NEOX_ARCHITECTURES = {"qwen2", "stablelm", "gptneox", "gemma2", "gemma3", "olmo2"}
 POSITION_FREE_ARCHITECTURES = {"mpt"}  # ALiBi, or none at all (NoPE)
-ARCHITECTURES = {"llama"} | NEOX_ARCHITECTURES | POSITION_FREE_ARCHITECTURES
+ARCHITECTURES = {"llama", "smollm3", "cohere2"} | NEOX_ARCHITECTURES | POSITION_FREE_ARCHITECTURES
+LAYER_NORM_ARCHITECTURES = {"stablelm", "gptneox", "mpt", "cohere2"}
+WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "olmo2": 4}  # all layers but each n-th have a sliding window
+GEMMA_ARCHITECTURES = {"gemma2", "gemma3"}  # GELU with a gate, scaled embedding
 
 
 @dataclass(frozen=True)
@@ -242,9 +252,13 @@ class Model:
     d_k: int
     d_v: int
     epsilon: float
-    rope: Rope | None
+    ropes: list[Rope | None]  # of each layer
+    windows: list[int]  # tokens that each layer sees, 0 for all
     slopes: Floats | None  # [n_head], ALiBi
     parallel_residual: bool
+    soft_cap: float  # of attention scores, 0 for none
+    logit_soft_cap: float
+    logit_scale: float
     kv_half: bool
 
     @classmethod
@@ -272,11 +286,22 @@ class Model:
         }
         n_head, train_length = get("attention.head_count"), get("context_length")
         d_k = get("attention.key_length", get("embedding_length") // n_head)
-        rope = None
-        if architecture not in POSITION_FREE_ARCHITECTURES:
-            rope = Rope.make(
+        n_layer, window = get("block_count"), get("attention.sliding_window", 0)
+        pattern = get("attention.sliding_window_pattern", WINDOW_PERIODS.get(architecture, 1) if window else 1)
+        if isinstance(pattern, int):
+            pattern = [layer % pattern < pattern - 1 for layer in range(n_layer)]
+
+        def rope(layer: int) -> Rope | None:
+            if architecture in POSITION_FREE_ARCHITECTURES or (architecture == "cohere2" and not pattern[layer]):
+                return None
+            if architecture == "smollm3" and layer % 4 == 3:
+                return None
+            base = get("rope.freq_base", 10000.0)
+            if pattern[layer] and architecture == "gemma3":
+                base = get("rope.freq_base_swa", 10000.0)
+            return Rope.make(
                 get("rope.dimension_count", d_k),
-                get("rope.freq_base", 10000.0),
+                base,
                 architecture in NEOX_ARCHITECTURES,
                 scaling=get("rope.scaling.type", "linear"),
                 factor=get("rope.scaling.factor", get("rope.scale_linear", 1.0)),
@@ -284,35 +309,43 @@ class Model:
                 attn_factor=get("rope.scaling.attn_factor", 1.0),
                 freq_factors=tensors.get("rope_freqs.weight"),
             )
+
         max_bias = get("attention.max_alibi_bias", 0.0)
         return cls(
             architecture=architecture,
             tensors=tensors,
             train_length=train_length,
-            n_layer=get("block_count"),
+            n_layer=n_layer,
             n_head=n_head,
             n_head_kv=get("attention.head_count_kv", n_head),
             d_k=d_k,
             d_v=get("attention.value_length", get("embedding_length") // n_head),
             epsilon=metadata.get(f"{architecture}.attention.layer_norm_rms_epsilon")
             or get("attention.layer_norm_epsilon"),
-            rope=rope,
+            ropes=[rope(layer) for layer in range(n_layer)],
+            windows=[window if windowed else 0 for windowed in pattern],
             slopes=alibi_slopes(n_head, max_bias) if max_bias > 0 else None,
-            parallel_residual=get("use_parallel_residual", False),
+            parallel_residual=get("use_parallel_residual", architecture == "cohere2"),
+            soft_cap=get("attn_logit_softcapping", 50.0) if architecture == "gemma2" else 0.0,
+            logit_soft_cap=get("final_logit_softcapping", 30.0 if architecture == "gemma2" else 0.0),
+            logit_scale=get("logit_scale", 1.0),
             kv_half=kv_half,
         )
 
     def embed(self, tokens: Sequence[int] | NDArray[np.integer]) -> Floats:
         """[n] token ids -> [n, n_embd]"""
-        return self.tensors["token_embd.weight"][np.asarray(tokens, dtype=np.int64)]
+        x = self.tensors["token_embd.weight"][np.asarray(tokens, dtype=np.int64)]
+        return x * np.sqrt(x.shape[1]) if self.architecture in GEMMA_ARCHITECTURES else x
 
     def linear(self, name: str, x: Floats) -> Floats:
         y = x @ self.tensors[f"{name}.weight"].T
         return y + self.tensors.get(f"{name}.bias", 0.0)
 
     def norm(self, name: str, x: Floats) -> Floats:
-        """LayerNorm where the architecture has it, RMSNorm elsewhere."""
-        if self.architecture in {"stablelm", "gptneox", "mpt"}:
+        """LayerNorm where the architecture has it, RMSNorm elsewhere; nothing where the model has no such norm."""
+        if f"{name}.weight" not in self.tensors:
+            return x
+        if self.architecture in LAYER_NORM_ARCHITECTURES:
             x = x - x.mean(-1, keepdims=True)
         y = x / np.sqrt((x * x).mean(-1, keepdims=True) + self.epsilon) * self.tensors[f"{name}.weight"]
         return y + self.tensors.get(f"{name}.bias", 0.0)
@@ -326,17 +359,27 @@ class Model:
         else:
             q, k, v = (self.linear(f"blk.{layer}.attn_{part}", h) for part in "qkv")
         n = len(x)
-        return (
-            q.reshape(n, self.n_head, self.d_k),
-            k.reshape(n, self.n_head_kv, self.d_k),
-            v.reshape(n, self.n_head_kv, self.d_v),
-        )
+        v = v.reshape(n, self.n_head_kv, self.d_v)
+        q_norm, k_norm = f"blk.{layer}.attn_q_norm", f"blk.{layer}.attn_k_norm"
+        if self.tensors.get(f"{q_norm}.weight", np.empty(0)).size == n_q != self.d_k:  # of all heads together
+            q, k = self.norm(q_norm, q), self.norm(k_norm, k)
+            return q.reshape(n, self.n_head, self.d_k), k.reshape(n, self.n_head_kv, self.d_k), v
+        q, k = q.reshape(n, self.n_head, self.d_k), k.reshape(n, self.n_head_kv, self.d_k)
+        return self.norm(q_norm, q), self.norm(k_norm, k), v
 
-    def attend(self, group: Queries, q: Floats, k: Floats, v: Floats, log_scaling_T: int | None) -> Floats:
-        """Attention of one group -> [m, n_head * d_v], from unrotated q of its own tokens, k and v of all tokens."""
+    def attend(
+        self, layer: int, group: Queries, q: Floats, k: Floats, v: Floats, log_scaling_T: int | None
+    ) -> Floats:
+        """Attention of one group -> [m, n_head * d_v], from unrotated q of its own tokens, k and v of all tokens.
+
+        A sliding-window layer reads the text as if it were not cut: only what all layers but those see is woven.
+        """
+        if self.windows[layer]:
+            group = window_queries(group.tokens, self.windows[layer])
         k, v = k[group.keys], v[group.keys]
-        if self.rope is not None:
-            q, k = self.rope(q, group.positions), self.rope(k, group.key_positions)
+        rope = self.ropes[layer]
+        if rope is not None:
+            q, k = rope(q, group.positions), rope(k, group.key_positions)
         if self.kv_half:
             k, v = (x.astype(np.float16).astype(np.float64) for x in (k, v))
         scale = log_scaling(group.tokens, log_scaling_T if group.log_scaled else None)
@@ -348,27 +391,34 @@ class Model:
             score = q[:, head] @ k[:, head_kv].T  # [m, k]
             if self.slopes is not None:
                 score = score - self.slopes[head] * distance
+            if self.soft_cap:
+                score = self.soft_cap * np.tanh(score / self.soft_cap)
             score = np.where(group.visible, score, -np.inf)
             weight = np.exp(score - score.max(-1, keepdims=True))
             out[:, head] = weight / weight.sum(-1, keepdims=True) @ v[:, head_kv]
         return out.reshape(len(q), -1)
 
     def feed_forward(self, layer: int, x: Floats) -> Floats:
-        h, name = self.norm(f"blk.{layer}.ffn_norm", x), f"blk.{layer}.ffn"
+        name = f"blk.{layer}.ffn"
+        h = self.norm(f"blk.{layer}.attn_norm" if self.architecture == "cohere2" else f"{name}_norm", x)
         up = self.linear(f"{name}_up", h)
         if f"{name}_gate.weight" in self.tensors:
-            return self.linear(f"{name}_down", silu(self.linear(f"{name}_gate", h)) * up)
-        return self.linear(f"{name}_down", gelu(up))
+            activation = gelu if self.architecture in GEMMA_ARCHITECTURES else silu
+            up = activation(self.linear(f"{name}_gate", h)) * up
+        else:
+            up = gelu(up)
+        return self.norm(f"blk.{layer}.post_ffw_norm", self.linear(f"{name}_down", up))
 
     def finish_layer(self, layer: int, x: Floats, attention: Floats) -> Floats:
         """Layer input and the attention of its queries -> layer output, both [n, n_embd]"""
-        after = x + self.linear(f"blk.{layer}.attn_output", attention)
+        after = x + self.norm(f"blk.{layer}.post_attention_norm", self.linear(f"blk.{layer}.attn_output", attention))
         return after + self.feed_forward(layer, x if self.parallel_residual else after)
 
     def output(self, x: Floats) -> Floats:
         """[n, n_embd] -> logits [n, n_vocab]"""
         tied = "output.weight" not in self.tensors
-        return self.linear("token_embd" if tied else "output", self.norm("output_norm", x))
+        y = self.logit_scale * self.linear("token_embd" if tied else "output", self.norm("output_norm", x))
+        return self.logit_soft_cap * np.tanh(y / self.logit_soft_cap) if self.logit_soft_cap else y
 
 
 # What the tests ask for.
@@ -386,7 +436,7 @@ def logits(
     x = model.embed(tokens)
     for layer in range(model.n_layer):
         q, k, v = model.queries_keys_values(layer, x)
-        attention = [model.attend(g, q[g.tokens], k, v, log_scaling_T) for g in groups]
+        attention = [model.attend(layer, g, q[g.tokens], k, v, log_scaling_T) for g in groups]
         x = model.finish_layer(layer, x, np.concatenate(attention))
     return model.output(x[logits_from:])
 
@@ -415,7 +465,7 @@ class State:
             q, k, v = self.model.queries_keys_values(layer, x)
             self.keys[layer] = np.concatenate([self.keys[layer], k])
             self.values[layer] = np.concatenate([self.values[layer], v])
-            attention = self.model.attend(group, q, self.keys[layer], self.values[layer], self.log_scaling_T)
+            attention = self.model.attend(layer, group, q, self.keys[layer], self.values[layer], self.log_scaling_T)
             x = self.model.finish_layer(layer, x, attention)
         self.n += len(tokens)
         return self.model.output(x)

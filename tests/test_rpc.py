@@ -24,10 +24,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import arch_models
 import oracle
-from conftest import F16, F32, Q8_0, SMALL, Opener, oracle_read, random_tokens, read, rms, run_python, worst
+from conftest import DATA, F16, F32, Q8_0, READER, SMALL, Opener, oracle_read, random_tokens, read, rms, run_python, worst
 from make_models import YARN, Shape, write_gptneox, write_llama, write_mpt, write_qwen2
-from mesa_gguf import ConfigError, DeviceError, MesaConfig, MesaLlama, MesaPlan, cli, devices
+from mesa_gguf import METHODS, ConfigError, DeviceError, MesaConfig, MesaLlama, MesaPlan, cli, devices
 from mesa_gguf.documents import make_document
 
 pytestmark = pytest.mark.skipif(not llama_cpp.llama_supports_rpc(), reason="built without GGML_RPC")
@@ -192,6 +193,52 @@ def test_a_chunk_on_a_server_is_the_oracles(path: Callable[[str], Path], open_ll
     error = worst(read(llm, tokens), expected)
     print(f"\n{kind}: {error:.6f}")
     assert error <= WIDE
+
+
+@pytest.mark.filterwarnings("ignore:the plan needs 545 positions:UserWarning")
+@pytest.mark.parametrize(("name", "flash"), [("authors-L1000-E20", False), ("authors-L2500-E7", False), ("authors-L2500-E7", True)])
+def test_the_authors_logits_on_servers(open_llama: Opener, servers: str, name: str, flash: bool) -> None:
+    """Windows of 482 rows, padded to 512 where flash attention is on. Limits as in test_golden.py."""
+    run = np.load(DATA / f"{name}.npz")
+    plan = MesaPlan(run["chunk_starts"].tolist(), int(run["anchor"]), int(run["stair_width"]))
+    llm = open_llama(READER, MesaConfig(plan=plan), flash=flash, n_ctx=4096, n_ubatch=200, rpc_servers=servers)
+    logits = read(llm, run["tokens"].tolist())
+    assert worst(logits[int(run["logits_from"]) :], run["logits"]) <= (0.06 if flash else 0.01)
+
+
+@pytest.mark.parametrize(
+    ("method", "flash"), [("star", True), ("mesa-exact", True), *((method, False) for method in METHODS if method != "mesa")]
+)
+def test_other_methods_equal_the_local_run(
+    path: Callable[[str], Path], open_llama: Opener, servers: str, method: str, flash: bool
+) -> None:
+    config = MesaConfig(method=method, first_chunk=40, chunk=40) if method == "star" else MesaConfig(method=method)
+    logits = []
+    for options in ({}, dict(rpc_servers=servers, tensor_split=[3.0, 2.0])):
+        llm = open_llama(path("llama"), config, kv=F16, flash=flash, **options)
+        logits.append(np.concatenate([read(llm, random_tokens(300, seed=1)), *(read(llm, [token]) for token in ANSWER[:20])]))
+        llm.close()
+    error = worst(*logits)
+    print(f"\n{method}, flash {flash}: {error:.6f}")
+    assert error <= (BETWEEN if flash or not SAME_KERNELS else 0)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt-oss", "qwen2vl", "qwen2moe", "falcon"])
+@pytest.mark.parametrize("flash", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_other_architectures_equal_the_local_run(
+    open_llama: Opener, servers: str, tmp_path: Path, name: str, flash: bool
+) -> None:
+    """Windows, sinks, M-RoPE, experts, one head of keys for all queries."""
+    made = arch_models.make([name], tmp_path)[name]
+    assert isinstance(made, Path), made
+    logits = []
+    for options in ({}, dict(rpc_servers=servers, tensor_split=[0.3, 0.7])):
+        llm = open_llama(made, SMALL, kv=F16, flash=flash, **options)
+        logits.append(np.concatenate([read(llm, LONG), *(read(llm, [token]) for token in ANSWER[:40])]))
+        llm.close()
+    error = worst(*logits)
+    print(f"\n{name}, flash {flash}: {error:.6f} on a scale of {np.abs(logits[0]).max():.1f}")
+    assert error <= (BETWEEN if flash or not SAME_KERNELS else 0)
 
 
 def test_layers_and_cache_are_on_the_servers(
@@ -482,3 +529,15 @@ def test_server_ends_when_it_is_told_to(number: signal.Signals) -> None:
         assert process.wait(timeout=10) == -number
         with pytest.raises(DeviceError, match=endpoint):
             devices.check_server(*devices.parse(endpoint))
+
+
+def test_nothing_listens_or_connects_by_itself(path: Callable[[str], Path]) -> None:
+    program = """
+import os, stat, sys
+from mesa_gguf import MesaLlama
+llm = MesaLlama(sys.argv[1], n_gpu_layers=-1, n_threads=1)
+llm.eval([1, 2, 3])
+print([fd for fd in os.listdir("/dev/fd") if os.path.exists(f"/dev/fd/{fd}") and stat.S_ISSOCK(os.stat(int(fd)).st_mode)])
+"""
+    done = run_python(program, str(path("llama")))
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

@@ -84,7 +84,9 @@ def _rpc_function(name: str, restype: Any, *argtypes: Any) -> Any:
     backend = _ggml("ggml_backend_reg_by_name")(b"RPC")
     address = backend and _ggml("ggml_backend_reg_get_proc_address")(backend, name.encode())
     if not address:
-        raise ConfigError("this build has no RPC backend: build it with -DGGML_RPC=ON (CMAKE_ARGS), which is the default")
+        raise ConfigError(
+            "this build has no RPC backend: build it with -DGGML_RPC=ON (CMAKE_ARGS), which is the default"
+        )
     return ctypes.CFUNCTYPE(restype, *argtypes)(address)
 
 

@@ -110,7 +110,9 @@ def unpack(folder: Path) -> None:
     with tarfile.open(sdist) as archive:
         for member in archive:
             path = Path(*Path(member.name).parts[1:])
-            if member.isfile() and (path.parts[:1] == ("tests",) or path.match("vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf")):
+            if member.isfile() and (
+                path.parts[:1] == ("tests",) or path.match("vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf")
+            ):
                 file = archive.extractfile(member)
                 assert file is not None
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +138,18 @@ def run_python_tests(name: str, mesa: bool = False) -> Results:
     else:
         environment["LLAMA_CPP_LIB_PATH"] = str(FOLDER / name / "lib")
     environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-    command = [sys.executable, "-m", "pytest", "-p", "upstream_plugin", "--junit-xml", str(report), "-q", "-rs", "tests"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "upstream_plugin",
+        "--junit-xml",
+        str(report),
+        "-q",
+        "-rs",
+        "tests",
+    ]
     print("+", *command, flush=True)
     report.unlink(missing_ok=True)
     subprocess.run(command, cwd=folder, env=environment, check=False)
@@ -144,7 +157,9 @@ def run_python_tests(name: str, mesa: bool = False) -> Results:
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         outcome = {child.tag for child in case}
         failed = outcome & {"failure", "error"}
-        results[f"{case.attrib['classname']}.{case.attrib['name']}"] = "failed" if failed else "skipped" if "skipped" in outcome else "passed"
+        results[f"{case.attrib['classname']}.{case.attrib['name']}"] = (
+            "failed" if failed else "skipped" if "skipped" in outcome else "passed"
+        )
     return results
 
 
@@ -173,9 +188,13 @@ def compare(title: str, columns: dict[str, Results]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=["ctest", "python"], help="one of the two suites; python needs the builds of ctest")
+    parser.add_argument(
+        "--only", choices=["ctest", "python"], help="one of the two suites; python needs the builds of ctest"
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="compile on N cores")
-    parser.add_argument("-R", dest="pattern", default="", metavar="REGEX", help="only tests of llama.cpp whose name matches")
+    parser.add_argument(
+        "-R", dest="pattern", default="", metavar="REGEX", help="only tests of llama.cpp whose name matches"
+    )
     arguments = parser.parse_args()
 
     tables = {}

@@ -26,7 +26,21 @@ from numpy.typing import NDArray
 
 import arch_models
 import oracle
-from conftest import DATA, F16, F32, Q8_0, READER, SMALL, Opener, oracle_read, random_tokens, read, rms, run_python, worst
+from conftest import (
+    DATA,
+    F16,
+    F32,
+    Q8_0,
+    READER,
+    SMALL,
+    Opener,
+    oracle_read,
+    random_tokens,
+    read,
+    rms,
+    run_python,
+    worst,
+)
 from make_models import YARN, Shape, write_gptneox, write_llama, write_mpt, write_qwen2
 from mesa_gguf import METHODS, ConfigError, DeviceError, MesaConfig, MesaLlama, MesaPlan, cli, devices
 from mesa_gguf.documents import make_document
@@ -141,7 +155,14 @@ BETWEEN = 0.06  # keys and values of a chunk are f16 there and f32 here, where f
 WIDE = 0.01  # 64 queries or more, which flash attention on a CPU sums in f32; seen: 0.0025
 
 # (type of keys, of values, flash attention): a quantized V cache needs flash attention
-CACHES = [(F32, F32, False), (F16, F16, False), (Q8_0, F16, False), (F32, F32, True), (F16, F16, True), (Q8_0, Q8_0, True)]
+CACHES = [
+    (F32, F32, False),
+    (F16, F16, False),
+    (Q8_0, F16, False),
+    (F32, F32, True),
+    (F16, F16, True),
+    (Q8_0, Q8_0, True),
+]
 CASES = [("llama", *cache, True) for cache in CACHES]
 CASES += [("qwen2-yarn", *cache, True) for cache in CACHES[4:]]
 CASES += [(kind, *cache, True) for kind in ("gptneox", "mpt") for cache in (CACHES[1], CACHES[4])]
@@ -183,7 +204,9 @@ def test_layers_on_two_servers_equal_the_local_run(
 
 
 @pytest.mark.parametrize("kind", list(MODELS))
-def test_a_chunk_on_a_server_is_the_oracles(path: Callable[[str], Path], open_llama: Opener, servers: str, kind: str) -> None:
+def test_a_chunk_on_a_server_is_the_oracles(
+    path: Callable[[str], Path], open_llama: Opener, servers: str, kind: str
+) -> None:
     """Wide chunks, so that the limit can be small: keys and values rounded to f16, once, and nothing else."""
     plan = MesaPlan([0, 12, 112, 212, 312], anchor=312, stair_width=8)
     tokens = random_tokens(392, seed=7)
@@ -196,7 +219,9 @@ def test_a_chunk_on_a_server_is_the_oracles(path: Callable[[str], Path], open_ll
 
 
 @pytest.mark.filterwarnings("ignore:the plan needs 545 positions:UserWarning")
-@pytest.mark.parametrize(("name", "flash"), [("authors-L1000-E20", False), ("authors-L2500-E7", False), ("authors-L2500-E7", True)])
+@pytest.mark.parametrize(
+    ("name", "flash"), [("authors-L1000-E20", False), ("authors-L2500-E7", False), ("authors-L2500-E7", True)]
+)
 def test_the_authors_logits_on_servers(open_llama: Opener, servers: str, name: str, flash: bool) -> None:
     """Windows of 482 rows, padded to 512 where flash attention is on. Limits as in test_golden.py."""
     run = np.load(DATA / f"{name}.npz")
@@ -207,7 +232,8 @@ def test_the_authors_logits_on_servers(open_llama: Opener, servers: str, name: s
 
 
 @pytest.mark.parametrize(
-    ("method", "flash"), [("star", True), ("mesa-exact", True), *((method, False) for method in METHODS if method != "mesa")]
+    ("method", "flash"),
+    [("star", True), ("mesa-exact", True), *((method, False) for method in METHODS if method != "mesa")],
 )
 def test_other_methods_equal_the_local_run(
     path: Callable[[str], Path], open_llama: Opener, servers: str, method: str, flash: bool
@@ -216,7 +242,9 @@ def test_other_methods_equal_the_local_run(
     logits = []
     for options in ({}, dict(rpc_servers=servers, tensor_split=[3.0, 2.0])):
         llm = open_llama(path("llama"), config, kv=F16, flash=flash, **options)
-        logits.append(np.concatenate([read(llm, random_tokens(300, seed=1)), *(read(llm, [token]) for token in ANSWER[:20])]))
+        logits.append(
+            np.concatenate([read(llm, random_tokens(300, seed=1)), *(read(llm, [token]) for token in ANSWER[:20])])
+        )
         llm.close()
     error = worst(*logits)
     print(f"\n{method}, flash {flash}: {error:.6f}")
@@ -265,7 +293,9 @@ def test_layers_and_cache_are_on_the_servers(
 
 
 @pytest.mark.parametrize("flash", [False, True])
-def test_some_layers_here_and_some_there(path: Callable[[str], Path], open_llama: Opener, servers: str, flash: bool) -> None:
+def test_some_layers_here_and_some_there(
+    path: Callable[[str], Path], open_llama: Opener, servers: str, flash: bool
+) -> None:
     """A cache that lies partly in this process."""
     model = oracle.Model.from_gguf(path("llama"), kv_half=True)
     llm = open_llama(path("llama"), kv=F16, flash=flash, n_ctx=1024, rpc_servers=servers, n_gpu_layers=2)
@@ -294,9 +324,7 @@ def test_other_models_of_the_process_stay_here(
     assert "RPC" not in capfd.readouterr().err
 
 
-def test_ask_with_servers_answers_as_without(
-    servers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ask_with_servers_answers_as_without(servers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = make_document(3, 4 * 512, n_facts=6)
     (tmp_path / "document.txt").write_text(document.text)
     arguments = ["ask", "-f", str(tmp_path / "document.txt"), "--quiet", "--threads", "1", "--no-flash-attn"]
@@ -388,7 +416,9 @@ def test_a_listener_that_keeps_silent(path: Callable[[str], Path], monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" * 4], ids=["nothing", "ssh", "http"]
+    "answer",
+    [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" * 4],
+    ids=["nothing", "ssh", "http"],
 )
 def test_a_listener_of_another_kind(path: Callable[[str], Path], answer: bytes) -> None:
     def behave(connection: socket.socket) -> None:
@@ -486,7 +516,9 @@ def test_a_server_that_dies_between_two_batches_is_an_error(path: Callable[[str]
             lines = [client.stdout.readline().strip() for _ in range(5)]
             told = dict(line.split(" ", 1) for line in lines if line)
             assert list(told) == ["eval", "save", "load", "generate", "the"], client.stderr.read()
-            assert all(first in told[name] and "gone away" in told[name] for name in ("eval", "save", "load", "generate"))
+            assert all(
+                first in told[name] and "gone away" in told[name] for name in ("eval", "save", "load", "generate")
+            )
             with server(int(first.split(":")[1])):
                 out, err = client.communicate("\n", timeout=60)
     assert (client.returncode, out) == (0, "and uses the servers again\n"), err

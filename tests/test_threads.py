@@ -41,7 +41,12 @@ def test_two_contexts_in_two_threads_read_as_alone(model_path: ModelPath, open_l
 
     def open_both() -> list[MesaLlama]:
         first = open_llama(path, SMALL, kv=F16, flash=flash, n_ctx=1024)
-        return [first, open_llama(path, MesaConfig(first_chunk=20, chunk=60, last_chunk=24), kv=F16, flash=flash, n_ctx=1024, n_batch=96)]
+        return [
+            first,
+            open_llama(
+                path, MesaConfig(first_chunk=20, chunk=60, last_chunk=24), kv=F16, flash=flash, n_ctx=1024, n_batch=96
+            ),
+        ]
 
     alone = [turn(llm) for turn, llm in zip(turns, open_both(), strict=True)]
 

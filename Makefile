@@ -33,7 +33,7 @@ SOURCES := CMakeLists.txt pyproject.toml LICENSE $(wildcard README.md) \
 $(call remember,build/sources.txt,$(SOURCES))
 $(call remember,build/cmake-args.txt,$(CMAKE_ARGS))
 
-.PHONY: help demo test test-slow bench stock dev wheel lint format clean
+.PHONY: help demo test test-slow sanitize upstream bench stock dev wheel lint format clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -48,6 +48,12 @@ test: $(VENV)/.mesa-gguf build/stock/.built ## the tests, without the slow ones 
 MARK ?= slow or not slow
 test-slow: $(VENV)/.mesa-gguf build/stock/.built ## all tests (MARK=slow: the slow ones alone)
 	$(TEST_ENV) $(BIN)/pytest -m "$(MARK)" $(ARGS)
+
+sanitize: $(VENV)/.mesa-gguf ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC, Linux)
+	$(BIN)/python scripts/sanitize.py $(ARGS)
+
+upstream: $(VENV)/.mesa-gguf ## llama.cpp's and llama-cpp-python's own tests, patched and unpatched side by side
+	$(BIN)/python scripts/upstream_tests.py $(ARGS)
 
 bench: $(VENV)/.mesa-gguf build/stock/.built ## the benchmarks, against the stock build
 	MESA_STOCK_LIB='$(CURDIR)/build/stock/lib' $(BIN)/python benchmarks/speed.py $(ARGS)

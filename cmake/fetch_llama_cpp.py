@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 # what libllama and libggml* are built from; tools, tests, models and the web UI stay in the archive
 FILES = {"CMakeLists.txt", "LICENSE", "AUTHORS"}
 FOLDERS = {"cmake", "ggml", "include", "licenses", "src", "vendor"}
+TEST_FOLDERS = {"common", "models", "tests"}  # and what its own tests are built from and read
 
 Tree = dict[str, bytes]  # path inside llama.cpp, with forward slashes -> contents
 
@@ -36,10 +37,10 @@ class BuildError(Exception):
     """Stops the build; its text is all that the user sees."""
 
 
-def wanted(path: PurePosixPath) -> bool:
+def wanted(path: PurePosixPath, folders: set[str] = FOLDERS) -> bool:
     if not path.parts or ".." in path.parts or path.is_absolute():
         return False
-    return path.parts[0] in FOLDERS if len(path.parts) > 1 else path.name in FILES
+    return path.parts[0] in folders if len(path.parts) > 1 else path.name in FILES
 
 
 # ---------------------------------------------------------------------------------------------------- fetch
@@ -98,7 +99,7 @@ def tail(text: str, lines: int = 15) -> str:
 # ----------------------------------------------------------------------------------------------------- take
 
 
-def read_sdist(sdist: Path) -> Tree:
+def read_sdist(sdist: Path, folders: set[str] = FOLDERS) -> Tree:
     """llama.cpp out of the archive. Regular files only, by checked names: nothing is ever extracted in place."""
     tree: Tree = {}
     with tarfile.open(sdist, "r|gz") as archive:
@@ -107,16 +108,16 @@ def read_sdist(sdist: Path) -> Tree:
             if not member.isfile() or name.parts[1:3] != ("vendor", "llama.cpp"):
                 continue
             path = PurePosixPath(*name.parts[3:])
-            if wanted(path):
+            if wanted(path, folders):
                 file = archive.extractfile(member)
                 assert file is not None  # a regular file
                 tree[str(path)] = file.read()
     return tree
 
 
-def read_checkout(folder: Path) -> Tree:
+def read_checkout(folder: Path, folders: set[str] = FOLDERS) -> Tree:
     tree: Tree = {}
-    for top in sorted(FILES | FOLDERS):
+    for top in sorted(FILES | folders):
         start = folder / top
         for file in [start] if start.is_file() else sorted(start.rglob("*")):
             if file.is_file():
@@ -274,6 +275,7 @@ def main() -> None:
     parser.add_argument("--dest", type=Path, help="source tree to write; without it, only fetch")
     parser.add_argument("--patches", type=Path, help="folder of *.patch; without it, llama.cpp stays as it is")
     parser.add_argument("--source-dir", type=Path, help="a local llama.cpp instead of the download; never modified")
+    parser.add_argument("--tests", action="store_true", help="take llama.cpp's own tests too")
     args = parser.parse_args()
 
     if not args.dest:
@@ -282,17 +284,18 @@ def main() -> None:
 
     version, digest = read_pin(args.pin)
     patches = sorted(args.patches.glob("*.patch")) if args.patches else []
-    key = json.dumps([sha256(Path(__file__)), digest, [[p.name, sha256(p)] for p in patches]])
+    folders = FOLDERS | TEST_FOLDERS if args.tests else FOLDERS
+    key = json.dumps([sha256(Path(__file__)), digest, [[p.name, sha256(p)] for p in patches], sorted(folders)])
     stamp = args.dest.with_name(args.dest.name + ".stamp")
     # a local checkout may change under us, so it is read again each time
     if not args.source_dir and stamp.is_file() and stamp.read_text() == key and args.dest.is_dir():
         return
 
     if args.source_dir:
-        tree, origin = read_checkout(args.source_dir), str(args.source_dir)
+        tree, origin = read_checkout(args.source_dir, folders), str(args.source_dir)
     else:
         sdist = fetch_sdist(args.pin, args.download_dir)
-        tree, origin = read_sdist(sdist), f"llama-cpp-python {version}"
+        tree, origin = read_sdist(sdist, folders), f"llama-cpp-python {version}"
     if "CMakeLists.txt" not in tree or "include/llama.h" not in tree:
         raise BuildError(f"no llama.cpp in {args.source_dir or sdist}")
     apply_series(tree, patches, not args.source_dir, version, origin)

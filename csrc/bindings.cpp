@@ -5,6 +5,7 @@
 #include "mesa-plan.h"
 
 #include "ggml.h"
+#include "ggml-rpc.h"
 #include "gguf.h"
 
 #include <pybind11/numpy.h>
@@ -222,6 +223,7 @@ PYBIND11_MODULE(_core, m) {
     m.doc() = "Plan, positions and masks of Mesa-Extrapolation, and the C API of llama-mesa.h.";
 
     m.attr("LLAMA_MESA_VERSION") = LLAMA_MESA_VERSION;
+    m.attr("RPC_PROTOCOL") = py::make_tuple(RPC_PROTO_MAJOR_VERSION, RPC_PROTO_MINOR_VERSION, RPC_PROTO_PATCH_VERSION);
 
     py::list methods;
     for (int32_t method = 0; method < mesa::n_methods; ++method) {

@@ -15,7 +15,7 @@ _library.load()
 
 from ._core import METHODS  # noqa: E402
 from .config import MesaConfig, MesaPlan  # noqa: E402
-from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError  # noqa: E402
+from .errors import ConfigError, DeviceError, MesaError, ModelError, OutOfMemoryError, PromptError  # noqa: E402
 from .llama import MesaLlama  # noqa: E402
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "ConfigError",
+    "DeviceError",
     "MesaConfig",
     "MesaError",
     "MesaLlama",

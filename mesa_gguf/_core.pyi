@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 LLAMA_MESA_VERSION: int
+RPC_PROTOCOL: tuple[int, int, int]
 METHODS: tuple[str, ...]
 
 class Params:

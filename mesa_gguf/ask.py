@@ -23,7 +23,7 @@ import llama_cpp
 from jinja2 import TemplateError
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from . import documents
+from . import devices, documents
 from .config import MesaConfig
 from .errors import ModelError, PromptError
 from .llama import MesaLlama
@@ -105,16 +105,22 @@ def load_vocabulary(path: Path, verbose: bool = False) -> MesaLlama:
 
 
 def load_model(
-    path: Path, *, n_gpu_layers: int | None = None, seed: int | None = None, verbose: bool = False, **kwargs: Any
+    path: Path,
+    *,
+    n_gpu_layers: int | None = None,
+    rpc_servers: str | None = None,
+    seed: int | None = None,
+    verbose: bool = False,
+    **kwargs: Any,
 ) -> MesaLlama:
-    """`MesaLlama` with all layers on the GPU where there is a backend for one; seed None: another one each time.
+    """`MesaLlama` with all layers on the GPU, or on RPC servers, where there are any; seed None: another one each time.
 
     Raises:
         MesaError: as `MesaLlama` does.
     """
     if n_gpu_layers is None:
-        n_gpu_layers = -1 if llama_cpp.llama_supports_gpu_offload() else 0
-    llm = MesaLlama(path, n_gpu_layers=n_gpu_layers, verbose=verbose, **kwargs)
+        n_gpu_layers = -1 if rpc_servers is not None or devices.has_gpu() else 0
+    llm = MesaLlama(path, n_gpu_layers=n_gpu_layers, rpc_servers=rpc_servers, verbose=verbose, **kwargs)
     if seed is not None:
         llm.set_seed(seed)  # the constructor takes 0 for none
     return llm

@@ -1,4 +1,4 @@
-"""The command line: ``mesa-gguf ask``, ``inspect``, ``plan`` and ``demo``.
+"""The command line: ``mesa-gguf ask``, ``inspect``, ``plan``, ``demo`` and ``rpc-server``.
 
 What the user got wrong is told in one line on standard error, with exit code 2.
 """
@@ -213,9 +213,13 @@ NGpuLayers = Annotated[
         "--n-gpu-layers",
         min=-1,
         metavar="N",
-        help="Layers on the GPU, -1: all. Default: all where a GPU backend is built in.",
+        help="Layers on the GPU, -1: all. Default: all where there is a GPU.",
         panel=ENGINE,
     ),
+]
+RpcServers = Annotated[
+    str | None,
+    _option("--rpc", metavar="HOST:PORT,…", help="Servers that take the layers: see mesa-gguf rpc-server.", panel=ENGINE),
 ]
 Batch = Annotated[int, _option("--batch", min=1, metavar="N", help="Tokens handed over at once.", panel=ENGINE)]
 UBatch = Annotated[int, _option("--ubatch", min=1, metavar="N", help="Tokens computed at once.", panel=ENGINE)]
@@ -314,6 +318,7 @@ def ask(
     flash_attn: FlashAttn = True,
     threads: Threads = None,
     n_gpu_layers: NGpuLayers = None,
+    rpc: RpcServers = None,
     batch: Batch = 512,
     ubatch: UBatch = 512,
 ) -> None:
@@ -346,6 +351,7 @@ def ask(
         n_threads=threads,
         n_threads_batch=threads,
         n_gpu_layers=n_gpu_layers,
+        rpc_servers=rpc,
         seed=seed,
         verbose=verbose,
         **kv_types,
@@ -609,3 +615,40 @@ def demo(
         return _progress_bar(sys.stderr.isatty())
 
     run_demo(length, seed, output, threads, progress)
+
+
+#
+# rpc-server
+#
+
+
+@app.command(
+    name="rpc-server",
+    epilog="""\
+Examples:\n
+  mesa-gguf rpc-server --port 50052\n
+  mesa-gguf ask -m model.gguf -f log.txt "Who?" --rpc 127.0.0.1:50052
+""",
+)
+def rpc_server(
+    host: Annotated[str, _option("--host", metavar="HOST", help="Address of this machine to listen at.")] = "127.0.0.1",
+    port: Annotated[int, _option("--port", min=1, max=65535, metavar="N", help="TCP port.")] = 50052,
+    threads: Annotated[
+        int | None, _option("--threads", min=1, metavar="N", help="Where the CPU computes. Default: half of the cores.")
+    ] = None,
+    cpu: Annotated[bool, _option("--cpu", help="Offer the CPU and its memory even where there is a GPU.")] = False,
+) -> None:
+    """Compute layers for mesa-gguf ask --rpc, with this machine's GPUs or its CPU, until it is ended (Ctrl-C).
+
+    There is no authentication: whoever reaches the port can crash this process or worse. One client is served at a time.
+    """
+    from . import devices
+
+    if not devices.is_loopback(host):
+        print(
+            f"mesa-gguf: warning: {host} is reached by other machines, and an RPC server asks nobody who he is. Never run it "
+            "on a network with machines or people that you do not trust (docs/RPC.md)",
+            file=sys.stderr,
+        )
+    print(f"mesa-gguf: listening at {host}:{port}, without authentication; Ctrl-C ends it", file=sys.stderr, flush=True)
+    devices.serve(host, port, threads, cpu)

@@ -19,5 +19,9 @@ class PromptError(MesaError, ValueError):
     """A text that cannot be read: empty, in a wrong encoding, or longer than n_ctx."""
 
 
+class DeviceError(MesaError, ConnectionError):
+    """A server that computes for this process cannot be reached, or has gone away."""
+
+
 class OutOfMemoryError(MesaError, MemoryError):
     """Weights and KV cache do not fit into memory."""

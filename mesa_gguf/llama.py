@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from llama_cpp import LlamaState
 
-from . import _core, gguf_file
+from . import _core, devices, gguf_file
 from .config import MesaConfig, MesaPlan
 from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError
 
@@ -44,12 +44,15 @@ class MesaLlama(llama_cpp.Llama):
         n_ubatch: tokens computed at once; default 512.
         flash_attn: on by default, other than in `Llama`.
         progress: called with (tokens read, tokens to read) while a prompt of more than one batch is read.
+        rpc_servers: "host:port,host:port", or a list of such: servers whose devices take the layers (docs/RPC.md), before
+            this machine's GPUs. n_gpu_layers is -1, all layers, unless it is given; tensor_split says how many go where.
         **kwargs: all other arguments of `llama_cpp.Llama`.
 
     Raises:
         ModelError: the file cannot be used, or Mesa does not support its architecture; names the reason.
         ConfigError: the options cannot work.
         OutOfMemoryError: weights and a KV cache of n_ctx tokens do not fit into memory.
+        DeviceError: an RPC server cannot be used.
     """
 
     def __init__(
@@ -62,11 +65,13 @@ class MesaLlama(llama_cpp.Llama):
         n_ubatch: int = 512,
         flash_attn: bool = True,
         progress: Progress | None = None,
+        rpc_servers: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         # what close() needs, if checks fail below
         self._stack = contextlib.ExitStack()
         self._sampler = None
+        self._servers: devices.Servers | None = None
 
         self.mesa = mesa if mesa is not None else MesaConfig()
         self.progress = progress
@@ -79,8 +84,13 @@ class MesaLlama(llama_cpp.Llama):
         header = gguf_file.check(Path(model_path))
         # llama.cpp rounds it up; Llama makes its buffers of what it was given
         n_ctx = -(-(n_ctx or header.train_length) // N_CTX_STEP) * N_CTX_STEP
+        if rpc_servers is not None and not kwargs.get("vocab_only", False):
+            kwargs.setdefault("n_gpu_layers", -1)
+            self._servers = devices.Servers(rpc_servers)
         if not kwargs.get("vocab_only", False):
-            gguf_file.check_memory(header, n_ctx, kwargs.get("type_k"), kwargs.get("type_v"), kwargs.get("n_gpu_layers", 0))
+            offloads = self._servers is not None or devices.has_gpu()
+            n_gpu_layers = kwargs.get("n_gpu_layers", 0) if offloads else 0
+            gguf_file.check_memory(header, n_ctx, kwargs.get("type_k"), kwargs.get("type_v"), n_gpu_layers)
         if self.mesa.enabled:
             reason = header.unsupported
             if reason is not None:
@@ -110,7 +120,9 @@ class MesaLlama(llama_cpp.Llama):
             self.close()
             raise ModelError(f"{model_path}: the model's chat template is damaged: {err}") from None
 
-        self._init_args = dict(mesa=self.mesa, progress=progress)
+        if self._servers is not None:
+            self._servers.watch()
+        self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers)
         if not self.mesa.enabled or kwargs.get("vocab_only", False):
             return
 
@@ -128,6 +140,30 @@ class MesaLlama(llama_cpp.Llama):
             raise ModelError(f"{model_path}: {err}") from None
         if self.mesa.plan is not None:
             _validate(self.mesa.plan, self._params, 0)
+
+    @property
+    def model_params(self) -> Any:
+        """What the model is loaded with, a llama_model_params; `Llama` sets it."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        if self._servers is not None:
+            params.devices = ctypes.cast(self._servers.devices, ctypes.c_void_p)
+        self._model_params = params
+
+    def _check_devices(self) -> None:
+        if self._servers is not None:
+            self._servers.check()
+
+    def close(self) -> None:
+        """Free the model. What was on a server that has gone away is left alone: ggml aborts the process on freeing it."""
+        servers, self._servers = self._servers, None
+        if servers is not None and servers.lost is not None:
+            for part in (self._stack, self._ctx._exit_stack, self._model._exit_stack):
+                part.pop_all()
+            servers.abandon()
+        super().close()
 
     @property
     def _address(self) -> int:
@@ -203,8 +239,10 @@ class MesaLlama(llama_cpp.Llama):
         Raises:
             PromptError: the text does not fit into n_ctx, or holds a token that the model does not know.
             ConfigError: no plan fits (a fixed stair_width that is too small).
+            DeviceError: an RPC server has gone away.
             RuntimeError: llama.cpp failed.
         """
+        self._check_devices()
         tokens = list(tokens)
         if not tokens:
             return
@@ -275,6 +313,7 @@ class MesaLlama(llama_cpp.Llama):
             end = max((b for b in borders if n_past < b < end), default=end) if end - n_past < n_all - n_done else end
             batch = tokens[n_done : n_done + end - n_past]
 
+            self._check_devices()
             self._batch.set_batch(batch=batch, n_past=n_past, logits_all=self._logits_all)
             self._ctx.decode(self._batch)
 
@@ -317,13 +356,24 @@ class MesaLlama(llama_cpp.Llama):
     # state
     #
 
+    def save_state(self) -> LlamaState:
+        """See `llama_cpp.Llama.save_state`.
+
+        Raises:
+            DeviceError: an RPC server has gone away.
+        """
+        self._check_devices()
+        return super().save_state()
+
     def load_state(self, state: LlamaState) -> None:
         """Continue from a state that `save_state` returned; see `llama_cpp.Llama.load_state`.
 
         Raises:
             MesaError: the state is damaged, or of another model or configuration, or does not fit into n_ctx. If
                 llama.cpp has seen it by then, the context is empty.
+            DeviceError: an RPC server has gone away.
         """
+        self._check_devices()
         n_tokens = state.n_tokens
         if not 0 <= n_tokens <= min(self._n_ctx, len(state.input_ids)):
             raise MesaError(f"the state cannot be loaded: it holds {n_tokens} tokens, n_ctx is {self._n_ctx}")

@@ -1,0 +1,220 @@
+"""Runs the tests of llama.cpp and of llama-cpp-python on the patched llama.cpp and on the same one unpatched, side by side.
+
+    python scripts/upstream_tests.py [--only ctest|python] [--jobs N] [-R REGEX]
+
+Both trees come out of the pinned source distribution and are built in build/upstream with the flags of the wheel. Tests that
+download something are left out, those that need some model get the bundled one. What is left out is printed, with the reason.
+Exit code 1 if a test passes unpatched and does not pass patched.
+
+It compiles llama.cpp and its tests twice: about an hour on two cores, the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+from building import ROOT, build, package
+
+FOLDER = ROOT / "build" / "upstream"
+MODEL = ROOT / "mesa_gguf" / "data" / "mesa-reader-q8_0.gguf"
+
+TREES = {"unpatched": {"MESA_BUILD_STOCK": "ON"}, "patched": {}}
+
+# test of llama.cpp's CMake -> why it is not run
+LEFT_OUT = {
+    "test-tokenizers-ggml-vocabs": "downloads its vocabularies",
+    "test-download-model": "downloads a model; the tests that want it get the bundled one",
+    "test-chat": "tests the server, of which no part is built here",
+    "test-mtmd-c-api": "tests libmtmd (pictures and sound), of which no part is built here",
+    "test-mtmd-impl": "tests libmtmd (pictures and sound), of which no part is built here",
+    "test-jinja-py": "runs the Python package jinja2 against llama.cpp's templates, nothing of the library",
+}
+# programs that llama.cpp builds beside its tests and does not run as such
+NOT_TESTS = (
+    "test-backend-ops (compares a device's operations with the CPU's: with a CPU alone there is nothing to compare), "
+    "test-quantize-stats, test-gbnf-validator, test-chat-analysis, test-fusion, test-export-graph-ops, test-double-float; "
+    "test-rpc-multi-server (it comes with the tools; tests/test_rpc.py does it here)"
+)
+# test -> the program that it runs, where their names differ
+PROGRAMS = (
+    (re.compile(r"test-tokenizer-0-.*"), "test-tokenizer-0"),
+    (re.compile(r"test-tokenizer-1-.*spm"), "test-tokenizer-1-spm"),
+    (re.compile(r"test-generate-models"), "test-llama-archs"),
+)
+
+Results = dict[str, str]  # test -> passed, failed or skipped
+
+
+def program(test: str) -> str:
+    return next((name for pattern, name in PROGRAMS if pattern.fullmatch(test)), test)
+
+
+# ------------------------------------------------------------------------------------------------------ llama.cpp
+
+
+def registered(folder: Path) -> list[str]:
+    """The tests that llama.cpp's CMake defines."""
+    command = ["ctest", "--test-dir", folder / "llama.cpp-build", "--show-only=json-v1"]
+    done = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
+    return [test["name"] for test in json.loads(done.stdout)["tests"]]
+
+
+def run_ctest(name: str, pattern: str, jobs: int | None) -> Results:
+    folder = FOLDER / name
+    options = {"MESA_BUILD_TESTS": "ON", **TREES[name]}
+    build(folder, options, ["llama", *([] if "MESA_BUILD_STOCK" in options else ["_core"])], jobs)
+    tests = [test for test in registered(folder) if test not in LEFT_OUT and re.search(pattern, test)]
+    build(folder, options, sorted({program(test) for test in tests} | {"test-c"}), jobs)
+
+    model = folder / "tinyllamas" / "stories15M-q4_0.gguf"  # where llama.cpp's tests look for their model
+    model.parent.mkdir(exist_ok=True)
+    shutil.copyfile(MODEL, model)
+    report = folder / "ctest.xml"
+    command = ["ctest", "--test-dir", folder / "llama.cpp-build", "--output-junit", report, "--timeout", "1800"]
+    command += ["--fixture-exclude-setup", "test-download-model", "-R", f"^({'|'.join(map(re.escape, tests))})$"]
+    print("+", *command, flush=True)
+    subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, "LLAMACPP_TEST_MODELFILE": str(model), "GGML_NO_BACKTRACE": "1"},
+        check=False,
+    )
+    status = {"run": "passed", "fail": "failed"}
+    return {
+        case.attrib["name"]: status.get(case.attrib["status"], "skipped")
+        for case in ElementTree.parse(report).getroot().iter("testcase")
+    }
+
+
+# ----------------------------------------------------------------------------------------------- llama-cpp-python
+
+
+def unpack(folder: Path) -> None:
+    """llama-cpp-python's tests and the vocabulary that they read."""
+    spec = importlib.util.spec_from_file_location("fetch_llama_cpp", ROOT / "cmake" / "fetch_llama_cpp.py")
+    assert spec and spec.loader
+    fetch = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fetch)
+    sdist = fetch.fetch_sdist(ROOT / "cmake" / "llama-cpp-python.txt", ROOT / "build" / "download")
+    shutil.rmtree(folder, ignore_errors=True)
+    with tarfile.open(sdist) as archive:
+        for member in archive:
+            path = Path(*Path(member.name).parts[1:])
+            if member.isfile() and (
+                path.parts[:1] == ("tests",) or path.match("vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf")
+            ):
+                file = archive.extractfile(member)
+                assert file is not None
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(file.read())
+
+
+def packages() -> Path:
+    """Packages that those tests import beside what mesa-gguf's own need, in a folder of their own."""
+    folder = FOLDER / "packages"
+    if not (folder / "scipy").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "--no-deps", "scipy"]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def run_python_tests(name: str, mesa: bool = False) -> Results:
+    folder, report = FOLDER / "llama-cpp-python", FOLDER / f"python-{name}{'-mesa' * mesa}.xml"
+    paths = [Path(__file__).parent, packages()]
+    environment = {**os.environ, "UPSTREAM_MODEL": str(MODEL), "PYTHONSAFEPATH": "1"}
+    if mesa:
+        paths.insert(0, package(FOLDER / name))
+        environment["UPSTREAM_MESA"] = "1"
+    else:
+        environment["LLAMA_CPP_LIB_PATH"] = str(FOLDER / name / "lib")
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "upstream_plugin",
+        "--junit-xml",
+        str(report),
+        "-q",
+        "-rs",
+        "tests",
+    ]
+    print("+", *command, flush=True)
+    report.unlink(missing_ok=True)
+    subprocess.run(command, cwd=folder, env=environment, check=False)
+    results = {}
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        outcome = {child.tag for child in case}
+        failed = outcome & {"failure", "error"}
+        results[f"{case.attrib['classname']}.{case.attrib['name']}"] = (
+            "failed" if failed else "skipped" if "skipped" in outcome else "passed"
+        )
+    return results
+
+
+# --------------------------------------------------------------------------------------------------------- report
+
+
+def counts(results: Results) -> str:
+    count = Counter(results.values())
+    return f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped"
+
+
+def compare(title: str, columns: dict[str, Results]) -> list[str]:
+    """Print the counts side by side, and each test that does not pass everywhere -> those that do worse than unpatched."""
+    print(f"\n{title}")
+    for name, results in columns.items():
+        print(f"  {name:<12} {counts(results)}")
+    worse = []
+    for test in sorted(set().union(*columns.values())):
+        outcomes = {name: results.get(test, "missing") for name, results in columns.items()}
+        if set(outcomes.values()) != {"passed"}:
+            print(f"    {test}: {', '.join(f'{name} {outcome}' for name, outcome in outcomes.items())}")
+        if outcomes["unpatched"] == "passed" and set(outcomes.values()) != {"passed"}:
+            worse.append(test)
+    return worse
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", choices=["ctest", "python"], help="one of the two suites; python needs the builds of ctest"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="compile on N cores")
+    parser.add_argument(
+        "-R", dest="pattern", default="", metavar="REGEX", help="only tests of llama.cpp whose name matches"
+    )
+    arguments = parser.parse_args()
+
+    tables = {}
+    if arguments.only != "python":
+        tables["llama.cpp (ctest)"] = {name: run_ctest(name, arguments.pattern, arguments.jobs) for name in TREES}
+    if arguments.only != "ctest":
+        unpack(FOLDER / "llama-cpp-python")
+        tables["llama-cpp-python (pytest)"] = {
+            **{name: run_python_tests(name) for name in TREES},
+            "MesaLlama": run_python_tests("patched", mesa=True),
+        }
+
+    worse = [test for title, columns in tables.items() for test in compare(title, columns)]
+    if arguments.only != "python":
+        print("\nLeft out of llama.cpp's:", *(f"  {test}: {reason}" for test, reason in LEFT_OUT.items()), sep="\n")
+        print(f"  Not tests: {NOT_TESTS}")
+    if worse:
+        print("\nWorse than unpatched:", *worse, sep="\n  ")
+    return bool(worse)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -50,7 +50,7 @@ test-slow: $(VENV)/.mesa-gguf build/stock/.built ## all tests (MARK=slow: the sl
 	$(TEST_ENV) $(BIN)/pytest -m "$(MARK)" $(ARGS)
 
 bench: $(VENV)/.mesa-gguf build/stock/.built ## the benchmarks, against the stock build
-	MESA_STOCK_LIB='$(CURDIR)/build/stock/lib' $(BIN)/python benchmarks/speed.py $(ARGS)
+	MESA_STOCK_LIB='$(CURDIR)/build/stock/lib' $(BIN)/mesa-gguf bench $(ARGS)
 
 stock: build/stock/.built ## the same llama.cpp, unpatched, with the same flags, into build/stock/lib
 

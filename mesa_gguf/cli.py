@@ -1,4 +1,4 @@
-"""The command line: ``mesa-gguf ask``, ``inspect``, ``plan`` and ``demo``.
+"""The command line: ``mesa-gguf ask``, ``inspect``, ``plan``, ``demo``, and ``bench`` of cli_bench.py.
 
 What the user got wrong is told in one line on standard error, with exit code 2.
 """
@@ -609,3 +609,6 @@ def demo(
         return _progress_bar(sys.stderr.isatty())
 
     run_demo(length, seed, output, threads, progress)
+
+
+from . import cli_bench  # noqa: E402, F401 - adds its command; it needs the options above

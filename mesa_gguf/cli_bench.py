@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MODEL = "Model"
 WHAT = "What is measured"
 
-CONSOLE_WIDTH = 140  # where the output is no terminal
+CONSOLE_WIDTH = 120  # where the output is no terminal
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,8 @@ def _ratios(group: Sequence[Measurement], base: Sequence[Measurement]) -> dict[s
     by_run = {m.job.run: m for m in base if m.error is None}
     ratios: dict[str, Ratio] = {}
     for name, value in RATIOS.items():
+        if name == "memory" and any(m.job.decode_only for m in (*group, *by_run.values())):
+            continue  # reading takes memory too
         medians = _median(group, value), _median(by_run.values(), value)
         pairs = [(_value(m, value), _value(by_run[m.job.run], value)) for m in group if m.job.run in by_run]
         each = [a / b for a, b in pairs if a is not None and b]
@@ -263,11 +265,12 @@ def header_lines(machine: Machine, patched: Build, stock: Build | None, model: M
             ("note", f"the machine is busy (load {machine.load:.1f}): what is measured is slower than it could be")
         )
     if any(in_chunks(method) for method in settings.methods) and max(settings.tokens) <= model.train_length:
-        shorter = max(256, max(settings.tokens) // 8)
+        shorter = max(settings.tokens) // 8
+        advice = f"--train-length {shorter}" if shorter >= 128 else "a longer text"
         rows.append((
             "note",
             f"all lengths fit into T = {model.train_length}, where texts are read as in stock llama.cpp: "
-            f"--train-length {shorter} measures what lies beyond",
+            f"{advice} measures what lies beyond",
         ))  # fmt: skip
     return [f"{key:<10}{value}" for key, value in rows]
 
@@ -306,40 +309,39 @@ def format_report(report: Report) -> RenderableType:
 
 
 def _measured_table(report: Report) -> Table:
-    table = Table(title="medians")
-    table.add_column("tokens", justify="right")
-    table.add_column("method")
-    names = ("prefill s", "tokens/s", "first token s", "decode tokens/s", "memory", "weights", "KV", "compute")
-    for name in names:
-        table.add_column(name, justify="right")
+    table = _table("medians", "prefill tokens/s", "first token s", "decode tokens/s")
+    for name in ("memory", "weights", "KV", "compute"):
+        table.add_column(f"{name} MiB", justify="right", overflow="fold")
     for r in report.results:
         buffers = r.buffers or {}
         compute = buffers["compute"] + buffers["output"] if buffers else None
         table.add_row(
             str(r.tokens),
             r.method + ("*" if r.decode_only else ""),
-            _number(r.prefill_s, 2),
-            _number(r.prefill_tokens_per_s, 1),
-            _number(r.first_token_s, 2),
-            _number(r.decode_tokens_per_s, 2),
-            _bytes(r.memory_bytes),
-            _bytes(buffers.get("weights")),
-            _bytes(buffers.get("kv")),
-            _bytes(compute),
+            *(_number(value) for value in (r.prefill_tokens_per_s, r.first_token_s, r.decode_tokens_per_s)),
+            *(_mebibytes(n) for n in (r.memory_bytes, buffers.get("weights"), buffers.get("kv"), compute)),
         )
     return table
 
 
 def _ratio_table(report: Report, baseline: str) -> Table:
     name = "stock llama.cpp" if baseline == STOCK else "the patched library with Mesa off"
-    table = Table(title=f"against {name}: below 1 is less (least … largest of the rounds)")
-    table.add_column("tokens", justify="right")
-    table.add_column("method")
-    for ratio in RATIOS:
-        table.add_column(ratio.replace("_", " "), justify="right")
+    shown = [ratio for ratio in RATIOS if ratio != "first_token_time"]  # hardly differs from prefill
+    table = _table(f"against {name}: below 1 is less", *(ratio.replace("_", " ") for ratio in shown))
     for r in report.results:
         if r.ratios:
-            table.add_row(str(r.tokens), r.method, *(_ratio(r.ratios.get(ratio), r.n_runs) for ratio in RATIOS))
+            table.add_row(str(r.tokens), r.method, *(_ratio(r.ratios.get(ratio), r.n_runs) for ratio in shown))
+    if report.settings.runs > 1:
+        table.caption = "in brackets: least and largest ratio within a round"
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, pad_edge=False)
+    table.add_column("tokens", justify="right", overflow="fold")
+    table.add_column("method", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 
@@ -349,12 +351,12 @@ def _ratio(ratio: Ratio | None, n_runs: int) -> str:
     return f"{ratio.median:.3f}" + (f" ({ratio.low:.3f} … {ratio.high:.3f})" if n_runs > 1 else "")
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.{2 if value < 100 else 1}f}"
 
 
-def _bytes(value: float | None) -> str:
-    return "-" if value is None else format_bytes(int(value))
+def _mebibytes(value: float | None) -> str:
+    return "-" if value is None else f"{value / 2**20:.1f}"
 
 
 #
@@ -377,6 +379,8 @@ def save_picture(report: Report, path: Path) -> None:
     for axes, (title, name, factor, scale) in zip(figure.subplots(1, 3), panels, strict=True):
         for i, method in enumerate(report.settings.methods):
             rows = [r for r in report.results if r.method == method and getattr(r, name) is not None]
+            if name == "memory_bytes":
+                rows = [r for r in rows if not r.decode_only]  # reading takes memory too
             if rows:
                 x, y = [r.tokens for r in rows], [getattr(r, name) * factor for r in rows]
                 # methods may lie on top of each other

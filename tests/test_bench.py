@@ -267,8 +267,13 @@ def test_without_stock_the_ratios_are_to_mesa_off() -> None:
 
 
 def test_flatness() -> None:
-    made = make_report([measurement("mesa", 0, 512, seconds=1.0), measurement("mesa", 0, 1024, seconds=2.2)])
-    assert made.flatness == {1024: pytest.approx(1.1)}
+    times = {512: (1.0, 4.0, 2.0), 1024: (2.2, 6.0, 4.4)}
+    made = make_report(
+        [measurement("mesa", i, n, seconds=s) for n, all_s in times.items() for i, s in enumerate(all_s)]
+    )
+    assert list(made.flatness) == [1024]
+    ratio = made.flatness[1024]
+    assert (ratio.median, ratio.low, ratio.high) == (pytest.approx(1.1), pytest.approx(0.75), pytest.approx(1.1))
 
 
 def test_a_failure_is_reported_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +364,7 @@ def test_bench_against_stock(
     )
     limit = ("--stock-max", "512", "--decode-only", "--type-k", "q8_0")
     out, err = run(*args, *limit, "--method", "stock", "--method", "mesa", "--stock-lib", stock_lib, "--json")
-    assert "the same build flags as patched" in err and "┃" not in out
+    assert "the same build flags as patched" in err and "medians" not in out
     saved = json.loads(out)
     results = {(r["tokens"], r["method"]): r for r in saved["results"]}
     assert all(r["error"] is None for r in results.values())

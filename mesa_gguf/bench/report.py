@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -115,7 +116,7 @@ class Report:
 
     Attributes:
         baseline: the method that ratios are to; None: there are none.
-        flatness: for Mesa: prefill time of each length, as a multiple of what proportion to the shortest would give.
+        flatness: for Mesa: prefill time of a token, by length, to that at the shortest length.
     """
 
     machine: Machine
@@ -126,7 +127,7 @@ class Report:
     measurements: list[Measurement]
     results: list[Result]
     baseline: str | None
-    flatness: dict[int, float]
+    flatness: dict[int, Ratio]
 
     @property
     def json(self) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class Report:
             "settings": self.settings.json,
             "baseline": self.baseline,
             "results": [asdict(result) for result in self.results],
-            "flatness": {str(tokens): value for tokens, value in self.flatness.items()},
+            "flatness": {str(tokens): asdict(ratio) for tokens, ratio in self.flatness.items()},
             "measurements": [measurement.json for measurement in self.measurements],
         }
 
@@ -161,7 +162,7 @@ def make_report(
     baseline = next((name for name in (STOCK, OFF) if any(method == name for _, method in groups)), None)
     results = [_result(groups[key], groups.get((key[0], baseline)) if baseline else None) for key in keys]
     return Report(
-        machine, patched, stock, model, settings, list(measurements), results, baseline, _flatness(results, MESA)
+        machine, patched, stock, model, settings, list(measurements), results, baseline, _flatness(groups, MESA)
     )
 
 
@@ -222,12 +223,22 @@ def _ratios(group: Sequence[Measurement], base: Sequence[Measurement]) -> dict[s
     return ratios
 
 
-def _flatness(results: Sequence[Result], method: str) -> dict[int, float]:
-    times = {r.tokens: r.prefill_s for r in results if r.method == method and r.prefill_s is not None}
-    if len(times) < 2:
+def _flatness(groups: Mapping[tuple[int, str], Sequence[Measurement]], method: str) -> dict[int, Ratio]:
+    times: dict[int, dict[int, float]] = {}
+    for (tokens, name), group in groups.items():
+        by_run = {m.job.run: m.values["prefill_s"] / tokens for m in group if m.error is None and name == method}
+        if by_run:
+            times[tokens] = by_run
+    if not times:
         return {}
-    first = min(times)
-    return {tokens: times[tokens] * first / (tokens * times[first]) for tokens in sorted(times) if tokens != first}
+    first = times.pop(min(times))
+    flatness: dict[int, Ratio] = {}
+    for tokens, by_run in sorted(times.items()):
+        each = [seconds / first[run] for run, seconds in by_run.items() if run in first]
+        if each:
+            median = statistics.median(by_run.values()) / statistics.median(first.values())
+            flatness[tokens] = Ratio(median, min(each), max(each))
+    return flatness
 
 
 #
@@ -261,9 +272,7 @@ def header_lines(machine: Machine, patched: Build, stock: Build | None, model: M
         f"{settings.decode} tokens decoded, median of {settings.runs}, lengths and methods in turn",
     ))  # fmt: skip
     if machine.is_busy:
-        rows.append(
-            ("note", f"the machine is busy (load {machine.load:.1f}): what is measured is slower than it could be")
-        )
+        rows.append(("note", f"load {machine.load:.1f} in the last minute: what still runs disturbs the measurements"))
     if any(in_chunks(method) for method in settings.methods) and max(settings.tokens) <= model.train_length:
         shorter = max(settings.tokens) // 8
         advice = f"--train-length {shorter}" if shorter >= 128 else "a longer text"
@@ -301,10 +310,9 @@ def format_report(report: Report) -> RenderableType:
     if any(result.decode_only for result in report.results):
         parts.append(Text("* decodes after the text that Mesa has read, on the same number of keys"))
     first = min((r.tokens for r in report.results if r.method == MESA), default=0)
-    for tokens, value in report.flatness.items():
-        parts.append(
-            Text(f"mesa: a token of a text of {tokens} takes {value:.2f} times as long to read as one of {first}")
-        )
+    for tokens, ratio in report.flatness.items():
+        times = _ratio(ratio, report.settings.runs)
+        parts.append(Text(f"mesa: a token of a text of {tokens} takes {times} times as long to read as one of {first}"))
     return Group(*parts)
 
 
@@ -337,7 +345,7 @@ def _ratio_table(report: Report, baseline: str) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
     table.add_column("tokens", justify="right", overflow="fold")
     table.add_column("method", overflow="fold")
     for column in columns:

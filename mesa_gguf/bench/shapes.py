@@ -259,7 +259,7 @@ def _rows(rng: np.random.Generator, n_rows: int, n_cols: int, quant: str) -> npt
     deviation = n_cols**-0.5
     if quant == "f16":
         integers = np.frombuffer(rng.bytes(2 * n_rows * n_cols), np.int16)
-        return (integers.astype(np.float32) * np.float32(deviation * 3**0.5 / 2**15)).astype(np.float16)
+        return np.asarray(integers * np.float32(deviation * 3**0.5 / 2**15), np.float16)
     # blocks of 32 values that share a scale; the deviations of uniform int8 and of uniform 0 … 15
     n_bytes, spread = {"q8_0": (32, 73.9), "q4_0": (16, 4.61)}[quant]
     blocks = np.empty((n_rows * n_cols // 32, 2 + n_bytes), np.uint8)

@@ -56,7 +56,7 @@ upstream: $(VENV)/.mesa-gguf ## llama.cpp's and llama-cpp-python's own tests, pa
 	$(BIN)/python scripts/upstream_tests.py $(ARGS)
 
 bench: $(VENV)/.mesa-gguf build/stock/.built ## the benchmarks, against the stock build
-	MESA_STOCK_LIB='$(CURDIR)/build/stock/lib' $(BIN)/python benchmarks/speed.py $(ARGS)
+	MESA_STOCK_LIB='$(CURDIR)/build/stock/lib' $(BIN)/mesa-gguf bench $(ARGS)
 
 stock: build/stock/.built ## the same llama.cpp, unpatched, with the same flags, into build/stock/lib
 

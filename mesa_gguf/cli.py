@@ -1,4 +1,4 @@
-"""The command line: ``mesa-gguf ask``, ``inspect``, ``plan``, ``demo`` and ``rpc-server``.
+"""The command line: ``mesa-gguf ask``, ``inspect``, ``plan``, ``demo``, ``rpc-server``, ``bench`` and ``eval``.
 
 What the user got wrong is told in one line on standard error, with exit code 2.
 """
@@ -652,3 +652,6 @@ def rpc_server(
         )
     print(f"mesa-gguf: listening at {host}:{port}, without authentication; Ctrl-C ends it", file=sys.stderr, flush=True)
     devices.serve(host, port, threads, cpu)
+
+
+from . import cli_bench  # noqa: E402, F401 - adds its command; it needs the options above

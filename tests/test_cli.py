@@ -521,7 +521,7 @@ def test_hub_errors(monkeypatch: pytest.MonkeyPatch, name: str, problem: str) ->
 #
 
 
-@pytest.mark.parametrize("command", ["", "ask", "inspect", "plan", "demo", "rpc-server"])
+@pytest.mark.parametrize("command", ["", "ask", "inspect", "plan", "demo", "rpc-server", "bench"])
 def test_help_shows_examples(run: Run, command: str) -> None:
     text = run(*command.split(), "--help")
     assert "Examples:" in text and f"mesa-gguf {command}" in text

@@ -596,3 +596,6 @@ def demo(
         return _progress_bar(sys.stderr.isatty())
 
     run_demo(length, seed, output, threads, progress)
+
+
+from . import cli_eval  # noqa: E402, F401  the command eval

@@ -109,7 +109,7 @@ def behind(measured: Measured) -> list[list[str]]:
     rows = []
     for (task, length, method), entry in entries.items():
         own = entries.get((task, length, MESA))
-        if method == MESA or own is None or length <= measured.train_length:
+        if method == MESA or own is None or length <= measured.train_length or task in measured.contents["not_able"]:
             continue
         (low, high), (own_low, own_high) = entry["interval"], own["interval"]
         better = entry["loss"] < own["loss"] if task == "ppl" else entry["share"] > own["share"]
@@ -187,8 +187,10 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
             if rows:
                 yield from table(["task", "length", "mesa", "method", "its number", "intervals"], rows)
             else:
-                yield "No method has a better number than mesa at any length past T here."
+                yield "Nowhere past T does another method have the better number."
                 yield ""
+            yield "Tasks that the model cannot do within T are left out."
+            yield ""
             yield "### Reading speed"
             yield ""
             yield "Tokens a second, the median of the task that was quickest; the machine may have had other work to do."

@@ -50,7 +50,7 @@ ALL = "all"
 
 # how much is run: documents of a length (of "niah": of each depth; of "ppl": windows)
 SAMPLES = {"passkey": 40, "niah": 4, "ruler": 20, "ppl": 32, "qa": 5}
-QUICK_SAMPLES = {"passkey": 20, "niah": 2, "ruler": 10, "ppl": 16, "qa": 2}
+QUICK_SAMPLES = {"passkey": 12, "niah": 2, "ruler": 5, "ppl": 12, "qa": 2}
 LENGTHS = ("T", "2T", "4T", "8T", "16T")
 DEPTHS, QUICK_DEPTHS = 11, 5
 QUICK_MAX_LENGTH_FULL = "4T"

@@ -429,11 +429,23 @@ def test_ppl_scores_the_same_tokens_at_all_lengths(tmp_path: Path) -> None:
 
 def test_pooled_numbers() -> None:
     rows = [row(i, right=i % 2, of=1) for i in range(10)] + [row(i, "origin", right=0, of=1) for i in range(10)]
-    mesa, origin = report.summarize(rows)
+    mesa, origin = report.summarize(rows, T)
     assert (mesa["right"], mesa["of"], mesa["share"]) == (5, 10, 0.5)
     assert mesa["interval"] == pytest.approx(scoring.wilson(5, 10), abs=1e-4)
     assert origin["interval"][0] == 0
     assert [e["depth"] for e in report.by_depth(rows)] == [0.55, 0.55]
+
+
+def test_losses_are_compared_window_by_window() -> None:
+    def windows(length: int, losses: list[float]) -> list[dict[str, Any]]:
+        return [row(i, loss=loss) | {"task": "ppl", "length": length, "depth": None} for i, loss in enumerate(losses)]
+
+    at_t, longer = report.summarize(windows(T, [1.0, 2.0, 4.0]) + windows(2 * T, [1.1, 2.2, 4.3]), T)
+    assert (at_t["change"], longer["change"]) == (0, 0.2)
+    assert longer["change_interval"] == pytest.approx(scoring.mean_interval([0.1, 0.2, 0.3]), abs=1e-4)
+    assert longer["loss"] == pytest.approx(7.6 / 3, abs=1e-4)
+    (alone,) = report.summarize(windows(2 * T, [1.1]), T)
+    assert "change" not in alone
 
 
 #
@@ -457,7 +469,7 @@ SHORT = make_models.Shape(n_head=2, train_length=32)
     [
         ("linear", make_models.RopeScaling("linear", factor=4.0)),
         ("yarn", make_models.RopeScaling("yarn", factor=4.0, original_length=32)),
-        ("dynamic-ntk", make_models.RopeScaling(freq_base=10000.0 * 4 ** (32 / 30))),
+        ("dynamic-ntk", make_models.RopeScaling(freq_base=10000.0 * (3 * 4 - 2) ** (32 / 30))),
         ("origin", make_models.RopeScaling()),
     ],
 )

@@ -9,7 +9,7 @@ reads everything; W tokens should fit into it (T/8 do), or the loss of a part of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -47,9 +47,9 @@ def tail_losses(llm: MesaLlama, tokens: Sequence[int], tail: int) -> list[float]
             row -= row.max()
             losses.append(float(np.log(np.exp(row).sum()) - row[next(targets)]))
 
-    own_batch = llm._batch
+    own_batch: Any = llm._batch
     batch = _TailBatch(llm, len(tokens) - 1 - tail, take)
-    llm._batch = batch
+    llm._batch = cast(Any, batch)
     try:
         llm.reset()
         llm.eval(tokens[:-1])

@@ -33,11 +33,18 @@ ABLE = 0.5
 #
 
 
-def summarize(rows: Iterable[Row]) -> list[Row]:
+def summarize(rows: Iterable[Row], train_length: int) -> list[Row]:
     """An entry for each task, method and length."""
+    groups = dict(_grouped(rows, lambda row: (row["task"], row["method"], row["length"])))
     return [
-        {"task": task, "method": method, "length": length, **_numbers(task, group)}
-        for (task, method, length), group in _grouped(rows, lambda row: (row["task"], row["method"], row["length"]))
+        {
+            "task": task,
+            "method": method,
+            "length": length,
+            **_numbers(task, group),
+            **(_change(group, groups.get((task, method, train_length), [])) if task == PPL else {}),
+        }
+        for (task, method, length), group in groups.items()
     ]
 
 
@@ -88,6 +95,18 @@ def _numbers(task: str, rows: Sequence[Row]) -> Row:
     }
 
 
+def _change(rows: Sequence[Row], base: Sequence[Row]) -> Row:
+    """By how much the loss of the same tokens differs from that with T tokens read."""
+    losses = {(row["seed"], row["index"]): row["loss"] for row in base}
+    pairs = [(row["loss"], losses.get((row["seed"], row["index"]))) for row in rows]
+    changes = [loss - before for loss, before in pairs if before is not None]
+    if not changes:
+        return {}
+    low, high = scoring.mean_interval(changes)
+    mean = math.fsum(changes) / len(changes)
+    return {"change": round(mean, 4), "change_interval": [round(low, 4), round(high, 4)]}
+
+
 def not_able(summary: Sequence[Row], train_length: int) -> dict[str, float]:
     """The tasks that the model cannot do even within the trained length, and its best share of right answers there."""
     best: dict[str, float] = {}
@@ -114,7 +133,7 @@ def timings(rows: Iterable[Row]) -> list[Row]:
 def document(settings: Row, rows: Iterable[Row], command: str, threads: int | None) -> Row:
     """All that is known about a group of tasks: the same for the same seeds, but for "run"."""
     rows = sorted(rows, key=sort_key)
-    summary = summarize(rows)
+    summary = summarize(rows, settings["model"]["train_length"])
     return {
         "settings": settings,
         "not_able": not_able(summary, settings["model"]["train_length"]),
@@ -188,7 +207,19 @@ def tables(contents: Row) -> list[tuple[str, list[int], list[tuple[str, list[str
             else ""
         )
         out.append((title, lengths, rows, note))
+        if any("change" in entry for entry in entries.values()):
+            changes = [
+                (method, [_change_cell(entries.get((method, length))) for length in lengths]) for method in methods
+            ]
+            out.append((f"{task}: change of log-loss from T, window by window", lengths, changes, ""))
     return out
+
+
+def _change_cell(entry: Row | None) -> str:
+    if entry is None or "change" not in entry:
+        return "–"
+    low, high = entry["change_interval"]
+    return f"{entry['change']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def rich_tables(contents: Row) -> list[Table | str]:

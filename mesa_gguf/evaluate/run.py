@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,7 +245,7 @@ class Evaluation:
                     if watch is not None:
                         watch(f"{unit.task} · {method.name} · {length}", done, total)
                     if self.group == PPL:
-                        rows = [self._window(llm, unit)]
+                        rows: Iterable[Row] = [self._window(llm, unit)]
                     else:
                         if unit not in samples:
                             samples[unit] = self._sample(unit)

@@ -655,3 +655,4 @@ def rpc_server(
 
 
 from . import cli_bench  # noqa: E402, F401 - adds its command; it needs the options above
+from . import cli_eval  # noqa: E402, F401  the command eval

@@ -106,6 +106,19 @@ METHODS: dict[str, Method] = {
             "dynamic-ntk", "RoPE's base grown with the length", "Dynamic NTK, see arXiv 2309.00071", rope=_dynamic_ntk
         ),
         Method("yarn", "RoPE scaled by frequency, and a temperature", "YaRN, arXiv 2309.00071", rope=_yarn),
+        *(
+            Method(name, description, source, engine=name, quadratic=name not in ("mesa-exact", "star"), default=False)
+            for name, description, source in (
+                ("mesa-exact", "mesa with equation 3 for every query, not anchored", "arXiv 2410.15859"),
+                ("star", "blocks behind an anchor block, true positions", "Star Attention, arXiv 2411.17116"),
+                ("stair", "equation 3 without chunks", "arXiv 2410.15859"),
+                ("rerope", "distances up to N, then N", "ReRoPE, Su 2023"),
+                ("leaky-rerope", "distances that grow slower past N", "Leaky ReRoPE, Su 2023"),
+                ("self-extend", "grouped positions past N", "Self-Extend, arXiv 2401.01325"),
+                ("lm-infinite", "the first tokens and a window, distances up to N", "LM-Infinite, arXiv 2308.16137"),
+                ("streaming-llm", "the first tokens and a window, places in that cache", "StreamingLLM, arXiv 2309.17453"),
+            )
+        ),
     )
 }
 
@@ -167,5 +180,7 @@ def open_model(
     overrides = overrides or {}
     check_method(header, found, overrides)
     train_length = overrides.get("train_length") or header.train_length
-    rope = found.rope(header, train_length, n_tokens) if found.rope is not None and n_tokens > train_length else {}
+    if n_tokens <= train_length:
+        return ask.load_model(path, mesa=MesaConfig(enabled=False), n_ctx=n_tokens, **llama_kwargs)
+    rope = found.rope(header, train_length, n_tokens) if found.rope is not None else {}
     return ask.load_model(path, mesa=_config(found, overrides), n_ctx=n_tokens, **rope, **llama_kwargs)

@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,14 @@ class ArchModel:
         metadata: what the architecture needs beside or instead of `common`; None leaves a key of it out.
         embedding: spread of the token embedding, where the architecture scales it, so that layers are not drowned out.
         without: pattern of optional tensors to leave out.
+        zero: pattern of tensors that are 0.
     """
 
     architecture: str
     metadata: dict[str, Value | None] = field(default_factory=dict)
     embedding: float = 1.0
     without: str = ""
+    zero: str = "^$"
 
     def all_metadata(self) -> dict[str, Value]:
         values = common() | self.metadata
@@ -93,9 +95,11 @@ def shared(**changes: Value) -> Metadata:
     return experts(expert_gating_func=SIGMOID) | more | changes
 
 
-def windows(pattern: int | list[bool] = 2) -> Metadata:
-    """Sliding-window layers: all but each n-th, or as listed."""
-    return {"attention.sliding_window": WINDOW, "attention.sliding_window_pattern": pattern}
+def windows(n_layer: int = 4, period: int = 2, size: int = WINDOW, wide: int = -1) -> Metadata:
+    """Sliding-window layers: all but one in each period, by default its last. Two see everything: what the second of them
+    reads was woven by the first."""
+    pattern = [layer % period != wide % period for layer in range(n_layer)]
+    return {"attention.sliding_window": size, "attention.sliding_window_pattern": pattern, "block_count": n_layer}
 
 
 # M-RoPE: pairs that turn with time, height, width; and none with a fourth number, which is 0 for text
@@ -153,7 +157,7 @@ WKV: Metadata = {
 }
 SECOND_RECURRENT: Metadata = {"attention.head_count": [N_HEAD, 0], "attention.head_count_kv": [N_HEAD_KV, 0]}
 
-GEMMA = 3 / N_EMBD**0.5  # embedding: these multiply it by the root of its length, and have no other output matrix
+TIED = 3 / N_EMBD**0.5  # embedding, of models that have no other output matrix; Gemma multiplies by the root of its length too
 
 
 def _models() -> dict[str, ArchModel]:
@@ -166,7 +170,7 @@ def _models() -> dict[str, ArchModel]:
     # ordinary attention
 
     for name in (
-        "llama qwen qwen2 qwen3 phi3 plamo codeshell orion internlm2 xverse starcoder2 olmo olmo2 bitnet exaone exaone4 arcee "
+        "llama qwen qwen2 qwen3 phi3 plamo codeshell orion internlm2 xverse starcoder2 olmo olmo2 exaone exaone4 arcee "
         "ernie4_5 seed_oss pangu-embedded mistral3 jais2 cogvlm falcon bloom refact hunyuan-dense hunyuan_vl maincoder"
     ).split():
         add(name)
@@ -182,6 +186,7 @@ def _models() -> dict[str, ArchModel]:
     for name in "deepseek bailingmoe bailingmoe2 glm4moe laguna".split():
         add(name, shared())
 
+    add("bitnet", embedding=TIED)
     add("llama:moe", experts())
     add("qwen2:mha", {"attention.head_count_kv": N_HEAD})
     add("gptneox", {"use_parallel_residual": True, "rope.dimension_count": 8, "attention.head_count_kv": N_HEAD})
@@ -193,9 +198,9 @@ def _models() -> dict[str, ArchModel]:
     add("baichuan", {"block_count": 32})
     add("baichuan:13b", {"block_count": 40})
     add("smollm3", {"block_count": 4})  # the fourth layer has no RoPE
-    add("gemma", embedding=GEMMA)
-    add("gemma3:dense", embedding=GEMMA)
-    add("command-r", {"logit_scale": 1.0})
+    add("gemma", embedding=TIED)
+    add("gemma3:dense", embedding=TIED)
+    add("command-r", {"logit_scale": 1.0}, embedding=TIED)
     add("minicpm", {"embedding_scale": 12.0, "residual_scale": 0.5, "logit_scale": 1.0}, embedding=1 / 12)
     scales: Metadata = {"embedding_scale": 12.0, "residual_scale": 0.5, "logit_scale": 1.0, "attention.scale": 0.25}
     add("granite", scales, embedding=1 / 12)
@@ -207,7 +212,7 @@ def _models() -> dict[str, ArchModel]:
     add("ernie4_5-moe", shared(interleave_moe_layer_step=1))
     add("deci", {"block_count": 3, "attention.head_count": [4, 0, 4], "attention.head_count_kv": [2, 0, 4]})
     heads: Metadata = {"attention.head_count": [4, 8], "attention.head_count_kv": [2, 4], "feed_forward_length": [96, 64]}
-    add("openelm", heads, {"attention.key_length": 16, "attention.value_length": 16})
+    add("openelm", heads, {"attention.key_length": 16, "attention.value_length": 16}, embedding=TIED)
     add("hrm_text", {"block_count": 6, "hrm.layers_per_stack": 1, "hrm.h_cycles": 2, "hrm.l_cycles": 2})
     add("nanbeige", {"num_loops": 2})
     add("talkie", {"logit_scale": 1.0})
@@ -216,7 +221,7 @@ def _models() -> dict[str, ArchModel]:
     add("chameleon", {"vocab_size": 10240})
     add("apertus", {f"xielu.{key}": 1.0 for key in ("alpha_n", "alpha_p", "beta")}, {"xielu.eps": 1e-7})
     add("plamo3:dense")
-    add("pockettts")
+    add("pockettts", embedding=TIED)
 
     # M-RoPE
 
@@ -229,30 +234,30 @@ def _models() -> dict[str, ArchModel]:
     # sliding windows
 
     for name in "gemma2 gemma3".split():
-        add(name, windows(), embedding=GEMMA)
-    add("gemma3n", windows(), {"block_count": 22}, embedding=GEMMA)
+        add(name, windows(), embedding=TIED)
+    add("gemma3n", windows(22), embedding=TIED)
     for name in "olmo2:windows plamo3".split():
         add(name, windows())
     for name in "mellum:windows gpt-oss".split():
         add(name, windows(), experts())
-    add("smallthinker:windows", windows(), experts(expert_gating_func=SIGMOID))
+    # no other size
+    add("smallthinker:windows", windows(8, 4, size=4096, wide=0), experts(expert_gating_func=SIGMOID))
     add("laguna:windows", windows(), shared())
-    add("exaone4:windows", windows(), {"block_count": 64})
-    add("cohere2", windows(), {"logit_scale": 1.0})
-    add("cohere2moe", windows(), shared(), {"logit_scale": 1.0})
-    add("llama4", shared(interleave_moe_layer_step=2), {"block_count": 4})
-    add("afmoe", windows(4), shared(), {"block_count": 4})
+    add("exaone4:windows", windows(64))  # llama.cpp goes by the number of layers
+    add("cohere2", windows(), {"logit_scale": 1.0}, embedding=TIED)
+    add("cohere2moe", windows(), shared(), {"logit_scale": 1.0}, embedding=TIED)
+    add("llama4", shared(interleave_moe_layer_step=2), windows(8, 4, size=8192))  # chunks of 8192 tokens, no other size
+    add("afmoe", windows(8, 4), shared())
     add("exaone-moe", windows(), shared())
-    listed = windows([True, False])
-    add("spark2_5", listed)
-    add("mimo2", listed, experts())
-    add("step35", listed, experts())
-    add("maple", listed, experts(swiglu_clamp_exp=7.0))
+    add("spark2_5", windows())
+    add("mimo2", windows(), experts())
+    add("step35", windows(), experts())
+    add("maple", windows(), experts(swiglu_clamp_exp=7.0))
     add("muse-glimmer", windows(), {"logit_scale": 1.0})
-    add("granite_swa", listed, scales, embedding=1 / 12)
+    add("granite_swa", windows(), scales, embedding=1 / 12)
     swa_heads: Metadata = {"attention.key_length_swa": 16, "attention.value_length_swa": 16}
     per_layer: Metadata = {"embedding_length_per_layer_input": 16, "attention.shared_kv_layers": 0}
-    add("gemma4", listed, swa_heads, per_layer, embedding=GEMMA)
+    add("gemma4", windows(), swa_heads, per_layer, embedding=TIED)
     add("gemma-embedding", windows())
     add("modern-bert", windows(), {"attention.causal": False})
 
@@ -305,7 +310,7 @@ def _models() -> dict[str, ArchModel]:
         "attention.q_lora_rank": 32,
         "attention.output_group_count": 4,
         "attention.output_lora_rank": 16,
-        "attention.compress_ratios": [0, 4],
+        "attention.compress_ratios": [0, 4, 0, 4],
         "attention.compress_rope_freq_base": 10000.0,
         "attention.head_count_kv": 1,
         "hash_layer_count": 0,
@@ -317,9 +322,9 @@ def _models() -> dict[str, ArchModel]:
         "attention.key_length_mla_swa": 32,
         "attention.value_length_mla_swa": 16,
         "rope.freq_base_swa": 10000.0,
-        "attention.indexer.types": [0, 1],
+        "attention.indexer.types": [0, 1, 0, 1],
     }
-    add("dots3note", listed, MLA, shared(), INDEXER, swa)
+    add("dots3note", windows(), MLA, shared(), INDEXER, swa)
     adapters = {"adapters.count": 1, "adapters.lora_rank": 4}
     tokens: Metadata = {"adapters.token_ids_activate": [5], "adapters.token_ids_substitute": [6]}
     add("graniteswitch", scales, adapters, tokens)
@@ -331,6 +336,18 @@ def _models() -> dict[str, ArchModel]:
 
 MODELS: dict[str, ArchModel] = _models()
 """By name: the architecture's, or that and a variant after a colon."""
+
+
+def find(name: str) -> ArchModel:
+    """A model by name. With "/windows" or "/global" after it, the attention of all other layers adds nothing."""
+    base, _, part = name.partition("/")
+    model = MODELS[base]
+    if not part:
+        return model
+    pattern = model.metadata["attention.sliding_window_pattern"]
+    assert isinstance(pattern, list)
+    silent = "|".join(str(layer) for layer, windowed in enumerate(pattern) if windowed == (part == "global"))
+    return replace(model, zero=rf"^blk\.({silent})\.attn_output\.")
 
 
 # Weights.
@@ -444,7 +461,8 @@ def write(model: ArchModel, path: Path) -> Path:
         if re.search(r"\.(input_)?scale$", name):  # of quantized weights
             continue
         if not (model.without and re.search(model.without, name)):
-            writer.add_tensor(name, weights(name, shape, model.embedding))
+            data = weights(name, shape, model.embedding)
+            writer.add_tensor(name, np.zeros_like(data) if re.search(model.zero, name) else data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -495,6 +513,10 @@ def make(names: Iterable[str], folder: Path) -> dict[str, Path | str]:
     return {name: Path(path) if path else reason for name, (path, reason) in results.items()}
 
 
+def file_name(name: str) -> str:
+    return f"{re.sub('[:/]', '-', name)}.gguf"
+
+
 def tell(name: str, result: str | None, reason: str) -> None:
     """What `each` reads."""
     print(json.dumps([name, result, reason]), flush=True)
@@ -523,7 +545,7 @@ def main() -> None:
     for name in arguments.names:
         said.clear()
         try:
-            path = write(MODELS[name], arguments.folder / f"{name.replace(':', '-')}.gguf")
+            path = write(find(name), arguments.folder / file_name(name))
             try_out(path)
             tell(name, str(path), "")
         except (ValueError, RuntimeError) as err:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import mesa_gguf  # before any llama_cpp: it decides which library that loads
-from arch_models import MODELS, each, make, tell
+from arch_models import MODELS, each, file_name, make, tell
 from mesa_gguf import MesaError, MesaLlama
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +74,7 @@ def ask(folder: Path, names: list[str]) -> None:
     """Open models one after another and tell what came of it, for `verdicts`."""
     for name in names:
         try:
-            MesaLlama(folder / f"{name.replace(':', '-')}.gguf", n_ctx=256).close()
+            MesaLlama(folder / file_name(name), n_ctx=256).close()
             tell(name, "read", "")
         except MesaError as err:
             tell(name, "refused", re.sub(r"^.*\(architecture [^)]*\): |; MesaConfig\(enabled=False\).*$", "", str(err)))

@@ -50,10 +50,12 @@ class ByHand:
 
     rotated: layers whose keys have a position, None for all.
     norm_after: keys are multiplied by a norm's weight after RoPE.
+    n_rot: rotated dimensions of a head, 0 for what the file says.
     """
 
     rotated: tuple[int, ...] | None = None
     norm_after: bool = False
+    n_rot: int = 0
 
 
 class File:
@@ -73,21 +75,21 @@ class File:
         return self.get("attention.key_length") or self.get("embedding_length") // self.get("attention.head_count")
 
     def rotate(
-        self, keys: NDArray[np.float32], delta: Positions, layer: int, rope_type: int, norm_after: bool
+        self, keys: NDArray[np.float32], delta: Positions, layer: int, rope_type: int, by_hand: ByHand
     ) -> NDArray[np.float32]:
         """[n, n_head_kv * d] moved on by delta [n] positions."""
-        n_rot, base = self.get("rope.dimension_count"), self.get("rope.freq_base")
+        n_rot, base = by_hand.n_rot or self.get("rope.dimension_count"), self.get("rope.freq_base")
         pair = np.arange(n_rot // 2)
         frequencies = base ** (-2.0 * pair / n_rot)
         if rope_type == IMROPE:
             # time, height, width in turn, each for so many pairs; those left over turn with the fourth position, which is 0
             frequencies[pair >= 3 * np.array(self.get("rope.dimension_sections"))[pair % 3]] = 0
         if "rope_freqs.weight" in self.tensors:
-            frequencies = frequencies / self.tensors["rope_freqs.weight"]
+            frequencies = frequencies / self.tensors["rope_freqs.weight"][: n_rot // 2]
         angle = delta[:, None, None] * frequencies
         cos, sin = np.cos(angle), np.sin(angle)
 
-        weight = self.tensors[f"blk.{layer}.attn_k_norm.weight"] if norm_after else 1.0
+        weight = self.tensors[f"blk.{layer}.attn_k_norm.weight"] if by_hand.norm_after else 1.0
         x = keys.reshape(len(keys), -1, self.head_size).astype(np.float64) / weight
         half = n_rot // 2
         first, second = (slice(half), slice(half, n_rot)) if rope_type != NORM else (slice(0, n_rot, 2), slice(1, n_rot, 2))
@@ -97,28 +99,42 @@ class File:
         return (y * weight).reshape(keys.shape).astype(np.float32)
 
 
+class SavedCache:
+    """One cache in a saved state: positions and keys in place, to be changed. Layout: llama_kv_cache::state_write."""
+
+    def __init__(self, data: bytearray, offset: int, mrope: bool) -> None:
+        def numbers(kind: type, count: int) -> NDArray[Any]:
+            nonlocal offset
+            array = np.frombuffer(data, kind, count, offset)
+            offset += array.nbytes
+            return array
+
+        _, n = (int(number) for number in numbers(np.uint32, 2))  # streams, cells
+        cell = numbers(np.int32, n * (6 if mrope else 3)).reshape(n, -1)
+        self.positions = cell[:, 0]
+        self.positions_2d = cell[:, 2:4] if mrope else cell[:, :0]
+        transposed, n_layer = (int(number) for number in numbers(np.uint32, 2))
+        self.keys = []
+        for _ in range(n_layer):
+            assert numbers(np.int32, 1)[0] == F32
+            (row,) = numbers(np.uint64, 1)  # bytes
+            self.keys.append(numbers(np.float32, n * int(row) // 4).reshape(n, -1))
+        for _ in range(n_layer):  # values
+            assert numbers(np.int32, 1)[0] == F32
+            row = numbers(np.uint32, 2).prod() if transposed else numbers(np.uint64, 1)[0]
+            numbers(np.uint8, n * int(row))
+        self.end = offset
+
+
 class SavedSequence:
-    """The saved state of a sequence: positions and keys in place, to be changed. Layout: llama_kv_cache::state_write."""
+    """The saved state of a sequence. A model with sliding windows has two caches: that of the other layers comes first."""
 
     def __init__(self, data: bytearray, mrope: bool) -> None:
         self.data = data
-        offset = 12  # magic, sequence, number of streams
-        (n,) = np.frombuffer(data, np.uint32, 1, offset)
-        offset += 4
-        cell = np.frombuffer(data, np.int32, n * (6 if mrope else 3), offset).reshape(n, -1)
-        self.positions = cell[:, 0]
-        self.positions_2d = cell[:, 2:4] if mrope else cell[:, :0]
-        offset += cell.nbytes + 4  # whether values are transposed
-        (n_layer,) = np.frombuffer(data, np.uint32, 1, offset)
-        offset += 4
-        self.keys = []
-        for _ in range(n_layer):
-            (kind,) = np.frombuffer(data, np.int32, 1, offset)
-            (row,) = np.frombuffer(data, np.uint64, 1, offset + 4)
-            assert kind == F32
-            keys = np.frombuffer(data, np.float32, n * int(row) // 4, offset + 12).reshape(n, -1)
-            self.keys.append(keys)
-            offset += 12 + keys.nbytes
+        self.caches = [SavedCache(data, 8, mrope)]  # after a magic number and the sequence
+        if self.caches[0].end < len(data):
+            self.caches.append(SavedCache(data, self.caches[0].end, mrope))
+        assert self.caches[-1].end == len(data)
 
 
 class Context:
@@ -232,12 +248,15 @@ class Mesa:
     def _place_by_hand(self, before: NDArray[np.integer], after: Positions) -> None:
         assert self.by_hand is not None
         saved = self.context.save(mrope=self.rope_type in (MROPE, IMROPE))
-        assert np.array_equal(saved.positions, before)
-        saved.positions[:] = after
-        saved.positions_2d[:] = after[:, None]
-        for layer, keys in enumerate(saved.keys):
+        cache, *windows = saved.caches
+        assert np.array_equal(cache.positions, before)
+        cache.positions[:] = after
+        cache.positions_2d[:] = after[:, None]
+        for other in windows:  # it holds the newest tokens; tests have these layers add nothing
+            other.positions[:] = after[len(after) - len(other.positions) :]
+        for layer, keys in enumerate(cache.keys):
             if self.by_hand.rotated is None or layer in self.by_hand.rotated:
-                keys[:] = self.file.rotate(keys, after - before, layer, self.rope_type, self.by_hand.norm_after)
+                keys[:] = self.file.rotate(keys, after - before, layer, self.rope_type, self.by_hand)
         self.context.load(saved)
 
     def read(self, tokens: list[int]) -> Logits:

@@ -26,7 +26,7 @@ import arch_table
 import oracle
 from arch_models import MODELS, T
 from conftest import SMALL, Opener, oracle_read, random_tokens, read, worst
-from mesa_gguf import MesaConfig, MesaPlan, ModelError, gguf_file
+from mesa_gguf import MesaLlama, MesaPlan, ModelError, gguf_file
 from stock_oracle import ByHand
 
 DEFAULT = (
@@ -42,7 +42,7 @@ N_PROMPT, N_REST = 370, 24  # the answer outgrows T once, and the anchor moves
 
 EXACT = 1e-4  # f32 throughout; seen: 0.00001
 GELU = 2e-3  # ggml looks GELU up in a table of f16
-GELU_ARCHITECTURES = "bloom codeshell falcon gemma gemma2 gemma3 gptneox grok mpt phi2 pockettts starcoder2".split()
+GELU_ARCHITECTURES = "bloom codeshell falcon gemma gemma2 gemma3 gptneox grok mpt phi2 pockettts spark2_5 starcoder2".split()
 FLASH = 0.05  # flash attention rounds keys and values to f16, and sums values in f16 for fewer than 64 queries
 
 ORACLE = 5e-3  # GELU, which a norm follows in Gemma
@@ -69,7 +69,10 @@ BY_HAND = {
 }
 """Where stock llama.cpp's own shift of keys is missing or not exact; see stock_oracle.py."""
 
-FEELS_NO_POSITIONS = {"granite:nope", "mpt:nope"}
+GLOBAL_WITHOUT_ROPE = "cohere2 cohere2moe exaone4:windows exaone-moe muse-glimmer llama4 afmoe smallthinker:windows maple".split()
+BY_HAND |= dict.fromkeys(GLOBAL_WITHOUT_ROPE, ByHand(NO_ROPE)) | {"step35": ByHand(n_rot=8)}
+
+FEELS_NO_POSITIONS = {"granite:nope", "mpt:nope", *GLOBAL_WITHOUT_ROPE}
 
 NO_ORDINARY_CACHE = dict.fromkeys(["minimax-m3", "wavtokenizer-dec"], "it does not use the ordinary KV cache")
 """What a context shows and a model does not."""
@@ -104,6 +107,15 @@ def has_windows(name: str) -> bool:
 
 def n_vocab(name: str) -> int:
     return min(128, MODELS[name].all_metadata()["vocab_size"])
+
+
+def read_all(llm: MesaLlama, prompt: list[int], rest: list[int]) -> tuple[NDArray[np.float32], list[MesaPlan]]:
+    """A prompt, then tokens one by one -> the logits of all, the plan after the prompt and after each token."""
+    logits, plans = [read(llm, prompt)], [llm.plan()]
+    for token in rest:
+        logits.append(read(llm, [token]))
+        plans.append(llm.plan())
+    return np.concatenate(logits), plans
 
 
 def limit(name: str, flash: bool) -> float:
@@ -149,16 +161,13 @@ def test_against_stock(
     assert np.isfinite(inside).all()
 
     if has_windows(name):
+        # the oracle knows nothing of windows: here those layers add nothing, below these ones do
         stock = run_oracle(stock_lib, tmp_path, path=str(path), flash=flash, short=short, prompt=prompt, rest=[], starts=[])
         assert np.array_equal(inside, stock["short"])
-        return
+        path = arch_path(f"{name}/global")
+        inside = read(open_llama(path, config, flash=flash), short)
 
-    llm = open_llama(path, replace(config, plan=PLAN), flash=flash)
-    logits, plans = [read(llm, prompt)], [llm.plan()]
-    for token in rest:
-        logits.append(read(llm, [token]))
-        plans.append(llm.plan())
-    mesa = np.concatenate(logits)
+    mesa, plans = read_all(open_llama(path, replace(config, plan=PLAN), flash=flash), prompt, rest)
     assert plans[0] == PLAN and plans[-1].anchor > PLAN.anchor
     assert plans[-1].stair_width == PLAN.stair_width
 
@@ -228,7 +237,24 @@ def test_against_the_numpy_oracle(
         errors.append(worst(logits, oracle_read(state, llm.plan(), [token])))
     print(f"\n{name}, flash {flash}: prompt {errors[0]:.6f}, generation {max(errors[1:]):.6f}, {moves} moves")
     assert moves >= 1
-    assert max(errors) <= (FLASH if flash else ORACLE)
+    assert max(errors) <= (2 * FLASH if flash else ORACLE)  # token by token
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in MODELS if has_windows(name)])
+def test_windows_are_those_of_stock(
+    arch_path: Callable[[str], Path], open_llama: Opener, stock_lib: Path, tmp_path: Path, name: str
+) -> None:
+    """Where only the attention of sliding-window layers counts, a plan changes nothing: they see their true neighbours."""
+    reason = gguf_file.check(arch_path(name)).unsupported
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    path, prompt, rest = arch_path(f"{name}/windows"), random_tokens(N_PROMPT, seed=2), random_tokens(N_REST, seed=3)
+    mesa, plans = read_all(open_llama(path, replace(SMALL, plan=PLAN)), prompt, rest)
+    assert plans[0] == PLAN and plans[-1].anchor > PLAN.anchor
+    stock = run_oracle(stock_lib, tmp_path, path=str(path), flash=False, short=prompt + rest, prompt=[], rest=[], starts=[])
+    error = worst(mesa, stock["short"])
+    print(f"\n{name}: {error:.6f}; scale {np.abs(mesa).max():.1f}")
+    assert error <= 5 * limit(name, False)  # queries and keys are rotated twice: seen 0.0001, with GELU 0.001
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in MODELS if has_windows(name)])

@@ -8,7 +8,8 @@ there at the positions that queries have in the plan. Keys are placed in one of 
 
 * by llama.cpp itself: llama_memory_seq_add, whose deltas it applies as one rotation of the cached keys;
 * by hand, in a saved state of the sequence, where llama.cpp's shift is missing or not exact: ALiBi and M-RoPE (refused
-  there), layers without RoPE (it rotates them all the same), and models that normalize keys after RoPE.
+  there), layers without RoPE (it rotates them all the same), models that normalize keys after RoPE, and others for which it
+  takes another RoPE than their graph.
 
 The stair is the one of floor(j / E): with an anchor that is a multiple of E, both ways are whole-number arithmetic on it.
 """
@@ -51,11 +52,13 @@ class ByHand:
     rotated: layers whose keys have a position, None for all.
     norm_after: keys are multiplied by a norm's weight after RoPE.
     n_rot: rotated dimensions of a head, 0 for what the file says.
+    rope_type: enum llama_rope_type, -1 for what llama.cpp says.
     """
 
     rotated: tuple[int, ...] | None = None
     norm_after: bool = False
     n_rot: int = 0
+    rope_type: int = -1
 
 
 class File:
@@ -189,7 +192,7 @@ class Mesa:
 
     def __init__(self, context: Context, starts: list[int], by_hand: ByHand | None, file: File, rope_type: int) -> None:
         self.context, self.starts, self.by_hand, self.file = context, starts, by_hand, file
-        self.rope_type = rope_type
+        self.rope_type = by_hand.rope_type if by_hand and by_hand.rope_type >= 0 else rope_type
         self.anchor, self.stair_width = 0, 1
         self.n = 0
         llama_cpp.llama_memory_clear(context.memory, True)

@@ -42,6 +42,7 @@ N_PROMPT, N_REST = 370, 24  # the answer outgrows T once, and the anchor moves
 
 EXACT = 1e-4  # f32 throughout; seen: 0.00001
 GELU = 2e-3  # ggml looks GELU up in a table of f16
+DEEP = 20  # layers; errors of all add up
 GELU_ARCHITECTURES = "bloom codeshell falcon gemma gemma2 gemma3 gptneox grok mpt phi2 pockettts spark2_5 starcoder2".split()
 FLASH = 0.05  # flash attention rounds keys and values to f16, and sums values in f16 for fewer than 64 queries
 
@@ -71,6 +72,7 @@ BY_HAND = {
 
 GLOBAL_WITHOUT_ROPE = "cohere2 cohere2moe exaone4:windows exaone-moe muse-glimmer llama4 afmoe smallthinker:windows maple".split()
 BY_HAND |= dict.fromkeys(GLOBAL_WITHOUT_ROPE, ByHand(NO_ROPE)) | {"step35": ByHand(n_rot=8)}
+BY_HAND["deepseek2-ocr"] = ByHand(rope_type=2)  # NEOX
 
 FEELS_NO_POSITIONS = {"granite:nope", "mpt:nope", *GLOBAL_WITHOUT_ROPE}
 
@@ -119,9 +121,9 @@ def read_all(llm: MesaLlama, prompt: list[int], rest: list[int]) -> tuple[NDArra
 
 
 def limit(name: str, flash: bool) -> float:
-    if flash:
-        return FLASH
-    return GELU if MODELS[name].architecture in GELU_ARCHITECTURES else EXACT
+    gelu = MODELS[name].architecture in GELU_ARCHITECTURES
+    deep = MODELS[name].all_metadata()["block_count"] >= DEEP
+    return (FLASH if flash else GELU if gelu else EXACT) * (3 if deep else 1)
 
 
 def run_oracle(stock_lib: Path, folder: Path, **request: Any) -> dict[str, NDArray[np.float32]]:
@@ -167,7 +169,9 @@ def test_against_stock(
         path = arch_path(f"{name}/global")
         inside = read(open_llama(path, config, flash=flash), short)
 
-    mesa, plans = read_all(open_llama(path, replace(config, plan=PLAN), flash=flash), prompt, rest)
+    # one chunk in a batch: the later ones read the first from the cache
+    llm = open_llama(path, replace(config, plan=PLAN), flash=flash, n_batch=128, n_ubatch=128)
+    mesa, plans = read_all(llm, prompt, rest)
     assert plans[0] == PLAN and plans[-1].anchor > PLAN.anchor
     assert plans[-1].stair_width == PLAN.stair_width
 
@@ -189,17 +193,18 @@ def test_against_stock(
 
     last = PLAN.last_start
     expected = np.concatenate([stock["chunks"], stock["whole"][last:]])
-    of_token = np.abs(mesa - expected).max(axis=1)
+    # note: Chameleon gives image tokens the lowest number there is, in the first row of each ubatch only
+    of_token = np.where((mesa > -1e30) & (expected > -1e30), np.abs(mesa - expected), 0).max(axis=1)
     if flash and "expert_count" in MODELS[name].metadata:
         # roundings that differ give a token other experts here and there
         of_token[of_token > np.quantile(of_token, 0.95)] = 0
     errors = dict(chunks=of_token[:last].max(), last=of_token[last:N_PROMPT].max(), answer=of_token[N_PROMPT:].max())
     felt = worst(stock["wrong"][last:], stock["whole"][last:N_PROMPT])
-    plain = worst(stock["plain"], stock["whole"][last:N_PROMPT])
+    plain = worst(np.maximum(stock["plain"], -1e30), np.maximum(stock["whole"][last:N_PROMPT], -1e30))
     shown = ", ".join(f"{part} {error:.6f}" for part, error in errors.items())
     print(f"\n{name}, flash {flash}: {shown}; scale {np.abs(mesa[mesa > -1e30]).max():.1f}, wrong plan {felt:.3f}, plain {plain:.3f}")
 
-    assert np.isfinite(mesa).all()  # note: Chameleon's image tokens have the lowest number there is
+    assert np.isfinite(mesa).all()
     assert max(errors.values()) <= limit(name, flash)
     assert plain > FELT
     assert felt > FELT or name in FEELS_NO_POSITIONS
@@ -249,7 +254,7 @@ def test_windows_are_those_of_stock(
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
     path, prompt, rest = arch_path(f"{name}/windows"), random_tokens(N_PROMPT, seed=2), random_tokens(N_REST, seed=3)
-    mesa, plans = read_all(open_llama(path, replace(SMALL, plan=PLAN)), prompt, rest)
+    mesa, plans = read_all(open_llama(path, replace(SMALL, plan=PLAN), n_batch=128, n_ubatch=128), prompt, rest)
     assert plans[0] == PLAN and plans[-1].anchor > PLAN.anchor
     stock = run_oracle(stock_lib, tmp_path, path=str(path), flash=False, short=prompt + rest, prompt=[], rest=[], starts=[])
     error = worst(mesa, stock["short"])

@@ -39,9 +39,10 @@ colon. Test models are tiny and random, with everything optional that the archit
 How a model is tested (`tests/test_archs.py`), beside the logits inside T, which are those of stock llama.cpp bit for bit:
 
 * *stock*: prompt and answer over several T equal stock llama.cpp's, when it is led through the method by its public API;
-* *stock, by hand*: so too, with the keys placed in a saved state, because stock llama.cpp cannot shift them (or not exactly);
+* *by hand*: so too, with the keys placed in a saved state, because stock llama.cpp cannot shift them, or not exactly;
+* *windows*: with the attention of all other layers silenced, they equal stock llama.cpp's plain reading; *stock* and *by hand*
+  are then with the sliding windows silenced; and splits into batches give the same logits;
 * *oracle*: they equal those of a NumPy program of the definition, sliding windows included;
-* *batches*: any split into batches gives the same logits;
 * *refused*: loading it fails, with the reason given here.
 
 """
@@ -83,10 +84,12 @@ def ask(folder: Path, names: list[str]) -> None:
 def how_tested(name: str) -> str:
     from test_archs import BY_HAND, ORACLES, has_windows
 
+    ways = ["by hand" if name in BY_HAND else "stock"]
     if has_windows(name):
-        return "oracle, batches" if name in ORACLES else "batches"
-    way = "stock, by hand" if name in BY_HAND else "stock"
-    return f"{way}, oracle" if name in ORACLES else way
+        ways.append("windows")
+    if name in ORACLES:
+        ways.append("oracle")
+    return ", ".join(ways)
 
 
 def table() -> str:

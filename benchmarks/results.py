@@ -67,7 +67,7 @@ def find(folders: list[Path]) -> list[Measured]:
     for folder in folders:
         for path in sorted(folder.rglob("*.json")):
             contents = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(contents, dict) and {"settings", "summary", "items"} <= contents.keys():
+            if isinstance(contents, dict) and {"settings", "summary", "run"} <= contents.keys():
                 found.append(Measured(path, contents))
     if not found:
         raise SystemExit(f"no results of mesa-gguf eval in {', '.join(map(str, folders))}")

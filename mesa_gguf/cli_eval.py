@@ -307,7 +307,7 @@ def _run(evaluation: Evaluation, options: Options, output: Path, as_json: bool) 
     contents = report.document(evaluation.settings(), rows, command, options.machine["n_threads"])
     report.write_json(output / f"{evaluation.group}.json", contents)
     picture = output / f"{evaluation.group}.png"
-    report.figure(contents).savefig(picture)
+    report.figure(contents).savefig(picture, dpi=90)
     if as_json:
         shown = {key: contents[key] for key in ("settings", "not_able", "summary")}
         print(json.dumps(shown, ensure_ascii=False), flush=True)

@@ -344,7 +344,8 @@ SMALL_RUN = Options(
 def run(group: str, folder: Path, options: Options = SMALL_RUN) -> dict[str, Any]:
     evaluation = Evaluation(group, options, folder)
     evaluation.run()
-    return report.document(evaluation.settings(), evaluation.store.rows.values(), "command", 1)
+    rows = evaluation.store.rows.values()
+    return {**report.document(evaluation.settings(), rows, "command", 1), "rows": report.items(rows)}
 
 
 def without_run(contents: dict[str, Any]) -> str:
@@ -355,9 +356,9 @@ def without_run(contents: dict[str, Any]) -> str:
 def test_same_seed_same_results(group: str, tmp_path: Path) -> None:
     first, second = (run(group, tmp_path / name) for name in "ab")
     assert without_run(first) == without_run(second)
-    assert len(first["items"]) == {"passkey": 8, "ppl": 12, "qa": 16}[group]
+    assert len(first["rows"]) == {"passkey": 8, "ppl": 12, "qa": 16}[group]
     other = run(group, tmp_path / "c", replace(SMALL_RUN, seed=4))
-    assert without_run(first) != without_run(other)
+    assert first["items"]["sha256"] != other["items"]["sha256"]
 
 
 def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +386,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.
 
 def test_methods_and_samples_can_be_added(tmp_path: Path) -> None:
     fewer = replace(SMALL_RUN, methods=("mesa",), lengths=(2 * T,), samples={"niah": 1})
-    assert len(run("niah", tmp_path, fewer)["items"]) == 2
+    assert len(run("niah", tmp_path, fewer)["rows"]) == 2
     more = run("niah", tmp_path, replace(fewer, methods=("mesa", "yarn"), samples={"niah": 2}))
     fresh = run("niah", tmp_path / "fresh", replace(fewer, methods=("mesa", "yarn"), samples={"niah": 2}))
     assert without_run(more) == without_run(fresh)
@@ -398,7 +399,7 @@ def test_within_the_trained_length_methods_are_the_same(tmp_path: Path) -> None:
     for group in ("qa", "ppl"):
         contents = run(group, tmp_path, options)
         by_method = [
-            [{**item, "method": ""} for item in contents["items"] if item["method"] == method] for method in METHODS
+            [{**item, "method": ""} for item in contents["rows"] if item["method"] == method] for method in METHODS
         ]
         assert by_method[0] and all(items == by_method[0] for items in by_method)
 
@@ -434,8 +435,8 @@ def test_quadratic_methods_stop_at_a_length(tmp_path: Path) -> None:
 
 def test_ppl_scores_the_same_tokens_at_all_lengths(tmp_path: Path) -> None:
     contents = run("ppl", tmp_path)
-    ends = {(i["method"], i["length"]): [] for i in contents["items"]}
-    for item in contents["items"]:
+    ends = {(i["method"], i["length"]): [] for i in contents["rows"]}
+    for item in contents["rows"]:
         ends[item["method"], item["length"]].append(item["end"])
         assert item["n"] == T // 8
     assert len(ends) == 4 and len({tuple(value) for value in ends.values()}) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -131,17 +132,23 @@ def timings(rows: Iterable[Row]) -> list[Row]:
 
 
 def document(settings: Row, rows: Iterable[Row], command: str, threads: int | None) -> Row:
-    """All that is known about a group of tasks: the same for the same seeds, but for "run"."""
-    rows = sorted(rows, key=sort_key)
+    """The numbers of a group of tasks: the same for the same seeds, but for "run". The items are told by their hash."""
+    rows = list(rows)
+    answered = json.dumps(items(rows), ensure_ascii=False)
     summary = summarize(rows, settings["model"]["train_length"])
     return {
         "settings": settings,
         "not_able": not_able(summary, settings["model"]["train_length"]),
         "summary": summary,
         "by_depth": by_depth(rows),
-        "items": [{key: value for key, value in row.items() if key != "timings"} for row in rows],
+        "items": {"n": len(rows), "sha256": hashlib.sha256(answered.encode()).hexdigest()},
         "run": {"command": command, "machine": machine(), "threads": threads, "timings": timings(rows)},
     }
+
+
+def items(rows: Iterable[Row]) -> list[Row]:
+    """What was asked and answered, without timings, in an order that does not depend on how the run was cut up."""
+    return [{key: row[key] for key in sorted(row) if key != "timings"} for row in sorted(rows, key=sort_key)]
 
 
 def machine() -> str:
@@ -272,9 +279,10 @@ def _draw_lines(axes: Axes, task: str, contents: Row) -> None:
     for method in dict.fromkeys(entry["method"] for entry in entries):
         mine = [entry for entry in entries if entry["method"] == method]
         x = [entry["length"] for entry in mine]
-        colour = f"C{[*METHODS, method].index(method) % 10}"
+        rank = [*METHODS, method].index(method)
+        colour, line = f"C{rank % 10}", "o-" if rank < 10 else "o--"
         axes.plot(
-            x, [e["loss" if task == PPL else "share"] for e in mine], "o-", label=method, color=colour, markersize=4
+            x, [e["loss" if task == PPL else "share"] for e in mine], line, label=method, color=colour, markersize=4
         )
         axes.fill_between(
             x, [e["interval"][0] for e in mine], [e["interval"][1] for e in mine], alpha=0.15, color=colour

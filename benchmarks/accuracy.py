@@ -42,8 +42,10 @@ def run(path: Path, n_tokens: int, n_documents: int, config: MesaConfig, threads
         tokens += len(prompts.document)
         for i, fact in enumerate(document.facts):
             text = answer(llm, prompts, i, max_tokens=32).text
-            answers.append({"depth": fact.depth, "kind": fact.kind, "right": documents.is_right(fact, text), "document": index,
-                            "question": fact.question, "expected": fact.answer_sentence, "answer": text})  # fmt: skip
+            right = documents.is_right(fact, text)
+            answers.append({"depth": round(fact.depth, 4), "right": right, "document": index})
+            if not right:
+                answers[-1] |= {"kind": fact.kind, "question": fact.question, "expected": fact.answer_sentence, "answer": text}
     llm.close()
     right = sum(a["right"] for a in answers)
     return {"tokens": n_tokens, "right": right, "total": len(answers), "interval": wilson(right, len(answers)),
@@ -101,7 +103,7 @@ def main() -> None:
             print(f"{multiple:>3} T {n_tokens:>6} tokens  {mode:>5}  {row['right']:>3}/{row['total']}  {row['right'] / row['total']:.3f}  "
                   f"[{low:.3f}, {high:.3f}]  {row['prefill_tokens_per_second']:>8.0f} tokens/s  {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
     if args.output:
-        args.output.write_text(json.dumps(results, indent=1) + "\n")
+        args.output.write_text(json.dumps(results, separators=(",", ":")).replace("},{", "},\n{") + "\n")
     if args.plot:
         plot(results, train_length, args.plot)
 

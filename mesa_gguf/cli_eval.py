@@ -263,7 +263,7 @@ def _check_overrides(given: dict[str, Any], names: list[str]) -> None:
 
 
 def _config_width(stair_width: str) -> int:
-    width = _config(False, None, None, None, None, stair_width, True).stair_width
+    width = _config(False, None, None, None, None, stair_width, None, "mesa").stair_width
     assert width != "auto"
     return width
 

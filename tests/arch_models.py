@@ -396,7 +396,8 @@ def tensor_shapes(header: Path) -> dict[str, tuple[int, ...]]:
     """
     import llama_cpp
 
-    ggml = ctypes.CDLL(str(Path(llama_cpp.llama_cpp._lib._name).with_name(f"libggml-base{Path(llama_cpp.llama_cpp._lib._name).suffix}")))
+    llama = Path(llama_cpp.llama_cpp._lib._name)
+    ggml = ctypes.CDLL(str(llama.with_name(f"libggml-base{llama.suffix}")))
     ggml.gguf_init_from_file.argtypes = [ctypes.c_char_p, _GgufParams]
     ggml.gguf_init_from_file.restype = ctypes.c_void_p
     ggml.gguf_free.argtypes = [ctypes.c_void_p]
@@ -543,7 +544,12 @@ def main() -> None:
     import llama_cpp
 
     said: list[str] = []
-    log = llama_cpp.llama_log_callback(lambda level, text, _: said.append(text.decode("utf-8", "replace")) if level >= 3 else None)
+
+    def keep(level: int, text: bytes, _: object) -> None:
+        if level >= 3:  # warnings and errors
+            said.append(text.decode("utf-8", "replace"))
+
+    log = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(log, None)
 
     for name in arguments.names:

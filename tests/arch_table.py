@@ -102,7 +102,8 @@ def table() -> str:
             continue
         for name in sorted(name for name, model in MODELS.items() if model.architecture == architecture):
             reason = reasons[name]
-            rows.append(f"| {name} | {'yes' if reason is None else f'no: {reason}'} | {'refused' if reason else how_tested(name)} |")
+            verdict, tested = (f"no: {reason}", "refused") if reason else ("yes", how_tested(name))
+            rows.append(f"| {name} | {verdict} | {tested} |")
     read = {MODELS[name].architecture for name, reason in reasons.items() if reason is None}
     summary = f"{len(read)} of llama.cpp's {len(architectures())} architectures can be read with Mesa.\n\n"
     return INTRO + summary + "\n".join(rows) + "\n"

@@ -70,7 +70,9 @@ BY_HAND = {
 }
 """Where stock llama.cpp's own shift of keys is missing or not exact; see stock_oracle.py."""
 
-GLOBAL_WITHOUT_ROPE = "cohere2 cohere2moe exaone4:windows exaone-moe muse-glimmer llama4 afmoe smallthinker:windows maple".split()
+GLOBAL_WITHOUT_ROPE = (
+    "cohere2 cohere2moe exaone4:windows exaone-moe muse-glimmer llama4 afmoe smallthinker:windows maple"
+).split()
 BY_HAND |= dict.fromkeys(GLOBAL_WITHOUT_ROPE, ByHand(NO_ROPE)) | {"step35": ByHand(n_rot=8)}
 BY_HAND["deepseek2-ocr"] = ByHand(rope_type=2)  # NEOX
 
@@ -150,7 +152,8 @@ def run_oracle(stock_lib: Path, folder: Path, **request: Any) -> dict[str, NDArr
 
 
 @pytest.mark.parametrize(
-    ("name", "flash"), [*(marked(name, False) for name in MODELS), *(marked(name, True, quick=DEFAULT_FLASH) for name in MODELS)]
+    ("name", "flash"),
+    [*(marked(name, False) for name in MODELS), *(marked(name, True, quick=DEFAULT_FLASH) for name in MODELS)],
 )
 def test_against_stock(
     arch_path: Callable[[str], Path], open_llama: Opener, stock_lib: Path, tmp_path: Path, name: str, flash: bool
@@ -210,7 +213,8 @@ def test_against_stock(
     felt = apart(stock["wrong"][last:], stock["whole"][last:N_PROMPT]).max()
     plain = apart(stock["plain"], stock["whole"][last:N_PROMPT]).max()
     shown = ", ".join(f"{part} {error:.6f}" for part, error in errors.items())
-    print(f"\n{name}, flash {flash}: {shown}; scale {np.abs(mesa[mesa > -1e30]).max():.1f}, wrong plan {felt:.3f}, plain {plain:.3f}")
+    scale = np.abs(mesa[mesa > -1e30]).max()
+    print(f"\n{name}, flash {flash}: {shown}; scale {scale:.1f}, wrong plan {felt:.3f}, plain {plain:.3f}")
 
     assert np.isfinite(mesa).all()
     assert max(errors.values()) <= limit(name, flash)

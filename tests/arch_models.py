@@ -540,7 +540,7 @@ def main() -> None:
             print(result if isinstance(result, Path) else f"{name}: {result}")
         return
 
-    import mesa_gguf  # noqa: F401  decides which library llama_cpp loads
+    import mesa_gguf  # noqa: F401, I001  decides which library llama_cpp loads
     import llama_cpp
 
     said: list[str] = []

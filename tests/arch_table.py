@@ -16,7 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import mesa_gguf  # before any llama_cpp: it decides which library that loads
 from arch_models import MODELS, each, file_name, make, tell
 from mesa_gguf import MesaError, MesaLlama
 

@@ -23,9 +23,8 @@ def build(folder: Path, options: dict[str, str], targets: Sequence[str] = (), jo
     run(["cmake", "--build", folder, *parallel, *(["--target", *targets] if targets else [])])
 
 
-def package(folder: Path) -> Path:
-    """A folder for PYTHONPATH that holds the package as it is in the working tree, over the compiled parts of a build."""
-    site = folder / "site"
+def package(folder: Path, site: Path) -> None:
+    """Put the package, as it is in the working tree, over the compiled parts of a build: a folder for PYTHONPATH."""
     run(["cmake", "--install", folder, "--component", "mesa_gguf", "--prefix", site], quiet=True)
     shutil.copytree(
         ROOT / "mesa_gguf",
@@ -33,7 +32,6 @@ def package(folder: Path) -> Path:
         ignore=shutil.ignore_patterns("*.so", "*.dylib", "lib", "include", "__pycache__"),
         dirs_exist_ok=True,
     )
-    return site
 
 
 def run(command: Sequence[object], quiet: bool = False) -> None:

@@ -50,7 +50,8 @@ def runtime() -> str:
 
 def main() -> int:
     build(FOLDER, OPTIONS)
-    site = package(FOLDER)
+    site = FOLDER / "site"
+    package(FOLDER, site)
     environment = {
         **os.environ,
         "PYTHONPATH": str(site),

@@ -2,11 +2,12 @@
 
     python scripts/upstream_tests.py [--only ctest|python] [--jobs N] [-R REGEX]
 
-Both trees come out of the pinned source distribution and are built in build/upstream with the flags of the wheel. Tests that
-download something are left out, those that need some model get the bundled one. What is left out is printed, with the reason.
-Exit code 1 if a test passes unpatched and does not pass patched.
+Both come out of the pinned source distribution and are built with the flags of the wheel, one after the other in the same
+folder, so that the second build compiles only what the patches touch. Tests that download something are left out, those
+that need some model get the bundled one. What is left out is printed, with the reason. Exit code 1 if a test passes
+unpatched and does not pass patched.
 
-It compiles llama.cpp and its tests twice: about an hour on two cores, the first time.
+The first time takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from pathlib import Path
 from building import ROOT, build, package
 
 FOLDER = ROOT / "build" / "upstream"
+TREE = FOLDER / "tree"
 MODEL = ROOT / "mesa_gguf" / "data" / "mesa-reader-q8_0.gguf"
 
-TREES = {"unpatched": {"MESA_BUILD_STOCK": "ON"}, "patched": {}}
+BUILDS = {"unpatched": {"MESA_BUILD_STOCK": "ON"}, "patched": {"MESA_BUILD_STOCK": "OFF"}}
 
 # test of llama.cpp's CMake -> why it is not run
 LEFT_OUT = {
@@ -63,25 +65,27 @@ def program(test: str) -> str:
 # ------------------------------------------------------------------------------------------------------ llama.cpp
 
 
-def registered(folder: Path) -> list[str]:
+def registered() -> list[str]:
     """The tests that llama.cpp's CMake defines."""
-    command = ["ctest", "--test-dir", folder / "llama.cpp-build", "--show-only=json-v1"]
+    command = ["ctest", "--test-dir", TREE / "llama.cpp-build", "--show-only=json-v1"]
     done = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True)
     return [test["name"] for test in json.loads(done.stdout)["tests"]]
 
 
 def run_ctest(name: str, pattern: str, jobs: int | None) -> Results:
-    folder = FOLDER / name
-    options = {"MESA_BUILD_TESTS": "ON", **TREES[name]}
-    build(folder, options, ["llama", *([] if "MESA_BUILD_STOCK" in options else ["_core"])], jobs)
-    tests = [test for test in registered(folder) if test not in LEFT_OUT and re.search(pattern, test)]
-    build(folder, options, sorted({program(test) for test in tests} | {"test-c"}), jobs)
+    options = {"MESA_BUILD_TESTS": "ON", **BUILDS[name]}
+    build(TREE, options, ["llama", "llama-common", *(["_core"] if name == "patched" else [])], jobs)
+    shutil.copytree(TREE / "lib", FOLDER / name / "lib", dirs_exist_ok=True)
+    if name == "patched":
+        package(TREE, FOLDER / name / "site")
+    tests = [test for test in registered() if test not in LEFT_OUT and re.search(pattern, test)]
+    build(TREE, options, sorted({program(test) for test in tests} | {"test-c"}), jobs)
 
-    model = folder / "tinyllamas" / "stories15M-q4_0.gguf"  # where llama.cpp's tests look for their model
+    model = TREE / "tinyllamas" / "stories15M-q4_0.gguf"  # where llama.cpp's tests look for their model
     model.parent.mkdir(exist_ok=True)
     shutil.copyfile(MODEL, model)
-    report = folder / "ctest.xml"
-    command = ["ctest", "--test-dir", folder / "llama.cpp-build", "--output-junit", report, "--timeout", "1800"]
+    report = FOLDER / name / "ctest.xml"
+    command = ["ctest", "--test-dir", TREE / "llama.cpp-build", "--output-junit", report, "--timeout", "1800"]
     command += ["--fixture-exclude-setup", "test-download-model", "-R", f"^({'|'.join(map(re.escape, tests))})$"]
     print("+", *command, flush=True)
     subprocess.run(
@@ -133,7 +137,7 @@ def run_python_tests(name: str, mesa: bool = False) -> Results:
     paths = [Path(__file__).parent, packages()]
     environment = {**os.environ, "UPSTREAM_MODEL": str(MODEL), "PYTHONSAFEPATH": "1"}
     if mesa:
-        paths.insert(0, package(FOLDER / name))
+        paths.insert(0, FOLDER / name / "site")
         environment["UPSTREAM_MESA"] = "1"
     else:
         environment["LLAMA_CPP_LIB_PATH"] = str(FOLDER / name / "lib")
@@ -199,11 +203,11 @@ def main() -> int:
 
     tables = {}
     if arguments.only != "python":
-        tables["llama.cpp (ctest)"] = {name: run_ctest(name, arguments.pattern, arguments.jobs) for name in TREES}
+        tables["llama.cpp (ctest)"] = {name: run_ctest(name, arguments.pattern, arguments.jobs) for name in BUILDS}
     if arguments.only != "ctest":
         unpack(FOLDER / "llama-cpp-python")
         tables["llama-cpp-python (pytest)"] = {
-            **{name: run_python_tests(name) for name in TREES},
+            **{name: run_python_tests(name) for name in BUILDS},
             "MesaLlama": run_python_tests("patched", mesa=True),
         }
 

@@ -208,6 +208,90 @@ static py::dict read_gguf(const std::string & path) {
     return res;
 }
 
+// What llama.cpp does with a file before the first prompt, short of touching its weights. It aborts on some damaged files, so
+// this runs in a process of its own (mesa_gguf/gguf_file.py). None: llama.cpp cannot load it.
+static py::object rehearse(const std::string & path, const py::dict & overrides) {
+    struct log_errors {
+        ggml_log_callback callback;
+        void *            user_data;
+
+        log_errors() {
+            llama_log_get(&callback, &user_data);
+            llama_log_set([](ggml_log_level level, const char * text, void *) {
+                if (level == GGML_LOG_LEVEL_ERROR) {
+                    fputs(text, stderr);
+                }
+            }, nullptr);
+        }
+        ~log_errors() { llama_log_set(callback, user_data); }
+    } log;
+
+    auto mparams = llama_model_default_params();
+    mparams.no_alloc  = true; // hyperparameters, vocabulary and tensor shapes only
+    mparams.load_mode = LLAMA_LOAD_MODE_NONE;
+
+    std::vector<llama_model_kv_override> kv_overrides(overrides.size() + 1); // zeros end it
+    size_t i = 0;
+    for (const auto & [key, value] : overrides) {
+        auto & kv = kv_overrides[i++];
+        snprintf(kv.key, sizeof(kv.key), "%s", key.cast<std::string>().c_str());
+        if (py::isinstance<py::bool_>(value)) {
+            kv.tag      = LLAMA_KV_OVERRIDE_TYPE_BOOL;
+            kv.val_bool = value.cast<bool>();
+        } else if (py::isinstance<py::int_>(value)) {
+            kv.tag      = LLAMA_KV_OVERRIDE_TYPE_INT;
+            kv.val_i64  = value.cast<int64_t>();
+        } else if (py::isinstance<py::float_>(value)) {
+            kv.tag      = LLAMA_KV_OVERRIDE_TYPE_FLOAT;
+            kv.val_f64  = value.cast<double>();
+        } else {
+            kv.tag      = LLAMA_KV_OVERRIDE_TYPE_STR;
+            snprintf(kv.val_str, sizeof(kv.val_str), "%s", value.cast<std::string>().c_str());
+        }
+    }
+    if (i > 0) {
+        mparams.kv_overrides = kv_overrides.data();
+    }
+
+    std::unique_ptr<llama_model, decltype(&llama_model_free)> model(llama_model_load_from_file(path.c_str(), mparams), llama_model_free);
+    if (!model) {
+        return py::none();
+    }
+
+    // tokenizers throw where a damaged vocabulary lacks a byte, and nobody catches it
+    const auto * vocab = llama_model_get_vocab(model.get());
+    if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_NONE) {
+        std::string bytes;
+        for (int byte = 1; byte < 256; ++byte) {
+            bytes += (char) byte;
+        }
+        std::vector<llama_token> tokens(4*bytes.size());
+        llama_tokenize(vocab, bytes.data(), (int32_t) bytes.size(), tokens.data(), (int32_t) tokens.size(), true, true);
+
+        char piece[256];
+        for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); ++token) {
+            llama_token_to_piece(vocab, token, piece, sizeof(piece), 0, true);
+        }
+    }
+
+    // builds the graphs
+    for (const auto flash_attn_type : { LLAMA_FLASH_ATTN_TYPE_DISABLED, LLAMA_FLASH_ATTN_TYPE_ENABLED }) {
+        auto cparams = llama_context_default_params();
+        cparams.n_ctx           = 512;
+        cparams.flash_attn_type = flash_attn_type;
+        if (auto * ctx = llama_init_from_model(model.get(), cparams)) {
+            llama_free(ctx);
+        }
+    }
+
+    py::dict res;
+    const char * reason = llama_mesa_unsupported(model.get());
+    res["unsupported"] = reason ? py::object(py::str(reason)) : py::none();
+    res["n_params"]    = llama_model_n_params(model.get());
+    res["rope_type"]   = (int) llama_model_rope_type(model.get());
+    return std::move(res);
+}
+
 // bytes of a row of n values of a ggml type
 static size_t row_size(int type, int64_t n) {
     if (type < 0 || type >= GGML_TYPE_COUNT || ggml_blck_size((ggml_type) type) == 0) {
@@ -378,6 +462,7 @@ PYBIND11_MODULE(_core, m) {
     }, py::arg("ctx"));
 
     m.def("read_gguf", &read_gguf, py::arg("path"));
+    m.def("rehearse", &rehearse, py::arg("path"), py::arg("overrides"));
     m.def("row_size", &row_size, py::arg("type"), py::arg("n"));
     m.def("type_name", [](int type) {
         row_size(type, 0);

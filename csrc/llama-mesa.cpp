@@ -1271,6 +1271,7 @@ int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t *
     if ((int64_t) m->n_past() + n_tokens > ctx->n_ctx()) {
         return fail("the text has " + std::to_string((int64_t) m->n_past() + n_tokens) + " tokens, more than n_ctx (" + std::to_string(ctx->n_ctx()) + ")");
     }
+    m->drop_unread(); // a text that was announced and not read
     try {
         m->set_plan(mesa::extend(m->params, m->plan, m->n_past(), m->n_past() + n_tokens, breaks));
     } catch (const std::invalid_argument & err) {

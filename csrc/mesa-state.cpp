@@ -29,6 +29,17 @@ void llama_mesa::roll_back(int32_t n_past_new) {
     }
 }
 
+void llama_mesa::drop_unread() {
+    while (!changes.empty() && changes.back().n_past == n_past()) {
+        plan = std::move(changes.back().before);
+        changes.pop_back();
+        keys_stale = true;
+    }
+    if (n_past() == 0) {
+        n_by_hand = 0;
+    }
+}
+
 void llama_mesa::append(int32_t n) {
     const int32_t n0 = n_past();
 

@@ -63,6 +63,9 @@ struct llama_mesa {
     // forget all tokens from n_past on, and every change of plan that was made for them
     void roll_back(int32_t n_past_new);
 
+    // forget the changes of plan after which no token was read
+    void drop_unread();
+
     // note that the n tokens after n_past are in the cache, at the positions of the plan
     void append(int32_t n);
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +19,22 @@ import llama_cpp
 from . import _core
 from .errors import ConfigError, ModelError, OutOfMemoryError
 
-MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 DEFAULT_KV_TYPE = llama_cpp.GGML_TYPE_F16
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of it when llama.cpp opened a model file.
+
+    Attributes:
+        view: what it found; None if it did not open it.
+        reason: why it did not.
+        fatal: it took its process with it, or had to be stopped.
+    """
+
+    view: _core.ModelView | None
+    reason: str = "verbose=True shows its reason"
+    fatal: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,17 +43,32 @@ class Header:
 
     Attributes:
         path: the file.
-        metadata: every key; long arrays are given as {"length": n}.
+        metadata: every key, overrides included; long arrays are given as {"length": n}.
         tensors: (name, ggml type, bytes) of each tensor.
+        rehearsal: how llama.cpp fares with it.
     """
 
     path: Path
     metadata: dict[str, Any]
     tensors: list[tuple[str, str, int]]
+    rehearsal: Rehearsal
 
     def get(self, key: str, default: Any = None) -> Any:
         """A key of the architecture, such as "context_length"."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def number(self, key: str, default: int = 0, layer: int | None = None) -> int:
+        """A length or count of the architecture; layer: that layer's, where layers differ.
+
+        Raises:
+            ModelError: it is no such number.
+        """
+        value = self.get(key, default)
+        if layer is not None and isinstance(value, list):
+            value = value[layer] if layer < len(value) else None
+        if not isinstance(value, int) or not 0 <= value < 2**31:
+            raise ModelError(f"{self.path}: this GGUF file is damaged: {self.architecture}.{key} is {value}; download or convert it again")
+        return value
 
     @property
     def architecture(self) -> str:
@@ -42,11 +77,11 @@ class Header:
     @property
     def train_length(self) -> int:
         """T in tokens."""
-        return int(self.get("context_length", 0))
+        return self.number("context_length")
 
     @property
     def n_layer(self) -> int:
-        return int(self.get("block_count", 0))
+        return self.number("block_count")
 
     @property
     def weight_bytes(self) -> int:
@@ -58,32 +93,28 @@ class Header:
         keys = {"base": "rope.freq_base", "dimensions": "rope.dimension_count", "scaling": "rope.scaling.type", "factor": "rope.scaling.factor"}
         return {name: self.get(key) for name, key in keys.items() if self.get(key) is not None}
 
-    def _heads(self, key: str, layer: int, default: int) -> int:
-        value = self.get(key, default)
-        return int(value[layer] if isinstance(value, list) else value)
-
     def kv_bytes(self, n_tokens: int, type_k: int | None = None, type_v: int | None = None) -> int:
         """Bytes of keys and values of n_tokens tokens, in the ggml types of the cache (default f16).
 
         Raises:
             ConfigError: a head does not fill whole blocks of a quantized type.
         """
-        n_embd = int(self.get("embedding_length", 0))
+        n_embd = self.number("embedding_length")
         total = 0
         for layer in range(self.n_layer):
-            n_head = self._heads("attention.head_count", layer, 0)
+            n_head = self.number("attention.head_count", layer=layer)
             if n_head == 0:
                 continue
-            n_head_kv = self._heads("attention.head_count_kv", layer, n_head)
+            n_head_kv = self.number("attention.head_count_kv", n_head, layer)
             for key, kv_type in (("attention.key_length", type_k), ("attention.value_length", type_v)):
-                n_values = n_head_kv * int(self.get(key, n_embd // n_head))
+                n_values = n_head_kv * self.number(key, n_embd // n_head)
                 try:
                     total += _core.row_size(DEFAULT_KV_TYPE if kv_type is None else kv_type, n_values)
                 except ValueError as err:
                     raise ConfigError(f"KV type: {err}") from None
         return total * n_tokens
 
-    @cached_property
+    @property
     def llama_cpp_view(self) -> tuple[str | None, int, int]:
         """What llama.cpp says of the model without its weights: why Mesa cannot read with it (None if it can), its
         number of weights, and its RoPE type.
@@ -91,17 +122,10 @@ class Header:
         Raises:
             ModelError: llama.cpp cannot load it.
         """
-        params = llama_cpp.llama_model_default_params()
-        params.no_alloc = True  # hyperparameters and tensor shapes only
-        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-        model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), params)
-        if not model:
-            raise ModelError(f"{self.path}: llama.cpp cannot load this model (architecture {self.architecture})")
-        try:
-            reason = _core.unsupported(ctypes.cast(model, ctypes.c_void_p).value or 0)
-            return reason, llama_cpp.llama_model_n_params(model), llama_cpp.llama_model_rope_type(model)
-        finally:
-            llama_cpp.llama_model_free(model)
+        view, reason = self.rehearsal.view, self.rehearsal.reason
+        if view is None:
+            raise ModelError(f"{self.path}: llama.cpp cannot load this model (architecture {self.architecture}): {reason}")
+        return view["unsupported"], view["n_params"], view["rope_type"]
 
     @property
     def unsupported(self) -> str | None:
@@ -109,8 +133,8 @@ class Header:
         return self.llama_cpp_view[0]
 
 
-def check(path: Path) -> Header:
-    """Read and check the header of a GGUF file.
+def read(path: Path) -> _core.GgufContents:
+    """The header of a GGUF file, with ggml's own checked reader.
 
     Raises:
         ModelError: the file is missing, is no GGUF file, or is damaged or cut short.
@@ -133,14 +157,122 @@ def check(path: Path) -> Header:
         raise ModelError(f"{path}: this GGUF file is damaged: {err}; download or convert it again") from None
     if contents["n_bytes"] > size:
         raise ModelError(f"{path}: this GGUF file is cut short: {size} bytes of {contents['n_bytes']}; download it again")
-    if "general.architecture" not in contents["metadata"]:
+    return contents
+
+
+Overrides = Mapping[str, bool | int | float | str]
+
+
+def check(path: Path, overrides: Overrides | None = None) -> Header:
+    """Read and check the header of a model file, and let llama.cpp rehearse with it.
+
+    Args:
+        overrides: metadata for llama.cpp to take instead of the file's (kv_overrides).
+
+    Raises:
+        ModelError: the file is missing, is no GGUF file, is damaged or cut short, or llama.cpp would abort on it.
+    """
+    contents = read(path)
+    overrides = dict(overrides or {})
+    metadata = {**contents["metadata"], **overrides}
+    if "general.architecture" not in metadata:
         raise ModelError(f"{path}: this GGUF file names no architecture: it holds no model")
-    header = Header(path, contents["metadata"], contents["tensors"])
-    # llama.cpp aborts the process on these
-    n_layer = header.get("block_count")
-    if isinstance(n_layer, int) and not 0 < n_layer <= MAX_LAYERS:
-        raise ModelError(f"{path}: this GGUF file is damaged: its number of layers is {n_layer}; download or convert it again")
+    status = path.stat()
+    rehearsal = _rehearse(str(path), status.st_size, status.st_mtime_ns, json.dumps(overrides))
+    header = Header(path, metadata, contents["tensors"], rehearsal)
+    reason = f"llama.cpp {rehearsal.reason}" if rehearsal.fatal else _fatal_number(header)
+    if reason is not None:
+        raise ModelError(f"{path}: this GGUF file is damaged: {reason}; download or convert it again")
     return header
+
+
+def check_adapter(path: Path) -> None:
+    """Raise ModelError if a file is no LoRA adapter, or damaged."""
+    if read(path)["metadata"].get("general.type") != "adapter":
+        raise ModelError(f"{path}: is not a LoRA adapter: its general.type is not adapter")
+
+
+def _fatal_number(header: Header) -> str | None:
+    """What llama.cpp aborts on when it computes, after it opened the file: the asserts on epsilons and RoPE dimensions in ggml."""
+    for key, value in header.metadata.items():
+        if key.endswith("epsilon") and isinstance(value, float) and not value >= 0:
+            return f"{key} is {value}"
+    view = header.rehearsal.view
+    if view is None or view["rope_type"] == llama_cpp.LLAMA_ROPE_TYPE_NONE:
+        return None
+    n_head = header.number("attention.head_count", layer=0)
+    head_size = header.number("attention.key_length", header.number("embedding_length") // max(1, n_head))
+    for suffix, size in (("", head_size), ("_swa", header.number("attention.key_length_swa", head_size))):
+        n_rot = header.number(f"rope.dimension_count{suffix}")
+        if n_rot % 2 or n_rot > size:
+            return f"{header.architecture}.rope.dimension_count{suffix} is {n_rot}, of {size} values in a head"
+    sections = header.get("rope.dimension_sections")
+    if view["rope_type"] in (llama_cpp.LLAMA_ROPE_TYPE_NORM, llama_cpp.LLAMA_ROPE_TYPE_NEOX) or not isinstance(sections, list):
+        return None
+    if max(sections[:3], default=0) < 1 or sum(sections) > head_size:
+        return f"{header.architecture}.rope.dimension_sections is {sections}"
+    return None
+
+
+# in a bare Python, without this package and llama_cpp: that takes a tenth of the time. No core dump, no more than 4 GiB.
+REHEARSAL = """
+import importlib.util, json, sys
+spec = importlib.util.spec_from_file_location("_core", sys.argv[1])
+core = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(core)
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 2**32, resource.getrlimit(resource.RLIMIT_AS)[1]))
+except (ImportError, OSError, ValueError):
+    pass
+print(json.dumps(core.rehearse(sys.argv[2], json.loads(sys.argv[3]))))
+"""
+REHEARSAL_SECONDS = 60  # the largest vocabularies take 2
+
+
+@lru_cache(maxsize=64)
+def _rehearse(path: str, size: int, mtime_ns: int, overrides: str) -> Rehearsal:
+    """Let llama.cpp do in another process what it does with a file before the first prompt, short of touching the weights.
+
+    size and mtime_ns tell the file from an older one at its path; overrides are JSON.
+    """
+    if getattr(sys, "frozen", False):  # sys.executable is the application, not a Python
+        return Rehearsal(_core.rehearse(path, json.loads(overrides)))
+    # no GPU: it would be initialized for nothing; no backtrace: ggml would start a debugger for it
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "GGML_NO_BACKTRACE": "1"}
+    command = [sys.executable, "-I", "-S", "-c", REHEARSAL, _core.__file__, path, overrides]
+    try:
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=REHEARSAL_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return Rehearsal(None, f"comes to no end with it in {REHEARSAL_SECONDS} seconds", fatal=True)
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    if done.returncode != 0:
+        reason = said[-1].rpartition("/")[2] if said else signal.Signals(-done.returncode).name
+        return Rehearsal(None, f"would abort on it ({reason})", fatal=True)
+    errors = [line.partition("error loading model: ")[2] for line in said]
+    return Rehearsal(json.loads(done.stdout), next(filter(None, errors), Rehearsal.reason))
+
+
+def fingerprint(path: Path) -> str:
+    """Tells model files apart: a hash of the size and of blocks from all over the file.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    n_blocks, block = 512, 4096  # every tensor of a usual model gets some
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            for start in range(0, size, max(block, size // n_blocks)):
+                file.seek(start)
+                digest.update(file.read(block))
+    except OSError as err:
+        raise ModelError(f"{path}: cannot be read: {err.strerror}") from None
+    return digest.hexdigest()
 
 
 def available_memory() -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from llama_cpp import LlamaState
 from . import _core, devices, gguf_file
 from .config import MesaConfig, MesaPlan
 from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError
+from .state import MesaState
 
 Progress = Callable[[int, int], None]
 """Called with (tokens read, tokens to read) while a prompt is read."""
@@ -81,24 +83,28 @@ class MesaLlama(llama_cpp.Llama):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
                 raise ConfigError(f"{name} is {value!r}: it must be a whole number of tokens, {least} or more")
 
-        header = gguf_file.check(Path(model_path))
+        header = gguf_file.check(Path(model_path), kwargs.get("kv_overrides"))
+        lora_path = kwargs.pop("lora_path", None)
+        if lora_path is not None:
+            gguf_file.check_adapter(Path(lora_path))
         # llama.cpp rounds it up; Llama makes its buffers of what it was given
         n_ctx = -(-(n_ctx or header.train_length) // N_CTX_STEP) * N_CTX_STEP
-        if rpc_servers is not None and not kwargs.get("vocab_only", False):
-            kwargs.setdefault("n_gpu_layers", -1)
-            self._servers = devices.Servers(rpc_servers)
-        if not kwargs.get("vocab_only", False):
+        vocab_only = kwargs.get("vocab_only", False)
+        if not vocab_only:
+            if rpc_servers is not None:
+                kwargs.setdefault("n_gpu_layers", -1)
+                self._servers = devices.Servers(rpc_servers)
             offloads = self._servers is not None or devices.has_gpu()
             n_gpu_layers = kwargs.get("n_gpu_layers", 0) if offloads else 0
             gguf_file.check_memory(header, n_ctx, kwargs.get("type_k"), kwargs.get("type_v"), n_gpu_layers)
-        if self.mesa.enabled:
-            reason = header.unsupported
-            if reason is not None:
-                raise ModelError(
-                    f"{header.path}: Mesa-Extrapolation does not support this model (architecture {header.architecture}): "
-                    f"{reason}; MesaConfig(enabled=False) runs it as stock llama.cpp"
-                )
-            self.mesa.params(header.train_length)  # raises before anything is loaded
+            reason = header.unsupported  # raises if llama.cpp cannot load it
+            if self.mesa.enabled:
+                if reason is not None:
+                    raise ModelError(
+                        f"{header.path}: Mesa-Extrapolation does not support this model (architecture "
+                        f"{header.architecture}): {reason}; MesaConfig(enabled=False) runs it as stock llama.cpp"
+                    )
+                self.mesa.params(header.train_length)  # raises before anything is loaded
 
         kwargs.setdefault("verbose", False)
         if kwargs.get("draft_model") is not None:
@@ -123,7 +129,12 @@ class MesaLlama(llama_cpp.Llama):
         if self._servers is not None:
             self._servers.watch()
         self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers)
-        if not self.mesa.enabled or kwargs.get("vocab_only", False):
+        # LongRoPE has two sets of factors, and n_ctx decides
+        self._has_long_factors = any(name.startswith("rope_factors_long") for name, _, _ in header.tensors)
+        self.lora_path = lora_path
+        if lora_path is not None:
+            self._apply_adapter()
+        if not self.mesa.enabled or vocab_only:
             return
 
         reason = _core.unsupported(_address(self.model))
@@ -140,6 +151,15 @@ class MesaLlama(llama_cpp.Llama):
             raise ModelError(f"{model_path}: {err}") from None
         if self.mesa.plan is not None:
             _validate(self.mesa.plan, self._params, 0)
+
+    def _apply_adapter(self) -> None:
+        """As `llama_cpp.Llama` does it, which crashes where llama.cpp refuses the adapter."""
+        adapter = llama_cpp.llama_adapter_lora_init(self.model, str(self.lora_path).encode())
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
+        scales = (ctypes.c_float * 1)(self.lora_scale)
+        if not adapter or llama_cpp.llama_set_adapters_lora(self._ctx.ctx, adapters, 1, scales) != 0:
+            self.close()
+            raise ModelError(f"{self.lora_path}: llama.cpp cannot use this LoRA adapter with {self.model_path}")
 
     @property
     def model_params(self) -> Any:
@@ -199,10 +219,34 @@ class MesaLlama(llama_cpp.Llama):
             return MesaPlan([0], 0, 1)
         return self.mesa.make_plan(len(tokens), self.train_length, self._breaks(tokens))
 
+    #
+    # vocabulary. note: llama.cpp aborts where a model without one is asked for it
+    #
+
+    @functools.cached_property
+    def _has_vocabulary(self) -> bool:
+        return llama_cpp.llama_vocab_type(self._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """See `llama_cpp.Llama.tokenize`.
+
+        Raises:
+            ModelError: the model has no vocabulary.
+        """
+        if not self._has_vocabulary and isinstance(self.tokenizer_, llama_cpp.LlamaTokenizer):
+            raise ModelError(f"{self.model_path}: this model has no vocabulary: give it token ids, not text")
+        return super().tokenize(text, add_bos, special)
+
+    def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
+        """See `llama_cpp.Llama.detokenize`; nothing without a vocabulary."""
+        if not self._has_vocabulary and isinstance(self.tokenizer_, llama_cpp.LlamaTokenizer):
+            return b""
+        return super().detokenize(tokens, prev_tokens, special)
+
     @functools.cached_property
     def _token_breaks(self) -> npt.NDArray[np.uint8] | None:
         """2 for every token that ends a line, 1 for one that ends a sentence, [n_vocab]; None without a vocabulary."""
-        if llama_cpp.llama_vocab_type(self._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+        if not self._has_vocabulary:
             return None
         breaks = np.zeros(self._n_vocab, np.uint8)
         for token in range(self._n_vocab):
@@ -215,6 +259,8 @@ class MesaLlama(llama_cpp.Llama):
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of a token, nothing for control tokens; `Llama.detokenize` loses those of more than 32 bytes."""
+        if not self._has_vocabulary:
+            return b""
         size = 32
         while True:
             buffer = ctypes.create_string_buffer(size)
@@ -255,12 +301,12 @@ class MesaLlama(llama_cpp.Llama):
         self._ctx.kv_cache_seq_rm(-1, n_past, -1)
 
         n_total = n_past + len(tokens)
-        if n_past > 0 and n_total <= self.train_length:
-            # the text fits again, but some of it was read in chunks: read that anew, plainly
-            starts = self.plan().chunk_starts
-            if len(starts) > 2 and n_past > starts[2]:
-                tokens = self.input_ids[starts[2] : n_past].tolist() + tokens
-                n_past = self.n_tokens = starts[2]
+        if n_past > 0 and n_total <= self.train_length and self.mesa.plan is None:
+            # the text fits again, but some of it was read in chunks or on the stair: read that anew, plainly
+            n_plain = _n_plain(self.plan())
+            if n_past > n_plain:
+                tokens = self.input_ids[n_plain:n_past].tolist() + tokens
+                n_past = self.n_tokens = n_plain
                 self._ctx.kv_cache_seq_rm(-1, n_past, -1)
 
         self._make_plan(tokens, n_past, n_total)
@@ -356,24 +402,36 @@ class MesaLlama(llama_cpp.Llama):
     # state
     #
 
-    def save_state(self) -> LlamaState:
-        """See `llama_cpp.Llama.save_state`.
+    @functools.cached_property
+    def _origin(self) -> str:
+        """What keys and values depend on besides the tokens and the plan."""
+        p = self.context_params
+        rope = (p.rope_scaling_type, p.rope_freq_base, p.rope_freq_scale, p.yarn_ext_factor, p.yarn_attn_factor)
+        yarn = (p.yarn_beta_fast, p.yarn_beta_slow, p.yarn_orig_ctx, self._n_ctx if self._has_long_factors else 0)
+        lora = (gguf_file.fingerprint(Path(self.lora_path)), self.lora_scale) if self.lora_path is not None else None
+        model = gguf_file.fingerprint(Path(self.model_path))
+        return hashlib.sha256(repr((model, lora, rope, yarn, self.kv_overrides)).encode()).hexdigest()
+
+    def save_state(self) -> MesaState:
+        """A copy of the context's state, to go on from later; see `llama_cpp.Llama.save_state`.
 
         Raises:
             DeviceError: an RPC server has gone away.
         """
         self._check_devices()
-        return super().save_state()
+        return MesaState(super().save_state(), self._origin)
 
     def load_state(self, state: LlamaState) -> None:
         """Continue from a state that `save_state` returned; see `llama_cpp.Llama.load_state`.
 
         Raises:
-            MesaError: the state is damaged, or of another model or configuration, or does not fit into n_ctx. If
-                llama.cpp has seen it by then, the context is empty.
+            MesaError: the state is damaged, or of another model or configuration, or does not fit into n_ctx. The context
+                is as before, or empty if llama.cpp has seen the state by then.
             DeviceError: an RPC server has gone away.
         """
         self._check_devices()
+        if isinstance(state, MesaState):
+            state.check(self._origin)
         n_tokens = state.n_tokens
         if not 0 <= n_tokens <= min(self._n_ctx, len(state.input_ids)):
             raise MesaError(f"the state cannot be loaded: it holds {n_tokens} tokens, n_ctx is {self._n_ctx}")
@@ -391,6 +449,11 @@ class MesaLlama(llama_cpp.Llama):
             self.reset()
             reason = _core.last_error() or "it is damaged, or of another model, KV type or configuration"
             raise MesaError(f"the state cannot be loaded: {reason}")
+        n_cells = llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(self._ctx.ctx), 0) + 1
+        if n_cells < n_tokens:  # more is what a roll-back leaves
+            self._ctx.kv_cache_clear()
+            self.reset()
+            raise MesaError(f"the state cannot be loaded: it is damaged, its KV data end after {n_cells} of {n_tokens} tokens")
 
         self.scores[:rows] = state.scores[:rows]
         self.scores[rows:] = 0.0
@@ -405,6 +468,18 @@ class MesaLlama(llama_cpp.Llama):
 
 def _address(pointer: Any) -> int:
     return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
+def _n_plain(plan: MesaPlan) -> int:
+    """How many tokens of a text that was read by this plan were certainly read as stock llama.cpp reads them, few enough that
+    a text going on from there gets a plan of its own."""
+    if plan.is_plain:
+        return 2**31
+    starts = plan.chunk_starts
+    if len(starts) == 1:  # the anchor moved later than this, and the core takes that back
+        return plan.anchor
+    # the first chunk sees itself, the next one both
+    return min(starts[2] if len(starts) > 2 else starts[1], plan.last_start - 1)
 
 
 def _validate(plan: MesaPlan, params: _core.Params, n_tokens: int) -> None:

@@ -209,8 +209,9 @@ static py::dict read_gguf(const std::string & path) {
 }
 
 // What llama.cpp does with a file before the first prompt, short of touching its weights. It aborts on some damaged files, so
-// this runs in a process of its own (mesa_gguf/gguf_file.py). None: llama.cpp cannot load it.
-static py::object rehearse(const std::string & path, const py::dict & overrides) {
+// this runs in a process of its own (mesa_gguf/gguf_file.py). loaded is called with what was found, or None if llama.cpp cannot load
+// it, before the graphs are built: architectures that Mesa refuses may abort there.
+static void rehearse(const std::string & path, const py::dict & overrides, const py::function & loaded) {
     struct log_errors {
         ggml_log_callback callback;
         void *            user_data;
@@ -255,7 +256,8 @@ static py::object rehearse(const std::string & path, const py::dict & overrides)
 
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model(llama_model_load_from_file(path.c_str(), mparams), llama_model_free);
     if (!model) {
-        return py::none();
+        loaded(py::none());
+        return;
     }
 
     // tokenizers throw where a damaged vocabulary lacks a byte, and nobody catches it
@@ -274,6 +276,13 @@ static py::object rehearse(const std::string & path, const py::dict & overrides)
         }
     }
 
+    py::dict res;
+    const char * reason = llama_mesa_unsupported(model.get());
+    res["unsupported"] = reason ? py::object(py::str(reason)) : py::none();
+    res["n_params"]    = llama_model_n_params(model.get());
+    res["rope_type"]   = (int) llama_model_rope_type(model.get());
+    loaded(res);
+
     // builds the graphs
     for (const auto flash_attn_type : { LLAMA_FLASH_ATTN_TYPE_DISABLED, LLAMA_FLASH_ATTN_TYPE_ENABLED }) {
         auto cparams = llama_context_default_params();
@@ -283,13 +292,6 @@ static py::object rehearse(const std::string & path, const py::dict & overrides)
             llama_free(ctx);
         }
     }
-
-    py::dict res;
-    const char * reason = llama_mesa_unsupported(model.get());
-    res["unsupported"] = reason ? py::object(py::str(reason)) : py::none();
-    res["n_params"]    = llama_model_n_params(model.get());
-    res["rope_type"]   = (int) llama_model_rope_type(model.get());
-    return std::move(res);
 }
 
 // bytes of a row of n values of a ggml type
@@ -462,7 +464,7 @@ PYBIND11_MODULE(_core, m) {
     }, py::arg("ctx"));
 
     m.def("read_gguf", &read_gguf, py::arg("path"));
-    m.def("rehearse", &rehearse, py::arg("path"), py::arg("overrides"));
+    m.def("rehearse", &rehearse, py::arg("path"), py::arg("overrides"), py::arg("loaded"));
     m.def("row_size", &row_size, py::arg("type"), py::arg("n"));
     m.def("type_name", [](int type) {
         row_size(type, 0);

@@ -53,6 +53,9 @@ public:
     // keys and values of the ubatch by the cache tensor that they go to: layers without keys of their own attend to them too
     std::map<const ggml_tensor *, std::pair<ggml_tensor *, ggml_tensor *>> fresh;
 
+    // the layer that the keys in a cache tensor are of
+    std::map<const ggml_tensor *, int> owner;
+
     ggml_tensor * q_scale    = nullptr; // F32 [1, 1, n_tokens]
     ggml_tensor * k_delta    = nullptr; // I32 [n_tokens*n_pos]  from the position in the chunk to the one in the cache
     ggml_tensor * swa_delta  = nullptr; // I32 [n_tokens*n_pos]  from the position that RoPE got to the logical one
@@ -626,6 +629,18 @@ static ggml_tensor * build_attn(
     return cur;
 }
 
+static void learn_rope(const llm_graph_context & gctx, llm_graph_input_mesa * inp_mesa, const llama_kv_cache_context * mctx, ggml_tensor * k_cur, int il) {
+    auto & rope  = gctx.cparams.mesa->rope;
+    auto & owner = inp_mesa->owner[mctx->get_k(gctx.ctx0, il)->view_src];
+
+    if (k_cur) {
+        owner    = il;
+        rope[il] = find_rope(k_cur);
+    } else {
+        rope[il] = rope[owner];
+    }
+}
+
 ggml_tensor * llama_mesa_build_attn(
         const llm_graph_context & gctx,
         llm_graph_input_attn_kv * inp,
@@ -639,9 +654,7 @@ ggml_tensor * llama_mesa_build_attn(
     if (!inp->mesa) {
         return nullptr;
     }
-    if (k_cur) {
-        gctx.cparams.mesa->rope[il] = find_rope(k_cur);
-    }
+    learn_rope(gctx, inp->mesa, inp->mctx, k_cur, il);
 
     const mesa_cache cache = { inp->mctx, inp->self_k_idxs, inp->self_v_idxs, inp->self_k_rot, inp->self_v_rot };
 
@@ -662,9 +675,7 @@ ggml_tensor * llama_mesa_build_attn(
         return nullptr;
     }
 
-    if (k_cur) {
-        gctx.cparams.mesa->rope[il] = find_rope(k_cur);
-    }
+    learn_rope(gctx, inp->mesa, gctx.hparams.is_swa(il) ? inp->mctx->get_swa() : inp->mctx->get_base(), k_cur, il);
 
     if (gctx.hparams.is_swa(il)) {
         // as trained: a window over the tokens in front, at their logical positions
@@ -1120,6 +1131,9 @@ const char * llama_mesa_method_name(int32_t method) {
 const char * llama_mesa_unsupported(const llama_model * model) {
     const auto & hparams = model->hparams;
 
+    if (model->arch == LLM_ARCH_WAVTOKENIZER_DEC) {
+        return "it makes sound of tokens, and has no cache";
+    }
     if (hparams.vocab_only) {
         return "the model was loaded with its vocabulary only";
     }

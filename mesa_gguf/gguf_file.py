@@ -70,6 +70,10 @@ class Header:
             raise ModelError(f"{self.path}: this GGUF file is damaged: {self.architecture}.{key} is {value}; download or convert it again")
         return value
 
+    def damaged(self, reason: str) -> ModelError:
+        """The error to raise."""
+        return ModelError(f"{self.path}: this GGUF file is damaged: {reason}; download or convert it again")
+
     @property
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture", "unknown"))
@@ -180,9 +184,11 @@ def check(path: Path, overrides: Overrides | None = None) -> Header:
     status = path.stat()
     rehearsal = _rehearse(str(path), status.st_size, status.st_mtime_ns, json.dumps(overrides))
     header = Header(path, metadata, contents["tensors"], rehearsal)
-    reason = f"llama.cpp {rehearsal.reason}" if rehearsal.fatal else _fatal_number(header)
+    if rehearsal.fatal and (rehearsal.view is None or rehearsal.view["unsupported"] is None):
+        raise header.damaged(f"llama.cpp {rehearsal.reason}")
+    reason = _fatal_number(header)
     if reason is not None:
-        raise ModelError(f"{path}: this GGUF file is damaged: {reason}; download or convert it again")
+        raise header.damaged(reason)
     return header
 
 
@@ -228,7 +234,7 @@ try:
     resource.setrlimit(resource.RLIMIT_AS, (now + 2**32, resource.getrlimit(resource.RLIMIT_AS)[1]))
 except (ImportError, OSError, ValueError):
     pass
-print(json.dumps(core.rehearse(sys.argv[2], json.loads(sys.argv[3]))))
+core.rehearse(sys.argv[2], json.loads(sys.argv[3]), lambda view: print(json.dumps(view), flush=True))
 """
 REHEARSAL_SECONDS = 60  # the largest vocabularies take 2
 
@@ -240,7 +246,9 @@ def _rehearse(path: str, size: int, mtime_ns: int, overrides: str) -> Rehearsal:
     size and mtime_ns tell the file from an older one at its path; overrides are JSON.
     """
     if getattr(sys, "frozen", False):  # sys.executable is the application, not a Python
-        return Rehearsal(_core.rehearse(path, json.loads(overrides)))
+        views: list[_core.ModelView | None] = []
+        _core.rehearse(path, json.loads(overrides), views.append)
+        return Rehearsal(views[0])
     # no GPU: it would be initialized for nothing; no backtrace: ggml would start a debugger for it
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "GGML_NO_BACKTRACE": "1"}
     command = [sys.executable, "-I", "-S", "-c", REHEARSAL, _core.__file__, path, overrides]
@@ -251,7 +259,7 @@ def _rehearse(path: str, size: int, mtime_ns: int, overrides: str) -> Rehearsal:
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     if done.returncode != 0:
         reason = said[-1].rpartition("/")[2] if said else signal.Signals(-done.returncode).name
-        return Rehearsal(None, f"would abort on it ({reason})", fatal=True)
+        return Rehearsal(json.loads(done.stdout or "null"), f"would abort on it ({reason})", fatal=True)
     errors = [line.partition("error loading model: ")[2] for line in said]
     return Rehearsal(json.loads(done.stdout), next(filter(None, errors), Rehearsal.reason))
 

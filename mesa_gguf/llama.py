@@ -105,6 +105,8 @@ class MesaLlama(llama_cpp.Llama):
                         f"{header.architecture}): {reason}; MesaConfig(enabled=False) runs it as stock llama.cpp"
                     )
                 self.mesa.params(header.train_length)  # raises before anything is loaded
+            elif header.rehearsal.fatal:
+                raise header.damaged(f"llama.cpp {header.rehearsal.reason}")
 
         kwargs.setdefault("verbose", False)
         if kwargs.get("draft_model") is not None:

@@ -496,7 +496,12 @@ def each(command: Sequence[str | Path], names: Iterable[str]) -> dict[str, tuple
     while left:
         done = subprocess.run(
             [sys.executable, *map(str, command), *left],
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+            # PYTHONPATH: with PYTHONSAFEPATH a program's own folder is not searched
+            env={
+                **os.environ,
+                "GGML_NO_BACKTRACE": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])),
+            },
             capture_output=True,
             text=True,
             check=False,

@@ -209,8 +209,9 @@ static py::dict read_gguf(const std::string & path) {
 }
 
 // What llama.cpp does with a file before the first prompt, short of touching its weights. It aborts on some damaged files, so
-// this runs in a process of its own (mesa_gguf/gguf_file.py). None: llama.cpp cannot load it.
-static py::object rehearse(const std::string & path, const py::dict & overrides) {
+// this runs in a process of its own (mesa_gguf/gguf_file.py). Calls found with what the model is, before it builds the graphs,
+// and not at all if llama.cpp cannot load it.
+static void rehearse(const std::string & path, const py::dict & overrides, const py::function & found) {
     struct log_errors {
         ggml_log_callback callback;
         void *            user_data;
@@ -255,7 +256,7 @@ static py::object rehearse(const std::string & path, const py::dict & overrides)
 
     std::unique_ptr<llama_model, decltype(&llama_model_free)> model(llama_model_load_from_file(path.c_str(), mparams), llama_model_free);
     if (!model) {
-        return py::none();
+        return;
     }
 
     // tokenizers throw where a damaged vocabulary lacks a byte, and nobody catches it
@@ -274,7 +275,13 @@ static py::object rehearse(const std::string & path, const py::dict & overrides)
         }
     }
 
-    // builds the graphs
+    py::dict view;
+    const char * reason = llama_mesa_unsupported(model.get());
+    view["unsupported"] = reason ? py::object(py::str(reason)) : py::none();
+    view["n_params"]    = llama_model_n_params(model.get());
+    view["rope_type"]   = (int) llama_model_rope_type(model.get());
+    found(view);
+
     for (const auto flash_attn_type : { LLAMA_FLASH_ATTN_TYPE_DISABLED, LLAMA_FLASH_ATTN_TYPE_ENABLED }) {
         auto cparams = llama_context_default_params();
         cparams.n_ctx           = 512;
@@ -283,13 +290,6 @@ static py::object rehearse(const std::string & path, const py::dict & overrides)
             llama_free(ctx);
         }
     }
-
-    py::dict res;
-    const char * reason = llama_mesa_unsupported(model.get());
-    res["unsupported"] = reason ? py::object(py::str(reason)) : py::none();
-    res["n_params"]    = llama_model_n_params(model.get());
-    res["rope_type"]   = (int) llama_model_rope_type(model.get());
-    return std::move(res);
 }
 
 // bytes of a row of n values of a ggml type
@@ -462,7 +462,7 @@ PYBIND11_MODULE(_core, m) {
     }, py::arg("ctx"));
 
     m.def("read_gguf", &read_gguf, py::arg("path"));
-    m.def("rehearse", &rehearse, py::arg("path"), py::arg("overrides"));
+    m.def("rehearse", &rehearse, py::arg("path"), py::arg("overrides"), py::arg("found"));
     m.def("row_size", &row_size, py::arg("type"), py::arg("n"));
     m.def("type_name", [](int type) {
         row_size(type, 0);

@@ -3,7 +3,7 @@
 Errors say why: ValueError for arguments that cannot work, RuntimeError for what llama.cpp or a file refuses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -106,13 +106,15 @@ def last_error() -> str: ...
 # GGUF files and ggml types
 
 class ModelView(TypedDict):
-    """What rehearse returns: why Mesa cannot read with the model, its number of weights, enum llama_rope_type."""
+    """What rehearse finds: why Mesa cannot read with the model, its number of weights, enum llama_rope_type."""
 
     unsupported: str | None
     n_params: int
     rope_type: int
 
 def read_gguf(path: str) -> GgufContents: ...
-def rehearse(path: str, overrides: dict[str, bool | int | float | str]) -> ModelView | None: ...
+def rehearse(
+    path: str, overrides: dict[str, bool | int | float | str], found: Callable[[ModelView], object]
+) -> None: ...
 def row_size(type: int, n: int) -> int: ...
 def type_name(type: int) -> str: ...

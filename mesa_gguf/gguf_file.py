@@ -28,8 +28,8 @@ class Rehearsal:
 
     Attributes:
         view: what it found; None if it did not open it.
-        reason: why it did not.
-        fatal: it took its process with it, or had to be stopped.
+        reason: why it did not, or why it is fatal.
+        fatal: it took its process with it, or had to be stopped; with a view, when it built the model's graphs.
     """
 
     view: _core.ModelView | None
@@ -114,6 +114,12 @@ class Header:
                     raise ConfigError(f"KV type: {err}") from None
         return total * n_tokens
 
+    def check_computable(self) -> None:
+        """Raise ModelError if llama.cpp would abort on the model. A model that Mesa cannot read with is refused for that first."""
+        reason = f"llama.cpp {self.rehearsal.reason}" if self.rehearsal.fatal else _fatal_number(self)
+        if reason is not None:
+            raise ModelError(f"{self.path}: this GGUF file is damaged: {reason}; download or convert it again")
+
     @property
     def llama_cpp_view(self) -> tuple[str | None, int, int]:
         """What llama.cpp says of the model without its weights: why Mesa cannot read with it (None if it can), its
@@ -180,9 +186,8 @@ def check(path: Path, overrides: Overrides | None = None) -> Header:
     status = path.stat()
     rehearsal = _rehearse(str(path), status.st_size, status.st_mtime_ns, json.dumps(overrides))
     header = Header(path, metadata, contents["tensors"], rehearsal)
-    reason = f"llama.cpp {rehearsal.reason}" if rehearsal.fatal else _fatal_number(header)
-    if reason is not None:
-        raise ModelError(f"{path}: this GGUF file is damaged: {reason}; download or convert it again")
+    if rehearsal.view is None or rehearsal.view["unsupported"] is None:
+        header.check_computable()
     return header
 
 
@@ -228,7 +233,7 @@ try:
     resource.setrlimit(resource.RLIMIT_AS, (now + 2**32, resource.getrlimit(resource.RLIMIT_AS)[1]))
 except (ImportError, OSError, ValueError):
     pass
-print(json.dumps(core.rehearse(sys.argv[2], json.loads(sys.argv[3]))))
+core.rehearse(sys.argv[2], json.loads(sys.argv[3]), lambda view: print(json.dumps(view), flush=True))
 """
 REHEARSAL_SECONDS = 60  # the largest vocabularies take 2
 
@@ -239,8 +244,10 @@ def _rehearse(path: str, size: int, mtime_ns: int, overrides: str) -> Rehearsal:
 
     size and mtime_ns tell the file from an older one at its path; overrides are JSON.
     """
+    views: list[_core.ModelView] = []
     if getattr(sys, "frozen", False):  # sys.executable is the application, not a Python
-        return Rehearsal(_core.rehearse(path, json.loads(overrides)))
+        _core.rehearse(path, json.loads(overrides), views.append)
+        return Rehearsal(views[0] if views else None)
     # no GPU: it would be initialized for nothing; no backtrace: ggml would start a debugger for it
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "GGML_NO_BACKTRACE": "1"}
     command = [sys.executable, "-I", "-S", "-c", REHEARSAL, _core.__file__, path, overrides]
@@ -248,12 +255,13 @@ def _rehearse(path: str, size: int, mtime_ns: int, overrides: str) -> Rehearsal:
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=REHEARSAL_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return Rehearsal(None, f"comes to no end with it in {REHEARSAL_SECONDS} seconds", fatal=True)
+    view = json.loads(done.stdout) if done.stdout else None
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     if done.returncode != 0:
         reason = said[-1].rpartition("/")[2] if said else signal.Signals(-done.returncode).name
-        return Rehearsal(None, f"would abort on it ({reason})", fatal=True)
+        return Rehearsal(view, f"would abort on it ({reason})", fatal=True)
     errors = [line.partition("error loading model: ")[2] for line in said]
-    return Rehearsal(json.loads(done.stdout), next(filter(None, errors), Rehearsal.reason))
+    return Rehearsal(view, next(filter(None, errors), Rehearsal.reason))
 
 
 def fingerprint(path: Path) -> str:

@@ -98,7 +98,9 @@ class MesaLlama(llama_cpp.Llama):
             n_gpu_layers = kwargs.get("n_gpu_layers", 0) if offloads else 0
             gguf_file.check_memory(header, n_ctx, kwargs.get("type_k"), kwargs.get("type_v"), n_gpu_layers)
             reason = header.unsupported  # raises if llama.cpp cannot load it
-            if self.mesa.enabled:
+            if not self.mesa.enabled:
+                header.check_computable()
+            else:
                 if reason is not None:
                     raise ModelError(
                         f"{header.path}: Mesa-Extrapolation does not support this model (architecture "

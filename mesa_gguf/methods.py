@@ -69,7 +69,7 @@ def _linear(header: Header, train_length: int, n_tokens: int) -> dict[str, Any]:
 
 
 def _dynamic_ntk(header: Header, train_length: int, n_tokens: int) -> dict[str, Any]:
-    n_head = header._heads("attention.head_count", 0, 1)
+    n_head = header.number("attention.head_count", 1, layer=0)
     head = header.get("attention.key_length", int(header.get("embedding_length", 0)) // max(1, n_head))
     n_dims = int(header.get("rope.dimension_count", head))
     scale = NTK_FACTOR * n_tokens / train_length - (NTK_FACTOR - 1)

@@ -170,7 +170,9 @@ struct reader {
         if (size > n) {
             throw std::runtime_error("the Mesa part of the state is cut short");
         }
-        memcpy(dst, p, size);
+        if (size > 0) { // dst may be null
+            memcpy(dst, p, size);
+        }
         p += size;
         n -= size;
     }

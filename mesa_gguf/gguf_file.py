@@ -199,7 +199,7 @@ def check_adapter(path: Path) -> None:
 
 
 def _fatal_number(header: Header) -> str | None:
-    """What llama.cpp aborts on when it computes, after it opened the file: the asserts on epsilons and RoPE dimensions in ggml."""
+    """What llama.cpp aborts on, or loops on, when it computes, after it opened the file: epsilons and RoPE dimensions."""
     for key, value in header.metadata.items():
         if key.endswith("epsilon") and isinstance(value, float) and not value >= 0:
             return f"{key} is {value}"
@@ -209,8 +209,8 @@ def _fatal_number(header: Header) -> str | None:
     n_head = header.number("attention.head_count", layer=0)
     head_size = header.number("attention.key_length", header.number("embedding_length") // max(1, n_head))
     for suffix, size in (("", head_size), ("_swa", header.number("attention.key_length_swa", head_size))):
-        n_rot = header.number(f"rope.dimension_count{suffix}")
-        if n_rot % 2 or n_rot > size:
+        n_rot = header.number(f"rope.dimension_count{suffix}", size)
+        if n_rot % 2 or n_rot > size or (n_rot == 0 and view["unsupported"] is None):
             return f"{header.architecture}.rope.dimension_count{suffix} is {n_rot}, of {size} values in a head"
     sections = header.get("rope.dimension_sections")
     if view["rope_type"] in (llama_cpp.LLAMA_ROPE_TYPE_NORM, llama_cpp.LLAMA_ROPE_TYPE_NEOX) or not isinstance(sections, list):

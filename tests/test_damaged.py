@@ -4,6 +4,7 @@ the damage cannot be seen; nothing aborts, hangs, or takes a wrong state for a r
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -74,6 +75,29 @@ def test_an_abort_is_told_as_an_error(model_path: ModelPath, tmp_path: Path) -> 
     path.write_bytes(data)
     with pytest.raises(ModelError, match=r"damaged: llama.cpp would abort on it \(llama-model.cpp:\d+: GGML_ASSERT.*rope_scaling_type"):
         MesaLlama(path, mesa=SMALL)
+
+
+NUMBERS = [
+    ("stablelm", "stablelm.attention.layer_norm_epsilon", -1.0),
+    ("stablelm", "stablelm.attention.layer_norm_epsilon", float("nan")),
+    ("stablelm", "stablelm.rope.dimension_count", 0),
+    ("stablelm", "stablelm.rope.dimension_count", 7),
+    ("stablelm", "stablelm.rope.dimension_count", 18),
+    ("mpt", "mpt.vocab_size", 2**29),
+]
+
+
+@pytest.mark.parametrize("mesa", [SMALL, MesaConfig(enabled=False)])
+@pytest.mark.parametrize(("kind", "key", "value"), NUMBERS)
+def test_numbers_that_llama_cpp_dies_of_later(
+    model_path: ModelPath, tmp_path: Path, kind: str, key: str, value: float, mesa: MesaConfig
+) -> None:
+    """When it computes (an abort, or a loop without end), or when it takes the memory: found by the variants above."""
+    data, path = model_path(kind).read_bytes(), tmp_path / "model.gguf"
+    (field,) = (field for field in damage.gguf_fields(data) if field.name == f"value of {key}")
+    path.write_bytes(data[: field.start] + struct.pack(field.form, value) + data[field.start + field.size :])
+    with pytest.raises(ModelError, match=r"damaged|cannot load"):
+        MesaLlama(path, mesa=mesa, n_ctx=512)
 
 
 # States.

@@ -1,7 +1,6 @@
 #include "mesa-state.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -170,7 +169,7 @@ struct reader {
         if (size > n) {
             throw std::runtime_error("the Mesa part of the state is cut short");
         }
-        memcpy(dst, p, size);
+        std::copy_n(p, size, (uint8_t *) dst); // dst may be null if size is 0
         p += size;
         n -= size;
     }

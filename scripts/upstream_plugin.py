@@ -7,17 +7,16 @@ UPSTREAM_MESA:  "1" to run the tests on MesaLlama.
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import huggingface_hub
 import pytest
 
 if os.environ.get("UPSTREAM_MESA") == "1":
-    import llama_cpp
+    import mesa_gguf  # before llama_cpp: it decides which library that loads
 
-    import mesa_gguf
-
-    llama_cpp.Llama = mesa_gguf.MesaLlama
+    sys.modules["llama_cpp"].Llama = mesa_gguf.MesaLlama  # type: ignore[attr-defined]
 
 
 def hf_hub_download(repo_id: str, filename: str, **_: Any) -> str:

@@ -176,14 +176,14 @@ def counts(results: Results) -> str:
 
 
 def compare(title: str, columns: dict[str, Results]) -> list[str]:
-    """Print the counts side by side, and each test that does not pass everywhere -> those that do worse than unpatched."""
+    """Print the counts side by side, and each test that fails or that they differ in -> those that do worse than unpatched."""
     print(f"\n{title}")
     for name, results in columns.items():
         print(f"  {name:<12} {counts(results)}")
     worse = []
     for test in sorted(set().union(*columns.values())):
         outcomes = {name: results.get(test, "missing") for name, results in columns.items()}
-        if set(outcomes.values()) != {"passed"}:
+        if len(set(outcomes.values())) > 1 or "failed" in outcomes.values():
             print(f"    {test}: {', '.join(f'{name} {outcome}' for name, outcome in outcomes.items())}")
         if outcomes["unpatched"] == "passed" and set(outcomes.values()) != {"passed"}:
             worse.append(test)

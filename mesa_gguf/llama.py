@@ -74,6 +74,7 @@ class MesaLlama(llama_cpp.Llama):
         self._stack = contextlib.ExitStack()
         self._sampler = None
         self._servers: devices.Servers | None = None
+        self._with_logits = range(0)  # tokens whose logits llama.cpp holds: those of the last batch
 
         self.mesa = mesa if mesa is not None else MesaConfig()
         self.progress = progress
@@ -366,6 +367,7 @@ class MesaLlama(llama_cpp.Llama):
             self._ctx.decode(self._batch)
 
             n_tokens = len(batch)
+            self._with_logits = range(n_past if self._logits_all else n_past + n_tokens - 1, n_past + n_tokens)
             self.input_ids[n_past : n_past + n_tokens] = batch
             if self._logits_all:
                 logits = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens * self._n_vocab,))
@@ -390,6 +392,15 @@ class MesaLlama(llama_cpp.Llama):
         if kwargs.get("reset", True) and len(tokens) > n_ctx:
             raise PromptError(f"the prompt has {len(tokens)} tokens, more than n_ctx ({n_ctx}): make n_ctx {len(tokens)} or more")
         return super().generate(tokens, *args, **kwargs)
+
+    def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
+        """See `llama_cpp.Llama.sample`. A token whose logits llama.cpp no longer has is read again."""
+        last = self.n_tokens - 1 if idx is None else idx
+        if self.n_tokens != self._with_logits.stop or last not in self._with_logits:
+            # tokens were forgotten since, or drafts came in several batches; llama.cpp aborts, or takes another token's row
+            self.n_tokens = last
+            self.eval([int(self.input_ids[last])])
+        return super().sample(*args, idx=idx, **kwargs)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         # under create_completion and create_chat_completion

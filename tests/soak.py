@@ -76,12 +76,22 @@ class Recorded(MesaLlama):
     """Keeps its history: every eval, whoever calls it, and every roll-back."""
 
     history: History
+    n_before = 0
 
     def eval(self, tokens: list[int]) -> None:  # type: ignore[override]
+        self.n_before = self.n_tokens
         self.history.roll_back(self.n_tokens)
         super().eval(tokens)
-        if tokens:
+        if self.n_before < 0:
+            self.history = History()
+            self.history.read(self.input_ids[: self.n_tokens].tolist())
+        elif tokens:
             self.history.read(tokens)
+
+    def _eval(self, tokens: list[int], borders: list[int]) -> None:
+        if self.n_tokens < self.n_before:  # a text that fits into T again is read plainly: what was before is no part of it
+            self.n_before = -1
+        super()._eval(tokens, borders)
 
 
 class Soak:
@@ -165,7 +175,7 @@ class Soak:
 
     def check(self) -> None:
         """A new context, the same history, and the next few tokens."""
-        self.llm.n_tokens = min(self.llm.n_tokens, self.n_ctx - 20)
+        self.llm.n_tokens = min(self.llm.n_tokens, self.n_ctx - 60)
         self.llm.history.roll_back(self.llm.n_tokens)
         history = self.llm.history.copy()
         fresh = MesaLlama(**self.options)

@@ -17,16 +17,10 @@ from typing import Any
 from mesa_gguf import MesaConfig, documents, gguf_file
 from mesa_gguf.ask import answer, load_model, load_vocabulary, make_prompts, read_document
 from mesa_gguf.bundled import find_model
+from mesa_gguf.evaluate.scoring import wilson
 
 N_FACTS = 20
 FIRST_SEED = 77_000_000
-
-
-def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share."""
-    p = right / total
-    centre, half = p + z * z / (2 * total), z * (p * (1 - p) / total + z * z / (4 * total * total)) ** 0.5
-    return (centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total)
 
 
 def run(path: Path, n_tokens: int, n_documents: int, config: MesaConfig, threads: int | None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ ggml_tensor * llama_mesa_build_attn(
         const llm_graph_context & gctx,
         llm_graph_input_attn_kv * inp,
         ggml_tensor *& q_cur, // [n_embd_head_k, n_head,    n_tokens]
-        ggml_tensor *& k_cur, // [n_embd_head_k, n_head_kv, n_tokens], null: the layer uses the keys of another
+        ggml_tensor  * k_cur, // [n_embd_head_k, n_head_kv, n_tokens], null: the layer uses the keys of another
         ggml_tensor  * v_cur, // [n_embd_head_v, n_head_kv, n_tokens]
         ggml_tensor  * kq_b,
         ggml_tensor  * sinks,

@@ -50,11 +50,14 @@ public:
 
     llama_mesa_graph g;
 
-    // keys and values of the ubatch by the cache tensor that they go to: layers without keys of their own attend to them too
-    std::map<const ggml_tensor *, std::pair<ggml_tensor *, ggml_tensor *>> fresh;
+    // the ubatch's keys and values by the cache tensor that they go to: layers without keys of their own attend to them too
+    struct fresh_kv {
+        ggml_tensor * k  = nullptr;
+        ggml_tensor * v  = nullptr;
+        int           il = 0; // the layer that they are of
+    };
 
-    // the layer that the keys in a cache tensor are of
-    std::map<const ggml_tensor *, int> owner;
+    std::map<const ggml_tensor *, fresh_kv> fresh;
 
     ggml_tensor * q_scale    = nullptr; // F32 [1, 1, n_tokens]
     ggml_tensor * k_delta    = nullptr; // I32 [n_tokens*n_pos]  from the position in the chunk to the one in the cache
@@ -78,17 +81,13 @@ public:
 
 // M-RoPE takes four positions for each token: of a text the first three are equal, and the fourth is 0
 // ref: llm_graph_input_pos::set_input
-static void repeat_positions(std::vector<int32_t> & pos, uint32_t n_pos_per_embd) {
+static void set_positions(ggml_tensor * t, std::vector<int32_t> & pos, uint32_t n_pos_per_embd) {
     if (n_pos_per_embd == 4) {
         const size_t n = pos.size();
         pos.resize(4*n, 0);
         std::copy_n(pos.begin(), n, pos.begin() +   n);
         std::copy_n(pos.begin(), n, pos.begin() + 2*n);
     }
-}
-
-static void set_positions(ggml_tensor * t, std::vector<int32_t> & pos, uint32_t n_pos_per_embd) {
-    repeat_positions(pos, n_pos_per_embd);
     ggml_backend_tensor_set(t, pos.data(), 0, ggml_nbytes(t));
 }
 
@@ -520,12 +519,8 @@ static ggml_tensor * build_attn(
     const auto * mctx_cur = cache.mctx;
     const auto & rope     = inp_mesa->m.rope[il];
 
-    auto & fresh = inp_mesa->fresh[mctx_cur->get_k(ctx0, il)->view_src];
-
     // keys and values go to the cache once, at the place where the last chunk will look for them
     if (k_cur) {
-        fresh = { k_cur, v_cur };
-
         ggml_tensor * k = rope.rotates ? rope_move(ctx0, rope, k_cur, inp_mesa->k_delta) : k_cur;
         ggml_tensor * v = v_cur;
 
@@ -544,8 +539,10 @@ static ggml_tensor * build_attn(
         ggml_build_forward_expand(gf, mctx_cur->cpy_v(ctx0, v, cache.v_idxs, il));
     } else {
         // the layer attends to the keys of an earlier one
-        k_cur = fresh.first;
-        v_cur = fresh.second;
+        const auto & fresh = inp_mesa->fresh[mctx_cur->get_k(ctx0, il)->view_src];
+
+        k_cur = fresh.k;
+        v_cur = fresh.v;
     }
 
     // attention sees the first chunk and the ubatch's own chunk, at the positions that the model learned
@@ -629,15 +626,21 @@ static ggml_tensor * build_attn(
     return cur;
 }
 
-static void learn_rope(const llm_graph_context & gctx, llm_graph_input_mesa * inp_mesa, const llama_kv_cache_context * mctx, ggml_tensor * k_cur, int il) {
+static void learn_layer(
+        const llm_graph_context & gctx,
+        llm_graph_input_mesa * inp_mesa,
+        const llama_kv_cache_context * mctx,
+        ggml_tensor * k_cur,
+        ggml_tensor * v_cur,
+        int           il) {
     auto & rope  = gctx.cparams.mesa->rope;
-    auto & owner = inp_mesa->owner[mctx->get_k(gctx.ctx0, il)->view_src];
+    auto & fresh = inp_mesa->fresh[mctx->get_k(gctx.ctx0, il)->view_src];
 
     if (k_cur) {
-        owner    = il;
+        fresh    = { k_cur, v_cur, il };
         rope[il] = find_rope(k_cur);
     } else {
-        rope[il] = rope[owner];
+        rope[il] = rope[fresh.il];
     }
 }
 
@@ -645,7 +648,7 @@ ggml_tensor * llama_mesa_build_attn(
         const llm_graph_context & gctx,
         llm_graph_input_attn_kv * inp,
         ggml_tensor *& q_cur,
-        ggml_tensor *& k_cur,
+        ggml_tensor  * k_cur,
         ggml_tensor  * v_cur,
         ggml_tensor  * kq_b,
         ggml_tensor  * sinks,
@@ -654,7 +657,7 @@ ggml_tensor * llama_mesa_build_attn(
     if (!inp->mesa) {
         return nullptr;
     }
-    learn_rope(gctx, inp->mesa, inp->mctx, k_cur, il);
+    learn_layer(gctx, inp->mesa, inp->mctx, k_cur, v_cur, il);
 
     const mesa_cache cache = { inp->mctx, inp->self_k_idxs, inp->self_v_idxs, inp->self_k_rot, inp->self_v_rot };
 
@@ -675,7 +678,7 @@ ggml_tensor * llama_mesa_build_attn(
         return nullptr;
     }
 
-    learn_rope(gctx, inp->mesa, gctx.hparams.is_swa(il) ? inp->mctx->get_swa() : inp->mctx->get_base(), k_cur, il);
+    learn_layer(gctx, inp->mesa, gctx.hparams.is_swa(il) ? inp->mctx->get_swa() : inp->mctx->get_base(), k_cur, v_cur, il);
 
     if (gctx.hparams.is_swa(il)) {
         // as trained: a window over the tokens in front, at their logical positions
@@ -1231,7 +1234,6 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
     }
     m->append(n);
 
-    m->model   = &model;
     m->rope.resize(model.hparams.n_layer_all);
     m->has_swa = get_kv_swa(*ctx) != nullptr;
     m->v_trans = !ctx->get_cparams().flash_attn;

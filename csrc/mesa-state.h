@@ -11,7 +11,6 @@
 #include <vector>
 
 struct ggml_tensor;
-struct llama_model;
 
 // How a layer rotates its keys: the ROPE node of the model's own graph.
 struct llama_mesa_rope {
@@ -41,8 +40,6 @@ struct llama_mesa {
 
     // the plan has changed since key_pos was last brought into line with it
     bool keys_stale = false;
-
-    const llama_model * model = nullptr;
 
     std::vector<llama_mesa_rope> rope; // [n_layer], filled whenever a graph is built
 

@@ -225,6 +225,15 @@ Batch = Annotated[int, _option("--batch", min=1, metavar="N", help="Tokens hande
 UBatch = Annotated[int, _option("--ubatch", min=1, metavar="N", help="Tokens computed at once.", panel=ENGINE)]
 
 
+def _stair_width(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--stair-width {text}: it must be a whole number, or auto") from None
+
+
 def _config(
     stock: bool,
     train_length: int | None,
@@ -235,19 +244,13 @@ def _config(
     log_scaling: bool | None,
     method: str,
 ) -> MesaConfig:
-    width: int | Literal["auto"] = "auto"
-    if stair_width != "auto":
-        try:
-            width = int(stair_width)
-        except ValueError:
-            raise ConfigError(f"--stair-width {stair_width}: it must be a whole number, or auto") from None
     return MesaConfig(
         enabled=not stock,
         train_length=train_length,
         first_chunk=first_chunk,
         chunk=chunk,
         last_chunk=last_chunk,
-        stair_width=width,
+        stair_width=_stair_width(stair_width),
         log_scaling=log_scaling,
         method=method,
     )
@@ -654,5 +657,4 @@ def rpc_server(
     devices.serve(host, port, threads, cpu)
 
 
-from . import cli_bench  # noqa: E402, F401 - adds its command; it needs the options above
-from . import cli_eval  # noqa: E402, F401  the command eval
+from . import cli_bench, cli_eval  # noqa: E402, F401 - they add their commands, and need the options above

@@ -33,10 +33,10 @@ from .cli import (
     TypeV,
     UBatch,
     Verbose,
-    _config,
     _kv_type,
     _option,
     _read_text,
+    _stair_width,
     app,
 )
 from .errors import ConfigError, MesaError
@@ -206,7 +206,7 @@ def evaluate(
         "first_chunk": first_chunk,
         "chunk": chunk,
         "last_chunk": last_chunk,
-        "stair_width": None if stair_width == "auto" else _config_width(stair_width),
+        "stair_width": None if stair_width == "auto" else _stair_width(stair_width),
         "log_scaling": log_scaling,
     }
     _check_overrides(given, names)
@@ -260,12 +260,6 @@ def _check_overrides(given: dict[str, Any], names: list[str]) -> None:
     options = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if options and options != ["--train-length"] and all(METHODS[name].engine is None for name in names):
         raise ConfigError(f"{options[-1]} changes nothing for {', '.join(names)}: leave it out, or add --method mesa")
-
-
-def _config_width(stair_width: str) -> int:
-    width = _config(False, None, None, None, None, stair_width, None, "mesa").stair_width
-    assert width != "auto"
-    return width
 
 
 def _with_lengths(options: Options, lengths: list[str], limit: str | None) -> Options:

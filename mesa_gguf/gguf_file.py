@@ -67,12 +67,8 @@ class Header:
         if layer is not None and isinstance(value, list):
             value = value[layer] if layer < len(value) else None
         if not isinstance(value, int) or not 0 <= value < 2**31:
-            raise ModelError(f"{self.path}: this GGUF file is damaged: {self.architecture}.{key} is {value}; download or convert it again")
+            raise damaged(self.path, f"{self.architecture}.{key} is {value}")
         return value
-
-    def damaged(self, reason: str) -> ModelError:
-        """The error to raise."""
-        return ModelError(f"{self.path}: this GGUF file is damaged: {reason}; download or convert it again")
 
     @property
     def architecture(self) -> str:
@@ -137,6 +133,11 @@ class Header:
         return self.llama_cpp_view[0]
 
 
+def damaged(path: Path, reason: str) -> ModelError:
+    """The error to raise."""
+    return ModelError(f"{path}: this GGUF file is damaged: {reason}; download or convert it again")
+
+
 def read(path: Path) -> _core.GgufContents:
     """The header of a GGUF file, with ggml's own checked reader.
 
@@ -158,7 +159,7 @@ def read(path: Path) -> _core.GgufContents:
     try:
         contents = _core.read_gguf(str(path))
     except (RuntimeError, ValueError, MemoryError) as err:
-        raise ModelError(f"{path}: this GGUF file is damaged: {err}; download or convert it again") from None
+        raise damaged(path, str(err)) from None
     if contents["n_bytes"] > size:
         raise ModelError(f"{path}: this GGUF file is cut short: {size} bytes of {contents['n_bytes']}; download it again")
     return contents
@@ -185,10 +186,10 @@ def check(path: Path, overrides: Overrides | None = None) -> Header:
     rehearsal = _rehearse(str(path), status.st_size, status.st_mtime_ns, json.dumps(overrides))
     header = Header(path, metadata, contents["tensors"], rehearsal)
     if rehearsal.fatal and (rehearsal.view is None or rehearsal.view["unsupported"] is None):
-        raise header.damaged(f"llama.cpp {rehearsal.reason}")
+        raise damaged(path, f"llama.cpp {rehearsal.reason}")
     reason = _fatal_number(header)
     if reason is not None:
-        raise header.damaged(reason)
+        raise damaged(path, reason)
     return header
 
 

@@ -107,7 +107,7 @@ class MesaLlama(llama_cpp.Llama):
                     )
                 self.mesa.params(header.train_length)  # raises before anything is loaded
             elif header.rehearsal.fatal:
-                raise header.damaged(f"llama.cpp {header.rehearsal.reason}")
+                raise gguf_file.damaged(header.path, f"llama.cpp {header.rehearsal.reason}")
 
         kwargs.setdefault("verbose", False)
         if kwargs.get("draft_model") is not None:

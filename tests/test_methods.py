@@ -7,6 +7,7 @@ StreamingLLM (arXiv 2309.17453), Star Attention (arXiv 2411.17116), Stair PE and
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_star_reads_blocks_behind_the_anchor_block_at_true_positions(model_path:
     assert len(starts) > 5 and starts[1] == 40
     every = np.arange(LENGTH)
     queries = []
-    for start, end in zip(starts, starts[1:]):
+    for start, end in pairwise(starts):
         rows = np.arange(start, end)
         keys = every[:end] if end == LENGTH else np.concatenate([every[:40], rows]) if start else rows
         queries.append(oracle.Queries(rows, rows, keys, keys, rows[:, None] >= keys, log_scaled=False))
@@ -183,8 +184,8 @@ def test_what_a_method_cannot_do_is_refused(model_path: ModelPath) -> None:
         MesaConfig(method="alibi")
     with pytest.raises(ConfigError, match="window is 128: it must lie between 1 and 127"):
         MesaLlama(model_path("llama-head-size"), mesa=replace(config("rerope"), window=128))
+    llm = MesaLlama(model_path("llama-head-size"), mesa=replace(config("stair"), stair_width=2), n_ctx=512)
     with pytest.raises(ConfigError, match="stair_width 2 is too small for 316 tokens: use 4 or more"):
-        llm = MesaLlama(model_path("llama-head-size"), mesa=replace(config("stair"), stair_width=2), n_ctx=512)
         llm.eval(random_tokens(LENGTH))
     with pytest.raises(ModelError, match="the method rerope weaves RoPE: this model has ALiBi"):
         MesaLlama(model_path("mpt"), mesa=MesaConfig(method="rerope"))

@@ -248,7 +248,7 @@ def this_machine() -> Machine:
     except (ValueError, OSError):
         memory = None
     return Machine(
-        _cpu_name(), n_cores(), memory, f"{platform.system()} {platform.release()}", round(os.getloadavg()[0], 2)
+        cpu_name(), n_cores(), memory, f"{platform.system()} {platform.release()}", round(os.getloadavg()[0], 2)
     )
 
 
@@ -257,7 +257,8 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Of the processor, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import plot
+from ..bench.builds import cpu_name
 from ..methods import METHODS
 from . import scoring
 from .run import PPL, sort_key
@@ -153,13 +153,7 @@ def items(rows: Iterable[Row]) -> list[Row]:
 
 def machine() -> str:
     """The processor and its number of cores."""
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{cpu_name()}, {os.cpu_count()} cores"
 
 
 def write_json(path: Path, contents: Row) -> None:

@@ -1,8 +1,8 @@
-"""Writes docs/RESULTS.md from what `mesa-gguf eval` measured.
+"""Writes docs/RESULTS.md from what `mesa-gguf eval` and `mesa-gguf bench` measured.
 
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 
-Takes folders and looks through them for the JSON files of `mesa-gguf eval`, whatever they are called. Files with options of
+Takes folders and looks through them for the JSON files of the two, whatever they are called. Files of `eval` with options of
 Mesa (--chunk and the like) or of the KV cache that differ from the ones of a plain run become rows of an ablation.
 """
 
@@ -22,8 +22,8 @@ from mesa_gguf.evaluate.report import cell, length_name, tables
 INTRODUCTION = """\
 # Results
 
-Written by `python benchmarks/results.py {folders} --output {output}` from the JSON files of `mesa-gguf eval`; nothing here
-is typed by hand. What is measured, and how, is in [EVALUATION.md](EVALUATION.md). In brackets stand 95 % intervals, Wilson's
+Written by `python benchmarks/results.py {folders} --output {output}` from the JSON files of `mesa-gguf eval`
+and `mesa-gguf bench`; nothing here is typed by hand. What is measured, and how, is in [EVALUATION.md](EVALUATION.md). In brackets stand 95 % intervals, Wilson's
 for shares; items of the same document are not independent of each other, so that true intervals are wider. A length is that
 of prompt and answer together; T is the trained length. Up to T all methods are the same computation.
 """
@@ -61,17 +61,19 @@ class Measured:
         return {**self.settings["mesa"], **self.settings["engine"]}
 
 
-def find(folders: list[Path]) -> list[Measured]:
-    """All files of results in folders, in the order of their names."""
-    found = []
+def find(folders: list[Path]) -> tuple[list[Measured], list[tuple[Path, Contents]]]:
+    """All files of results in folders, in the order of their names: of `eval`, and of `bench`."""
+    found, benches = [], []
     for folder in folders:
         for path in sorted(folder.rglob("*.json")):
             contents = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(contents, dict) and {"settings", "summary", "run"} <= contents.keys():
                 found.append(Measured(path, contents))
-    if not found:
-        raise SystemExit(f"no results of mesa-gguf eval in {', '.join(map(str, folders))}")
-    return found
+            elif isinstance(contents, dict) and {"command", "machine", "results"} <= contents.keys():
+                benches.append((path, contents))
+    if not found and not benches:
+        raise SystemExit(f"no results of mesa-gguf eval or bench in {', '.join(map(str, folders))}")
+    return found, benches
 
 
 def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
@@ -205,13 +207,63 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
                 yield from ablation(defaults.get(group, others[0]), others if group in defaults else others[1:])
 
 
+def number(value: float | None, divisor: float = 1.0) -> str:
+    return "–" if value is None else f"{value / divisor:,.{1 if value / divisor < 100 else 0}f}"
+
+
+def speed_and_memory(path: Path, contents: Contents, folder: Path) -> Iterator[str]:
+    """The tables and the picture of a file of `bench`."""
+    model, machine, settings = contents["model"], contents["machine"], contents["settings"]
+    yield f"### {model['name']}{', random weights' if model['random_weights'] else ''}"
+    yield ""
+    yield f"    {contents['command']}"
+    yield ""
+    yield (
+        f"T = {model['train_length']}; {machine['cpu']}, {settings['threads']} threads; KV {settings['type_k']}/{settings['type_v']}, "
+        f"flash attention {'on' if settings['flash_attn'] else 'off'}; medians of {settings['runs']}, lengths and methods in turn; "
+        f"load of the machine at the start {machine['load']:.1f}."
+    )
+    yield ""
+    head = ["tokens", "method", "prefill, tokens/s", "first token, s", "decode, tokens/s", "memory, MiB", "weights", "KV", "compute"]
+    against = contents["baseline"]
+    if against is not None:
+        head += [f"prefill time / {against}", f"memory / {against}"]
+    rows = []
+    for result in contents["results"]:
+        buffers, ratios = result["buffers"] or {}, result["ratios"] or {}
+        row = [f"{result['tokens']:,}", result["method"] + ("\\*" if result["decode_only"] else "")]
+        row += [number(result[key]) for key in ("prefill_tokens_per_s", "first_token_s", "decode_tokens_per_s")]
+        row += [number(result["memory_bytes"], 2**20)]
+        compute = buffers["compute"] + buffers["output"] if buffers else None
+        row += [number(size, 2**20) for size in (buffers.get("weights"), buffers.get("kv"), compute)]
+        if against is not None:
+            row += [f"{ratios[key]['median']:.2f}" if key in ratios else "–" for key in ("prefill_time", "memory")]
+        rows.append(row)
+    yield from table(head, rows)
+    if any(result["decode_only"] for result in contents["results"]):
+        yield "\\* decodes after the text that Mesa has read, on the same number of keys."
+        yield ""
+    shortest = min((r["tokens"] for r in contents["results"] if r["method"] == MESA), default=0)
+    for tokens, ratio in contents["flatness"].items():
+        yield f"Mesa: a token of a text of {int(tokens):,} takes {ratio['median']:.2f} times as long to read as one of {shortest:,}."
+        yield ""
+    picture = path.with_suffix(".png")
+    if picture.exists():
+        yield f"![Memory, latency and decoding by length]({os.path.relpath(picture, folder)})"
+        yield ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     head = INTRODUCTION.format(folders=" ".join(map(str, args.folders)), output=args.output)
-    lines = [head, *write(find(args.folders), args.output.parent)]
+    measured, benches = find(args.folders)
+    lines = [head, *write(measured, args.output.parent)]
+    if benches:
+        lines += ["## Memory and latency", ""]
+        lines += [line for bench in benches for line in speed_and_memory(*bench, args.output.parent)]
     args.output.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

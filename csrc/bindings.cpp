@@ -123,11 +123,12 @@ static mesa::params from_c(const llama_mesa_params & c) {
     p.method       = c.method;
     p.window       = c.window;
     p.n_sinks      = c.n_sinks;
+    p.stair_bias   = c.stair_bias;
     return p;
 }
 
 static llama_mesa_params to_c(const mesa::params & p) {
-    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks };
+    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks, p.stair_bias };
 }
 
 static mesa::plan get_plan(llama_context * ctx) {
@@ -319,11 +320,12 @@ PYBIND11_MODULE(_core, m) {
 
     py::class_<mesa::params>(m, "Params")
         .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk, int32_t stair_width, int32_t room, bool log_scaling,
-                         const std::string & method, int32_t window, int32_t n_sinks) {
+                         const std::string & method, int32_t window, int32_t n_sinks, float stair_bias) {
             mesa::params p;
             p.method       = to_method(method);
             p.window       = window;
             p.n_sinks      = n_sinks;
+            p.stair_bias   = stair_bias;
             p.train_length = train_length;
             p.first_chunk  = first_chunk;
             p.chunk        = chunk;
@@ -335,13 +337,14 @@ PYBIND11_MODULE(_core, m) {
             return p;
         }), py::kw_only(), py::arg("train_length"), py::arg("first_chunk"), py::arg("chunk"), py::arg("last_chunk"),
             py::arg("stair_width") = 0, py::arg("room") = 0, py::arg("log_scaling") = true,
-            py::arg("method") = "mesa", py::arg("window") = 0, py::arg("n_sinks") = 0)
+            py::arg("method") = "mesa", py::arg("window") = 0, py::arg("n_sinks") = 0, py::arg("stair_bias") = 0.0f)
         .def_static("default", [](int32_t train_length, const std::string & method) {
             return mesa::params_default(train_length, to_method(method));
         }, py::arg("train_length"), py::arg("method") = "mesa")
         .def_property_readonly("method", [](const mesa::params & p) { return mesa::method_name(p.method); })
         .def_readonly("window",       &mesa::params::window)
         .def_readonly("n_sinks",      &mesa::params::n_sinks)
+        .def_readonly("stair_bias",   &mesa::params::stair_bias)
         .def_property_readonly("chunked", &mesa::params::chunked)
         .def_readonly("train_length", &mesa::params::train_length)
         .def_readonly("first_chunk",  &mesa::params::first_chunk)

@@ -1087,6 +1087,7 @@ static mesa::params to_params(const llama_mesa_params & p) {
     res.method       = p.method;
     res.window       = p.window;
     res.n_sinks      = p.n_sinks;
+    res.stair_bias   = p.stair_bias;
     return res;
 }
 
@@ -1124,7 +1125,7 @@ llama_mesa_params llama_mesa_default_params(const llama_model * model, int32_t t
 llama_mesa_params llama_mesa_method_params(const llama_model * model, int32_t train_length, int32_t method) {
     const auto p = mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train, method);
 
-    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks };
+    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks, p.stair_bias };
 }
 
 const char * llama_mesa_method_name(int32_t method) {

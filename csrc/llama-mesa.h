@@ -19,7 +19,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 2
+#define LLAMA_MESA_VERSION 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -50,6 +50,7 @@ struct llama_mesa_params {
     int32_t method;       // enum llama_mesa_method
     int32_t window;       // N of the methods other than mesa and star
     int32_t n_sinks;      // first tokens that lm-infinite and streaming-llm keep
+    float   stair_bias;   // logits of keys on the stair are lowered by stair_bias*ln(E); 0: not. Without effect on ALiBi models
 };
 
 // LLAMA_MESA_VERSION of the library

@@ -94,6 +94,12 @@ void validate(const params & p) {
     if (!method_name(p.method)) {
         invalid("there is no method " + str(p.method));
     }
+    if (!(p.stair_bias >= 0.0f && p.stair_bias <= 8.0f)) {
+        invalid("stair_bias is " + std::to_string(p.stair_bias) + ": it must lie between 0 and 8");
+    }
+    if (p.stair_bias > 0.0f && p.method != method_mesa) {
+        invalid(std::string("stair_bias is for the method mesa: ") + method_name(p.method) + " has none");
+    }
     if (p.method != method_mesa && p.method != method_star) {
         const int32_t n_sinks = p.method == method_lm_infinite || p.method == method_streaming_llm ? p.n_sinks : 0;
         if (n_sinks < 0) {
@@ -226,6 +232,10 @@ woven weave(const params & p, const plan & pl, int32_t i, int32_t j) {
         case method_streaming_llm: return { std::min(i, N + p.n_sinks - 1), j };
         default:                   return { N, 0 };
     }
+}
+
+float stair_bias(const params & p, const plan & pl) {
+    return -p.stair_bias*std::log((float) pl.stair_width);
 }
 
 float log_scale(int32_t train_length, int32_t i) {

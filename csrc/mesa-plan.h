@@ -37,6 +37,9 @@ struct params {
     int32_t room         = 0;    // positions that stay free for generation when a plan is made
     bool    log_scaling  = true; // scale queries by max(1, ln(i + 1)/ln(T))
 
+    // logits of keys on the stair are lowered by stair_bias*ln(E): E keys share a position, and weigh as one (1) or as E (0)
+    float   stair_bias   = 0.0f;
+
     int32_t method  = method_mesa;
     int32_t window  = 0; // N of the methods that have one
     int32_t n_sinks = 4; // first tokens that stay visible, for the methods that forget
@@ -119,6 +122,9 @@ bool is_kept(const params & p, int32_t i, int32_t j);
 
 // the distance of a far key, with E = pl.stair_width; q depends on i and k on j only, but where params::exact
 woven weave(const params & p, const plan & pl, int32_t i, int32_t j);
+
+// what is added to the logits of the keys before the anchor, as the last chunk and generated tokens see them
+float stair_bias(const params & p, const plan & pl);
 
 // factor on the query at token index i
 float log_scale(int32_t train_length, int32_t i);

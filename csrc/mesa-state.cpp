@@ -129,7 +129,7 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
 //
 
 static const uint32_t MESA_STATE_MAGIC   = 0x4153454d; // "MESA"
-static const uint32_t MESA_STATE_VERSION = 2;
+static const uint32_t MESA_STATE_VERSION = 3;
 
 // FNV-1a
 static uint64_t checksum(const uint8_t * data, size_t size) {
@@ -151,6 +151,7 @@ struct writer {
     }
     void i32(int32_t v) { raw(&v, sizeof(v)); }
     void u64(uint64_t v) { raw(&v, sizeof(v)); }
+    void f32(float v) { raw(&v, sizeof(v)); }
     void vec(const std::vector<int32_t> & v) {
         i32((int32_t) v.size());
         raw(v.data(), v.size()*sizeof(int32_t));
@@ -178,6 +179,7 @@ struct reader {
     }
     int32_t  i32() { int32_t  v; raw(&v, sizeof(v)); return v; }
     uint64_t u64() { uint64_t v; raw(&v, sizeof(v)); return v; }
+    float    f32() { float    v; raw(&v, sizeof(v)); return v; }
     std::vector<int32_t> vec() {
         const int32_t size = i32();
         if (size < 0 || (size_t) size > n/sizeof(int32_t)) {
@@ -211,6 +213,7 @@ std::vector<uint8_t> llama_mesa_pack(const llama_mesa & m) {
 
     w.i32(m.params.train_length);
     w.i32(m.params.log_scaling ? 1 : 0);
+    w.f32(m.params.stair_bias);
     w.i32(m.params.method);
     w.i32(m.n_by_hand);
     w.plan(m.plan);
@@ -251,6 +254,10 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
     const bool log_scaling = r.i32() != 0;
     if (log_scaling != m.params.log_scaling) {
         throw std::runtime_error(std::string("the state was saved with log_scaling ") + (log_scaling ? "on" : "off") + ", this context has it " + (m.params.log_scaling ? "on" : "off"));
+    }
+    const float stair_bias = r.f32();
+    if (stair_bias != m.params.stair_bias) {
+        throw std::runtime_error("the state was saved with stair_bias " + std::to_string(stair_bias) + ", this context has " + std::to_string(m.params.stair_bias));
     }
 
     const int32_t method = r.i32();

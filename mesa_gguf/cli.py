@@ -170,6 +170,16 @@ StairWidth = Annotated[
     str,
     _option("--stair-width", metavar="E", help="Tokens on a step of the stair. auto: the fewest that fit.", panel=MESA),
 ]
+StairBias = Annotated[
+    float | None,
+    _option(
+        "--stair-bias",
+        min=0,
+        metavar="B",
+        help="Lower the logits of keys on the stair by B ln(E). 1: a step weighs as one key; 0: as E keys.",
+        panel=MESA,
+    ),
+]
 LogScaling = Annotated[
     bool | None,
     _option("--log-scaling/--no-log-scaling", help="Scale queries with the logarithm of the length.", panel=MESA),
@@ -242,6 +252,7 @@ def _config(
     last_chunk: int | None,
     stair_width: str,
     log_scaling: bool | None,
+    stair_bias: float | None,
     method: str,
 ) -> MesaConfig:
     return MesaConfig(
@@ -252,6 +263,7 @@ def _config(
         last_chunk=last_chunk,
         stair_width=_stair_width(stair_width),
         log_scaling=log_scaling,
+        stair_bias=stair_bias,
         method=method,
     )
 
@@ -311,6 +323,7 @@ def ask(
     last_chunk: LastChunk = None,
     stair_width: StairWidth = "auto",
     log_scaling: LogScaling = None,
+    stair_bias: StairBias = None,
     method: Method = "mesa",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
@@ -329,7 +342,7 @@ def ask(
     from . import ask as asking
     from .bundled import find_model
 
-    config = _config(stock, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, method)
+    config = _config(stock, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, stair_bias, method)
     kv_types = {"type_k": _kv_type(type_k), "type_v": _kv_type(type_v)}
     if file == questions_file == "-":
         raise PromptError("the document and the questions cannot both come from standard input")
@@ -561,6 +574,7 @@ def plan(
     last_chunk: LastChunk = None,
     stair_width: StairWidth = "auto",
     log_scaling: LogScaling = None,
+    stair_bias: StairBias = None,
     method: Method = "mesa",
 ) -> None:
     """Show how a text of some length is read: its chunks, the anchor, the stair width and the positions.
@@ -571,7 +585,7 @@ def plan(
 
     if plot is not None:
         check_picture(plot)
-    config = _config(False, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, method)
+    config = _config(False, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, stair_bias, method)
     length = train_length if train_length is not None and model is None else _train_length(model)
     made = config.make_plan(tokens, length)
     summary = summarize(made, tokens, config.train_length or length)

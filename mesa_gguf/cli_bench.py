@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -221,7 +222,8 @@ def _show(made: Any, output: Path | None, plot: Path | None, as_json: bool) -> N
     from .bench import report
 
     if output is not None:
-        output.write_text(json.dumps(made.json, indent=1) + "\n")
+        command = "mesa-gguf " + shlex.join(sys.argv[1:])
+        output.write_text(json.dumps({"command": command, **made.json}, indent=1) + "\n")
     if plot is not None:
         report.save_picture(made, plot)
     if as_json:

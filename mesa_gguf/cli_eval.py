@@ -26,6 +26,7 @@ from .cli import (
     LastChunk,
     ModelOption,
     NGpuLayers,
+    StairBias,
     StairWidth,
     Threads,
     TrainLength,
@@ -172,6 +173,13 @@ def evaluate(
     chunk: Chunk = None,
     last_chunk: LastChunk = None,
     stair_width: StairWidth = "auto",
+    stair_bias: StairBias = None,
+    room: Annotated[
+        int | None,
+        _option(
+            "--room", min=0, metavar="N", help="Positions that a plan leaves free to generation. Default: T/4.", panel=MESA
+        ),
+    ] = None,
     log_scaling: Annotated[
         bool | None,
         _option(
@@ -207,6 +215,8 @@ def evaluate(
         "chunk": chunk,
         "last_chunk": last_chunk,
         "stair_width": None if stair_width == "auto" else _stair_width(stair_width),
+        "stair_bias": stair_bias,
+        "room": room,
         "log_scaling": log_scaling,
     }
     _check_overrides(given, names)

@@ -125,6 +125,9 @@ class MesaConfig:
         method: "mesa", or another member of the weave family to compare with: one of `mesa_gguf.METHODS`, defined in
             docs/METHODS.md. Those are right, not fast.
         window: N of the other methods, the distance up to which positions are the true ones. Default: by method.
+        stair_bias: logits of keys on the stair are lowered by stair_bias * ln(E), E being the stair width: a step of the stair, which
+            E keys share, weighs as one key (1) or as E (0, the paper's). Without effect on ALiBi models, which lower far keys
+            anyhow. Default: 0.
         n_sinks: first tokens that "lm-infinite" and "streaming-llm" keep in sight. Default: 4.
     """
 
@@ -141,6 +144,7 @@ class MesaConfig:
     method: str = "mesa"
     window: int | None = None
     n_sinks: int | None = None
+    stair_bias: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("train_length", "first_chunk", "chunk", "last_chunk", "room", "window", "n_sinks"):
@@ -191,6 +195,7 @@ class MesaConfig:
                 method=self.method,
                 window=self.window if self.window is not None else window,
                 n_sinks=n_sinks,
+                stair_bias=default.stair_bias if self.stair_bias is None else self.stair_bias,
             )
         except ValueError as err:
             raise ConfigError(str(err)) from None

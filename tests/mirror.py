@@ -45,7 +45,11 @@ class Mirror:
         self.llm = llm
         params = llm._params
         model = oracle.Model.from_gguf(Path(llm.model_path), kv_half=flash)
-        self.state = oracle.State(model, log_scaling_T=params.train_length if params.log_scaling else None)
+        self.state = oracle.State(
+            model,
+            log_scaling_T=params.train_length if params.log_scaling else None,
+            stair_bias=params.stair_bias,
+        )
         self.events: list[Event] = []
         self._decode = llm._ctx.decode
         llm._ctx.decode = self.decode  # type: ignore[method-assign]

@@ -68,11 +68,13 @@ class Plan:
     chunk_starts: 0, then the first middle chunk's start (that is F), ..., and the last chunk's start.
     anchor:       where the stair ends and unit steps begin. At or before the last chunk's start.
     stair_width:  E, tokens per step of the stair.
+    stair_bias:   the scores of keys before the anchor are lowered by stair_bias * ln(E); 0 in the paper.
     """
 
     chunk_starts: Sequence[int]
     anchor: int
     stair_width: int
+    stair_bias: float = 0.0
 
     @property
     def first_chunk(self) -> int:
@@ -94,6 +96,7 @@ class Queries:
     key_positions: Ints  # [k]
     visible: Bools  # [m, k]
     log_scaled: bool = True  # no effect inside T
+    bias: Floats | None = None  # [k] added to the scores of a key
 
 
 def stock_queries(n: int) -> list[Queries]:
@@ -116,7 +119,7 @@ def chunk_queries(first_chunk: int, start: int, end: int) -> Queries:
     return Queries(tokens, positions[first_chunk:], keys, positions, visible, log_scaled=False)
 
 
-def last_chunk_queries(start: int, end: int, anchor: int, stair_width: int) -> Queries:
+def last_chunk_queries(start: int, end: int, anchor: int, stair_width: int, stair_bias: float = 0.0) -> Queries:
     """The last chunk and everything generated: all that came before, by the stair."""
     tokens, keys = np.arange(start, end), np.arange(end)
     return Queries(
@@ -125,6 +128,7 @@ def last_chunk_queries(start: int, end: int, anchor: int, stair_width: int) -> Q
         keys,
         key_positions(keys, anchor, stair_width),
         tokens[:, None] >= keys,
+        bias=np.where(keys < anchor, -stair_bias * np.log(stair_width), 0.0),
     )
 
 
@@ -141,7 +145,7 @@ def plan_queries(plan: Plan, n: int) -> list[Queries]:
     borders = list(plan.chunk_starts[1:])
     groups = [first_chunk_queries(f)]
     groups += [chunk_queries(f, start, end) for start, end in pairwise(borders)]
-    return [*groups, last_chunk_queries(last, n, plan.anchor, plan.stair_width)]
+    return [*groups, last_chunk_queries(last, n, plan.anchor, plan.stair_width, plan.stair_bias)]
 
 
 # The model.
@@ -393,6 +397,8 @@ class Model:
                 score = score - self.slopes[head] * distance
             if self.soft_cap:
                 score = self.soft_cap * np.tanh(score / self.soft_cap)
+            if group.bias is not None and self.slopes is None:
+                score = score + group.bias
             score = np.where(group.visible, score, -np.inf)
             weight = np.exp(score - score.max(-1, keepdims=True))
             out[:, head] = weight / weight.sum(-1, keepdims=True) @ v[:, head_kv]
@@ -446,12 +452,19 @@ class State:
 
     first_chunk:   F, tokens; chunks can be read once that many tokens were.
     log_scaling_T: T of the log scaling (tokens), None for none.
+    stair_bias:    as in Plan.
     """
 
     def __init__(
-        self, model: Model, first_chunk: int = 0, stair_width: int = 1, log_scaling_T: int | None = None
+        self,
+        model: Model,
+        first_chunk: int = 0,
+        stair_width: int = 1,
+        log_scaling_T: int | None = None,
+        stair_bias: float = 0.0,
     ) -> None:
         self.model = model
+        self.stair_bias = stair_bias
         self.first_chunk = first_chunk
         self.anchor, self.stair_width = 0, stair_width
         self.log_scaling_T = log_scaling_T
@@ -478,7 +491,8 @@ class State:
 
     def last(self, tokens: Sequence[int] | NDArray[np.integer]) -> Floats:
         """Read tokens that see everything, by the current stair -> logits [n, n_vocab]. With anchor 0: stock."""
-        return self._read(tokens, last_chunk_queries(self.n, self.n + len(tokens), self.anchor, self.stair_width))
+        end = self.n + len(tokens)
+        return self._read(tokens, last_chunk_queries(self.n, end, self.anchor, self.stair_width, self.stair_bias))
 
     def move_anchor(self, anchor: int, stair_width: int | None = None) -> None:
         self.anchor = anchor

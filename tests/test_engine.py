@@ -158,6 +158,27 @@ def test_without_log_scaling(model_path: ModelPath, open_llama: Opener) -> None:
     assert worst(logits, dense(path, llm.plan(), tokens, log_scaling=True)) > 0.1
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "llama-gqa", "mpt"])
+@pytest.mark.parametrize("flash", [False, True])
+def test_stair_bias(model_path: ModelPath, open_llama: Opener, kind: str, flash: bool) -> None:
+    """A step of the stair weighs as one key: added to the scores, after soft-capping, and on no layer with a window."""
+    path, tokens = model_path(kind), random_tokens(400, seed=9)
+    llm = open_llama(path, replace(SMALL, stair_bias=1.0), flash=flash)
+    logits = read(llm, tokens)
+    plan = llm.plan()
+    biased, plain = (
+        oracle.logits(
+            oracle_model(path, flash), tokens, oracle.Plan(plan.chunk_starts, plan.anchor, plan.stair_width, bias), T
+        )
+        for bias in (1.0, 0.0)
+    )
+    assert worst(logits, biased) <= (FLASH if flash else EXACT)
+    if kind == "mpt":  # ALiBi lowers far keys by itself
+        assert (biased == plain).all()
+    else:
+        assert worst(logits, plain) > 0.1
+
+
 # Invariant 3: chunks, read one after another with a cache, equal a dense run.
 
 

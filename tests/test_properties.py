@@ -49,6 +49,7 @@ def configs(draw: st.DrawFn) -> MesaConfig:
         room=room,
         stair_width=draw(st.one_of(st.just("auto"), st.integers(1, 200))),
         log_scaling=draw(st.booleans()),
+        stair_bias=draw(st.sampled_from([0.0, 0.5, 1.0])),
     )
 
 
@@ -400,6 +401,7 @@ some_config = st.fixed_dictionaries(
         "room": lengths,
         "stair_width": st.one_of(numbers, st.just("auto"), st.just("wide")),
         "log_scaling": st.booleans(),
+        "stair_bias": st.floats(-1, 10),
     },
 )
 some_options = st.fixed_dictionaries(

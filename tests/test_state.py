@@ -231,6 +231,7 @@ def test_a_state_with_bytes_left_over_is_refused(model_path: ModelPath, open_lla
 FOREIGN = {
     "another T": (KIND, dict(mesa=replace(SMALL, train_length=120))),
     "no log scaling": (KIND, dict(mesa=replace(SMALL, log_scaling=False))),
+    "a stair bias": (KIND, dict(mesa=replace(SMALL, stair_bias=0.5))),
     "another KV type": (KIND, dict(kv=Q8_0, flash=True)),
     "another V layout": (KIND, dict(flash=True)),
     "another head size": ("llama", {}),

@@ -43,11 +43,13 @@ def tensors_of(model: Model) -> dict[str, np.ndarray]:
     return {name: p.detach().numpy().astype(np.float32) for name, p in named.items()}
 
 
-def export(model: Model, tokenizer: Tokenizer, path: Path, kind: str) -> None:
+def export(
+    model: Model, tokenizer: Tokenizer, path: Path, kind: str, name: str = NAME, description: str = DESCRIPTION
+) -> None:
     shape = model.shape
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name(NAME)
-    writer.add_description(DESCRIPTION)
+    writer.add_name(name)
+    writer.add_description(description)
     writer.add_license("mit")
     writer.add_file_type(FILE_TYPES[kind])
     writer.add_context_length(shape.context)

@@ -3,7 +3,8 @@
 ``make_document`` writes a document of an asked length (hundreds of tokens or hundreds of thousands) about
 one subject (a staff directory, a log book, an inventory, ...). About a dozen facts of the same form lie in it,
 each with its own key and its own value, spread over the whole length; everything else is filler. The bundled
-model was trained on such documents, the demo and the evaluation read them.
+model was trained on such documents, the demo and the evaluation read them. Where it is asked for, links lie between
+the facts, each from one key to another, and with them questions of two hops.
 
     >>> document = make_document(seed=1, n_tokens=400, depth=0.5)
     >>> document.prompt(document.target)          # the text, the question, "Answer:"
@@ -392,6 +393,38 @@ SUBJECTS: dict[str, tuple[FactKind, ...]] = {
     ),
 }
 
+@dataclass(frozen=True)
+class LinkKind:
+    """A relation between keys of one sort. ``phrase`` says it of a key, and stands for the key that it leads to."""
+
+    name: str
+    phrase: str
+    verb: str = "is"
+
+
+#: How sentences name a key, by the slot that it fills, where that is more than the key.
+NAMED = {"item": "the {key}", "ship": "the {key}", "sample": "sample {key}"}
+
+#: The relations between keys, by the slot that these fill.
+LINKS: dict[str, tuple[LinkKind, ...]] = {
+    "person": (
+        LinkKind("doctor", "the doctor of {key}"),
+        LinkKind("teacher", "the teacher of {key}"),
+        LinkKind("clerk", "the clerk of {key}"),
+    ),
+    "town": (LinkKind("stop before", "the stop before {key}"), LinkKind("town behind", "the town behind {key}")),
+    "item": (LinkKind("one behind", "the one behind the {key}"), LinkKind("one below", "the one below the {key}")),
+    "date": (
+        LinkKind("page before", "the page before {key}", "was"),
+        LinkKind("page behind", "the page behind {key}", "was"),
+    ),
+    "ship": (LinkKind("one before", "the one before the {key}"), LinkKind("one behind", "the one behind the {key}")),
+    "sample": (
+        LinkKind("one below", "the one below sample {key}"),
+        LinkKind("one behind", "the one behind sample {key}"),
+    ),
+}
+
 #: Ways to bring up a fact; the statement itself stays the same.
 LEADS = (
     "",
@@ -527,7 +560,7 @@ QUESTION = "Question: {question}\nAnswer:"
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact of a document.
+    """One fact of a document, or one link, whose value is the key of a fact.
 
     ``answer`` is the value alone, ``answer_sentence`` the whole sentence that answers the question (it restates
     the key, then gives the value). ``piece`` is the index of the sentence in ``Document.pieces`` and ``depth`` where
@@ -545,20 +578,47 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class TwoHop:
+    """A question that names a key and asks for the fact of the key that it is linked to.
+
+    ``answer`` is that fact's value, ``answer_sentence`` says the link and then the fact.
+    """
+
+    question: str
+    link: Fact
+    fact: Fact
+
+    @property
+    def answer(self) -> str:
+        return self.fact.answer
+
+    @property
+    def answer_sentence(self) -> str:
+        return f"{self.link.answer_sentence} {self.fact.answer_sentence}"
+
+    @property
+    def kind(self) -> str:
+        return f"{self.fact.kind} by {self.link.kind}"
+
+
+@dataclass(frozen=True)
 class Document:
-    """A text, the facts in it (in reading order) and the fact that was asked for by depth."""
+    """A text, the facts in it (in reading order) and the fact that was asked for by depth; with links, these too and
+    one question of two hops for each, both in reading order."""
 
     subject: str
     pieces: tuple[str, ...]
     facts: tuple[Fact, ...]
     target: Fact
     n_tokens: int
+    links: tuple[Fact, ...] = ()
+    two_hops: tuple[TwoHop, ...] = ()
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
 
-    def prompt(self, fact: Fact | None = None) -> str:
+    def prompt(self, fact: Fact | TwoHop | None = None) -> str:
         """What the model reads: the text, the question and ``Answer:``. It goes on with the answer and a line end."""
         return prompt(self.text, (fact or self.target).question)
 
@@ -568,7 +628,7 @@ def prompt(text: str, question: str) -> str:
     return f"{text}\n\n{QUESTION.format(question=question)}"
 
 
-def is_right(fact: Fact, generated: str) -> bool:
+def is_right(fact: Fact | TwoHop, generated: str) -> bool:
     """Whether the first line that the model wrote is exactly the answer sentence."""
     return generated.strip().partition("\n")[0].strip() == fact.answer_sentence
 
@@ -625,6 +685,22 @@ def _draft_facts(rng: random.Random, kinds: list[FactKind], n_facts: int, made_u
     return drafts
 
 
+def _draft_links(rng: random.Random, drafts: list[_Draft], n_links: int) -> list[_Draft]:
+    """Links between the keys of facts: none leads to its own key, no two begin or end at the same one."""
+    if n_links > len(drafts) or len(drafts) < 2:
+        raise ValueError(f"there cannot be {n_links} links between {len(drafts)} facts")
+    ring = rng.sample([draft.key for draft in drafts], len(drafts))
+    slot = drafts[0].kind.key
+    starts = rng.sample(range(len(ring)), n_links)
+    return [_Draft(_as_fact_kind(rng.choice(LINKS[slot]), slot), ring[i], ring[i - 1]) for i in starts]
+
+
+def _as_fact_kind(link: LinkKind, slot: str) -> FactKind:
+    named = NAMED.get(slot, "{key}").replace("{key}", "{value}")
+    asked = f"{'Who' if slot == 'person' else 'What'} {link.verb} {link.phrase}?"
+    return FactKind(link.name, slot, slot, f"{link.phrase} {link.verb} {named}", (asked,))
+
+
 def _sentence_case(text: str) -> str:
     return text[0].upper() + text[1:]
 
@@ -665,6 +741,7 @@ def make_document(
     made_up: float = 0.0,
     alike: float = 0.25,
     mentions: float = 0.03,
+    n_links: int = 0,
 ) -> Document:
     """Write a document of about ``n_tokens`` tokens (never more than asked by over one sentence).
 
@@ -673,20 +750,28 @@ def make_document(
     ``n_kinds`` kinds (drawn when None). ``depth`` (0 to 1) places the ``target`` fact; None draws it.
     ``made_up`` is the share of names that no word list holds, ``alike`` the chance that keys may share a
     word, ``mentions`` the share of filler sentences that name a key without telling its value.
+    ``n_links`` (up to ``n_facts``) links lie between the keys of facts, which then are all of one sort; a key
+    has at most one link, and is led to by at most one.
     """
     rng = random.Random(seed)
     subject, kinds = _choose_kinds(rng, kind, n_kinds)
+    if n_links:
+        kinds = [kind for kind in kinds if kind.key == kinds[0].key]
     drafts = _draft_facts(rng, kinds, n_facts, made_up, alike)
     filler = _Filler(rng, drafts, mentions)
+    links = _draft_links(rng, drafts, n_links) if n_links else []
 
     target = rng.randrange(n_facts)
-    spots = [(i + rng.random()) / n_facts for i in range(n_facts)]
+    n_said = n_facts + n_links
+    spots = [(i + rng.random()) / n_said for i in range(n_said)]
+    if n_links:
+        rng.shuffle(spots)
     if depth is not None:
         nearest = min(range(n_facts), key=lambda i: abs(spots[i] - depth))
         spots[nearest], target = depth, nearest
     spots_left = sorted((spot, i) for i, spot in enumerate(spots))
 
-    said = [_state(rng, draft) for draft in drafts]
+    said = [_state(rng, draft) for draft in [*drafts, *links]]
     lengths = [tokenizer_len(" " + sentence) for sentence in said]
     pieces: list[str] = []
     placed: dict[int, tuple[int, float]] = {}
@@ -720,9 +805,12 @@ def make_document(
         add(following, length)
     pieces[-1] = pieces[-1].rstrip("\n")
 
-    facts = {i: _fact(rng, drafts[i], said[i], *placed[i]) for i in placed}
-    in_order = tuple(sorted(facts.values(), key=lambda fact: fact.piece))
-    return Document(subject, tuple(pieces), in_order, facts[target], used)
+    facts = {i: _fact(rng, [*drafts, *links][i], said[i], *placed[i]) for i in placed}
+    in_order = tuple(facts[i] for i in placed if i < n_facts)
+    linked = tuple(facts[i] for i in placed if i >= n_facts)
+    by_key = {draft.key: (draft.kind, facts[i]) for i, draft in enumerate(drafts)}
+    two_hops = tuple(_two_hop(rng, link, *by_key[link.answer]) for link in linked)
+    return Document(subject, tuple(pieces), in_order, facts[target], used, linked, two_hops)
 
 
 def _choose_kinds(rng: random.Random, kind: str | None, n_kinds: int | None) -> tuple[str, list[FactKind]]:
@@ -754,6 +842,13 @@ def _fact(rng: random.Random, draft: _Draft, sentence: str, piece: int, depth: f
         depth=depth,
         piece=piece,
     )
+
+
+def _two_hop(rng: random.Random, link: Fact, kind: FactKind, fact: Fact) -> TwoHop:
+    """The fact's question, in which the link stands for the fact's key."""
+    (phrase,) = (each.phrase for each in LINKS[kind.key] if each.name == link.kind)
+    asked = rng.choice(kind.questions).replace(NAMED.get(kind.key, "{key}"), phrase)
+    return TwoHop(asked.format(key=link.key), link, fact)
 
 
 def _fitting(rng: random.Random, templates: tuple[Template, ...], filler: _Filler, subject: str) -> str:

@@ -393,6 +393,7 @@ SUBJECTS: dict[str, tuple[FactKind, ...]] = {
     ),
 }
 
+
 @dataclass(frozen=True)
 class LinkKind:
     """A relation between keys of one sort. ``phrase`` says it of a key, and stands for the key that it leads to."""

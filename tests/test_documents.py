@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -100,9 +102,13 @@ def test_prompt_ends_where_the_answer_begins() -> None:
     assert documents.prompt(document.text, "Who?").endswith("\n\nQuestion: Who?\nAnswer:")
 
 
+@cache
+def _tokenizer() -> Any:
+    return pytest.importorskip("training.tokenizer", exc_type=ImportError).build()
+
+
 def test_tokenizer_round_trip() -> None:
-    tokenizers = pytest.importorskip("training.tokenizer", exc_type=ImportError)
-    tokenizer = tokenizers.build()
+    tokenizer = _tokenizer()
     document = make_document(4, 700)
     text = document.prompt()
     ids = tokenizer.encode(text)
@@ -210,8 +216,7 @@ def test_more_links_than_facts(n_facts: int, n_links: int) -> None:
 
 
 def test_links_have_only_words_that_the_bundled_model_knows() -> None:
-    tokenizers = pytest.importorskip("training.tokenizer", exc_type=ImportError)
-    tokenizer = tokenizers.build()
+    tokenizer = _tokenizer()
     for kind in SUBJECTS:
         document = make_document(6, 700, kind=kind, n_facts=12, n_links=12)
         for two in document.two_hops:

@@ -202,6 +202,30 @@ def test_qa_asks_for_every_fact() -> None:
     assert all(b.turns[0].expected[0] in a.turns[0].expected[0] for a, b in zip(made.items, natural.items))
 
 
+def test_two_hops_are_asked_for_each_link() -> None:
+    made, natural = sample("qa/two-hop", "reader"), sample("qa/two-hop", "natural")
+    assert len(made.items) == TASKS["qa/two-hop"].n_items(20) == 10
+    depths = [item.depth for item in made.items]
+    assert depths == sorted(depths) and depths[0] < 0.2 and depths[-1] > 0.8
+    room = TASKS["qa/two-hop"].answer_room("reader")
+    for item, plain in zip(made.items, natural.items):
+        turn = item.turns[0]
+        link, fact = re.findall(r"[^.]+\.", turn.expected[0])
+        for hop in (link, fact):
+            assert made.document.count(hop.strip()[1:-1]) == 1
+        assert prompter("reader").count(f" {turn.expected[0]}\n") < room
+        assert plain.turns[0].question == turn.question
+        assert scoring.n_found(plain.turns[0].expected, fact, exact=False) == 1
+    assert natural.document == made.document
+
+
+@pytest.mark.parametrize(("n_facts", "n"), [(1, 2), (3, 2), (4, 2), (7, 3), (20, 10)])
+def test_facts_and_links_together_are_as_many_as_asked(n_facts: int, n: int) -> None:
+    task = TASKS["qa/two-hop"]
+    made = task.make(Brief("reader", "1", 2000, prompter("reader").count, None, n_facts))
+    assert len(made.items) == task.n_items(n_facts) == n
+
+
 #
 # scores
 #
@@ -356,7 +380,7 @@ def without_run(contents: dict[str, Any]) -> str:
 def test_same_seed_same_results(group: str, tmp_path: Path) -> None:
     first, second = (run(group, tmp_path / name) for name in "ab")
     assert without_run(first) == without_run(second)
-    assert len(first["rows"]) == {"passkey": 8, "ppl": 12, "qa": 16}[group]
+    assert len(first["rows"]) == {"passkey": 8, "ppl": 12, "qa": 24}[group]
     other = run(group, tmp_path / "c", replace(SMALL_RUN, seed=4))
     assert first["items"]["sha256"] != other["items"]["sha256"]
 
@@ -576,7 +600,7 @@ TINY = ("--samples", "1", "--length", "T", "--length", "2T", "--depths", "2", "-
 
 def test_all_tasks(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     out, _ = command("all", "--quick", *TINY, "--method", "mesa", "--method", "linear")
-    for task in ("passkey", "niah", "qa", "ppl", *(name for name in TASKS if "ruler" in name)):
+    for task in ("passkey", "niah", "qa", "qa/two-hop", "ppl", *(name for name in TASKS if "ruler" in name)):
         assert f"{task}: " in out
     assert re.search(r"mesa +│ +1\.00 \[0\.\d\d, 1\.00\]", out)
     assert "cannot do ruler/common" in out

@@ -58,7 +58,7 @@ def by_depth(rows: Iterable[Row]) -> list[Row]:
             depth = (min(DEPTH_BINS - 1, int(depth * DEPTH_BINS)) + 0.5) / DEPTH_BINS
         return (row["task"], row["method"], row["length"], depth)
 
-    placed = [row for row in rows if row["task"] in ("niah", "qa")]
+    placed = [row for row in rows if row["task"] in ("niah", "qa", "qa/two-hop")]
     entries = [
         {"task": task, "method": method, "length": length, "depth": depth, **_numbers(task, group)}
         for (task, method, length, depth), group in _grouped(placed, key)
@@ -249,17 +249,18 @@ def rich_tables(contents: Row) -> list[Table | str]:
 def figure(contents: Row) -> Figure:
     """Every task of a group by length; heat maps of depth and length too, where results have a depth."""
     tasks = list(dict.fromkeys(entry["task"] for entry in contents["summary"]))
-    methods = sorted({entry["method"] for entry in contents["by_depth"]}, key=lambda name: [*METHODS, name].index(name))
-    n_columns = max(1, min(3, len(tasks)), min(3, len(methods)))
-    n_rows = math.ceil(len(tasks) / n_columns) + math.ceil(len(methods) / n_columns)
+    placed = dict.fromkeys((entry["task"], entry["method"]) for entry in contents["by_depth"])
+    maps = sorted(placed, key=lambda name: (tasks.index(name[0]), [*METHODS, name[1]].index(name[1])))
+    n_columns = max(1, min(3, len(tasks)), min(3, len(maps)))
+    n_rows = math.ceil(len(tasks) / n_columns) + math.ceil(len(maps) / n_columns)
     made = plot.new_figure(1 + 4.5 * n_columns, 0.6 + 3.4 * n_rows)
     grid = made.add_gridspec(n_rows, n_columns)
     for i, task in enumerate(tasks):
         columns = slice(None) if len(tasks) == 1 else i % n_columns
         _draw_lines(made.add_subplot(grid[i // n_columns, columns]), task, contents)
     first = math.ceil(len(tasks) / n_columns)
-    for i, method in enumerate(methods):
-        _draw_depths(made.add_subplot(grid[first + i // n_columns, i % n_columns]), method, contents)
+    for i, (task, method) in enumerate(maps):
+        _draw_depths(made.add_subplot(grid[first + i // n_columns, i % n_columns]), task, method, contents)
     settings = contents["settings"]
     changed = ", ".join(f"{name} {value}" for name, value in settings["mesa"].items())
     made.suptitle(f"{settings['model']['name']}, style {settings['style']}{', ' + changed if changed else ''}")
@@ -292,9 +293,10 @@ def _draw_lines(axes: Axes, task: str, contents: Row) -> None:
     axes.legend(fontsize="x-small", framealpha=0.5)
 
 
-def _draw_depths(axes: Axes, method: str, contents: Row) -> None:
+def _draw_depths(axes: Axes, task: str, method: str, contents: Row) -> None:
     """Right answers by length and depth."""
-    entries = {(e["depth"], e["length"]): e["share"] for e in contents["by_depth"] if e["method"] == method}
+    mine = [e for e in contents["by_depth"] if (e["task"], e["method"]) == (task, method)]
+    entries = {(e["depth"], e["length"]): e["share"] for e in mine}
     depths, lengths = (sorted(values) for values in (map(set, zip(*entries))))
     shares = [[entries.get((depth, length), math.nan) for length in lengths] for depth in depths]
     axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
@@ -313,4 +315,4 @@ def _draw_depths(axes: Axes, method: str, contents: Row) -> None:
             color=colour,
         )
     axes.set_ylabel("depth")
-    axes.set_title(f"{method} (share right)")
+    axes.set_title(f"{task}, {method} (share right)")

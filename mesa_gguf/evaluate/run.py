@@ -42,7 +42,7 @@ class Options:
         max_length_full: longest length for the methods whose time is quadratic; None: no limit.
         kinds: of "ruler"; empty: all.
         n_depths: of "niah", from 0 to 1.
-        n_facts: in a document of "qa".
+        n_facts: in a document of "qa"; in one of "qa/two-hop", facts and links together.
         text: for "ppl"; None: a generated document, in the reader's style.
         tail: tokens at the end of each window of "ppl" whose loss counts; None: T/8, at most 256.
         overrides: fields of MesaConfig.
@@ -161,7 +161,7 @@ class Evaluation:
                 raise ConfigError(f"there is no ruler kind {unknown[0]}: use one of {kinds}")
             names = [name for name in names if name.split("/")[1] in self.options.kinds]
         for name in names:
-            n_items = self.options.n_facts if name == "qa" else 1
+            n_items = TASKS[name].n_items(self.options.n_facts)
             depths = self._grid() if TASKS[name].gridded else [None]
             for index in range(n):
                 for depth in depths:

@@ -67,7 +67,7 @@ class Brief:
     Attributes:
         n_tokens: of the document.
         depth: where the needle has to lie, a share; None: anywhere.
-        n_facts: of a document of the task "qa".
+        n_facts: sentences that state something, in a document of the tasks "qa" and "qa/two-hop".
     """
 
     style: Style
@@ -85,6 +85,8 @@ class Task:
     Attributes:
         max_tokens: room for the answer of a turn.
         gridded: needles lie at depths of a grid, not at random ones.
+        reader_tokens: room for the answer of a turn in the reader's style.
+        n_items: of a sample, by the number of facts that is asked for.
     """
 
     name: str
@@ -92,13 +94,14 @@ class Task:
     make: Callable[[Brief], Sample]
     max_tokens: int
     gridded: bool = False
+    reader_tokens: int = 32  # a sentence has about 15
+    n_items: Callable[[int], int] = lambda n_facts: 1
 
     def answer_room(self, style: Style) -> int:
         """Tokens for the answer of a turn."""
-        return READER_MAX_TOKENS if style == "reader" else self.max_tokens
+        return self.reader_tokens if style == "reader" else self.max_tokens
 
 
-READER_MAX_TOKENS = 32  # its answers have about 15
 FRESH = 1 << 50  # the bundled model was trained on documents of smaller seeds
 
 
@@ -106,7 +109,7 @@ def _document_seed(rng: random.Random) -> int:
     return FRESH + rng.getrandbits(48)
 
 
-def _reader_turn(fact: documents.Fact) -> Turn:
+def _reader_turn(fact: documents.Fact | documents.TwoHop) -> Turn:
     return Turn(fact.question, (fact.answer_sentence,), exact=True)
 
 
@@ -387,11 +390,28 @@ def qa(brief: Brief) -> Sample:
     """A document of `mesa_gguf.documents` with look-alike facts over its whole length; each is asked for alone."""
     rng = random.Random(brief.seed)
     document = documents.make_document(_document_seed(rng), brief.n_tokens, brief.count, n_facts=brief.n_facts)
-    turns = [
-        _reader_turn(fact) if brief.style == "reader" else Turn(fact.question, (fact.answer,))
-        for fact in document.facts
-    ]
-    return Sample(document.text, tuple(Item((turn,), fact.depth) for turn, fact in zip(turns, document.facts)))
+    return Sample(document.text, tuple(Item((_qa_turn(brief, fact),), fact.depth) for fact in document.facts))
+
+
+def two_hop(brief: Brief) -> Sample:
+    """Such a document in which every fact's key is linked to another one ("The doctor of Mara Lind is Otto Falk."). Each
+    question names a key and asks for the fact of the key that it is linked to; its depth is the link's."""
+    rng = random.Random(brief.seed)
+    n_facts = n_two_hops(brief.n_facts)
+    document = documents.make_document(
+        _document_seed(rng), brief.n_tokens, brief.count, n_facts=n_facts, n_links=n_facts
+    )
+    items = tuple(Item((_qa_turn(brief, asked),), asked.link.depth) for asked in document.two_hops)
+    return Sample(document.text, items)
+
+
+def n_two_hops(n_facts: int) -> int:
+    """A fact and a link each, so that documents have as many sentences to tell apart as those of "qa"."""
+    return max(2, n_facts // 2)
+
+
+def _qa_turn(brief: Brief, asked: documents.Fact | documents.TwoHop) -> Turn:
+    return _reader_turn(asked) if brief.style == "reader" else Turn(asked.question, (asked.answer,))
 
 
 TASKS: dict[str, Task] = {
@@ -405,6 +425,7 @@ TASKS: dict[str, Task] = {
         Task("ruler/variables", "a value handed on from name to name", variables, 64),
         Task("ruler/common", "the ten most common words of a list", common_words, 120),
         Task("ruler/frequent", "the three most frequent made-up words", frequent_words, 50),
-        Task("qa", "look-alike facts of a document", qa, 32),
+        Task("qa", "look-alike facts of a document", qa, 32, n_items=lambda n_facts: n_facts),
+        Task("qa/two-hop", "a fact by way of a link", two_hop, 64, reader_tokens=48, n_items=n_two_hops),
     )
 }

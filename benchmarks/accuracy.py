@@ -2,7 +2,8 @@
 
     python benchmarks/accuracy.py --output docs/accuracy.json --plot docs/accuracy.png
 
-Every document holds 20 look-alike facts at depths 0.025 … 0.975; each is asked for. The documents are generated from
+Every document holds 20 look-alike facts at depths 0.025 … 0.975; each is asked for. With --two-hop it holds 10 facts and 10
+links from one fact's key to another's; the fact at the end of each link is asked for. The documents are generated from
 seeds that the training did not use. The table gives the share of exact answers and its 95 % interval (Wilson).
 """
 
@@ -23,21 +24,28 @@ N_FACTS = 20
 FIRST_SEED = 77_000_000
 
 
-def run(path: Path, n_tokens: int, n_documents: int, config: MesaConfig, threads: int | None) -> dict[str, Any]:
-    """Ask for every fact of n_documents documents of n_tokens tokens."""
+def run(
+    path: Path, n_tokens: int, n_documents: int, config: MesaConfig, threads: int | None, *, first_seed: int, two_hop: bool
+) -> dict[str, Any]:
+    """Ask for every fact (or by way of every link) of n_documents documents of n_tokens tokens."""
     vocabulary = load_vocabulary(path)
     answers: list[dict[str, Any]] = []
     seconds = tokens = 0.0
     llm = load_model(path, n_ctx=n_tokens + 512, mesa=config, n_threads=threads, n_threads_batch=threads)
     for index in range(n_documents):
-        document = documents.make_document(FIRST_SEED + 1000 * n_tokens + index, n_tokens, n_facts=N_FACTS)
-        prompts = make_prompts(vocabulary, document.text, [fact.question for fact in document.facts])
+        n_links = N_FACTS // 2 if two_hop else 0
+        document = documents.make_document(
+            first_seed + 1000 * n_tokens + index, n_tokens, n_facts=N_FACTS - n_links, n_links=n_links
+        )
+        asked = document.two_hops if two_hop else document.facts
+        depths = [fact.depth for fact in (document.links if two_hop else document.facts)]
+        prompts = make_prompts(vocabulary, document.text, [fact.question for fact in asked])
         seconds += read_document(llm, prompts)
         tokens += len(prompts.document)
-        for i, fact in enumerate(document.facts):
-            text = answer(llm, prompts, i, max_tokens=32).text
+        for i, (fact, depth) in enumerate(zip(asked, depths)):
+            text = answer(llm, prompts, i, max_tokens=48 if two_hop else 32).text
             right = documents.is_right(fact, text)
-            answers.append({"depth": round(fact.depth, 4), "right": right, "document": index})
+            answers.append({"depth": round(depth, 4), "right": right, "document": index})
             if not right:
                 answers[-1] |= {"kind": fact.kind, "question": fact.question, "expected": fact.answer_sentence, "answer": text}
     llm.close()
@@ -73,6 +81,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="multiples of T")
     parser.add_argument("--documents", type=int, default=3, help="documents of each length")
     parser.add_argument("--stock-max", type=int, default=16, help="longest length for stock mode, whose prefill is quadratic")
+    parser.add_argument("--two-hop", action="store_true", help="questions of two hops")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--config", nargs="*", default=[], metavar="NAME=VALUE", help="fields of MesaConfig: chunk=240")
     parser.add_argument("--output", type=Path)
@@ -86,12 +96,12 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {"Mesa": [], "stock": []}
     for multiple in args.lengths:
         # at T itself the question must fit in too
-        n_tokens = multiple * train_length if multiple > 1 else train_length - 56
+        n_tokens = multiple * train_length if multiple > 1 else train_length - (72 if args.two_hop else 56)
         for mode, config in (("Mesa", MesaConfig(**fields)), ("stock", MesaConfig(enabled=False))):
             if mode == "stock" and multiple > args.stock_max:
                 continue
             start = time.perf_counter()
-            row = run(path, n_tokens, args.documents, config, args.threads)
+            row = run(path, n_tokens, args.documents, config, args.threads, first_seed=args.first_seed, two_hop=args.two_hop)
             results[mode].append(row)
             low, high = row["interval"]
             print(f"{multiple:>3} T {n_tokens:>6} tokens  {mode:>5}  {row['right']:>3}/{row['total']}  {row['right'] / row['total']:.3f}  "

@@ -151,7 +151,15 @@ def evaluate(
         _option("--kind", metavar="NAME", help="ruler: one of its kinds; may be repeated. Default: all.", panel=TASK),
     ] = None,
     facts: Annotated[
-        int, _option("--facts", min=1, max=200, metavar="N", help="qa: facts in a document; of two hops, facts and links.", panel=TASK)
+        int,
+        _option(
+            "--facts",
+            min=1,
+            max=200,
+            metavar="N",
+            help="qa: facts in a document; of two hops, facts and links.",
+            panel=TASK,
+        ),
     ] = 20,
     text: Annotated[
         str | None,

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from mesa_gguf import documents
+from mesa_gguf.documents import Fact, TwoHop
 from training.tokenizer import Tokenizer
 
 VALUE_WEIGHT, ANSWER_WEIGHT, TEXT_WEIGHT = 1.0, 0.5, 0.15
 TEXT_SHARE = 0.15
 QUESTION_ROOM = 30
+TWO_HOP_ROOM = 48
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Mix:
     length: int
     copy: float
     made_up: float
+    links: float = 0.0
+    """Share of the documents that have links, and questions of two hops."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Answer:
     value: int
     end: int
     kind: str
+    two_hop: bool = False
 
 
 @dataclass
@@ -51,19 +56,26 @@ def copy_row(rng: random.Random, tokenizer: Tokenizer, length: int) -> Row:
 
 def document_row(rng: random.Random, tokenizer: Tokenizer, mix: Mix) -> Row:
     """A document of which a window (and perhaps the beginning) is kept, with one to ten questions."""
-    n_questions = min(mix.length // 50, rng.choice((1, 3, 6, 8, 10, 10)))
-    room = mix.length - QUESTION_ROOM * n_questions - 2
+    linked = rng.random() < mix.links
+    n_questions = min(mix.length // 50, rng.choice((1, 3, 4, 5, 6, 6) if linked else (1, 3, 6, 8, 10, 10)))
+    room = mix.length - (TWO_HOP_ROOM if linked else QUESTION_ROOM) * n_questions - 2
     if rng.random() < 0.1:
         room = rng.randint(min(60, room), room)
     most = max(2, min(16, room // 18))
     n_facts = rng.randint(min(n_questions, most), most)
     stretch = rng.uniform(1.2, 2.5) if rng.random() < 0.6 else 1.0
+    n_facts = min(24, int(n_facts * stretch))
+    n_links = 0
+    if linked:
+        n_facts = max(2, round(n_facts * rng.uniform(0.45, 0.7)))
+        n_links = rng.randint((n_facts + 1) // 2, n_facts)
     document = documents.make_document(
         rng.getrandbits(48),
         int(room * stretch),
-        n_facts=min(24, int(n_facts * stretch)),
+        n_facts=n_facts,
         made_up=rng.choice((0.0, 1.0)) if rng.random() < mix.made_up else 0.0,
         mentions=rng.choice((0.0, 0.03, 0.15)),
+        n_links=n_links,
     )
     pieces = [tokenizer.encode(piece) for piece in document.pieces]
     ids = [] if rng.random() < 0.03 else [tokenizer.bos]
@@ -98,21 +110,39 @@ def document_row(rng: random.Random, tokenizer: Tokenizer, mix: Mix) -> Row:
     ids.append(tokenizer.ids[".ĊĊ"])
     weights = [TEXT_WEIGHT if rng.random() < TEXT_SHARE else 0.0 for _ in ids]
     answers: list[Answer] = []
-    for fact in rng.sample(facts, min(n_questions, len(facts))):
+    asked_for: list[Fact | TwoHop] = rng.sample(facts, min(n_questions, len(facts)))
+    if linked:
+        links = [link for link in document.links if link.piece in shown]
+        both = [two for two in document.two_hops if two.link in links and two.fact in facts]
+        two_hops = rng.sample(both, min(len(both), (2 * n_questions + 2) // 3))
+        told = [fact for two in two_hops for fact in (two.link, two.fact)]
+        others = [fact for fact in facts + links if fact not in told]
+        asked_for = [*two_hops, *rng.sample(others, min(len(others), n_questions - len(two_hops)))]
+        rng.shuffle(asked_for)
+    for fact in asked_for:
         asked = tokenizer.encode(documents.QUESTION.format(question=fact.question))
-        before = tokenizer.encode(" " + fact.answer_sentence[: fact.answer_sentence.rfind(fact.answer) - 1])
+        before = _before_value(tokenizer, fact)
         answer = tokenizer.encode(f" {fact.answer_sentence}\n")
         if len(ids) + len(asked) + len(answer) > mix.length - 1:
             break
         ids += asked
         weights += [TEXT_WEIGHT if rng.random() < TEXT_SHARE else 0.0 for _ in asked]
         start = len(ids)
-        answers.append(Answer(start, start + len(before), start + len(answer), fact.kind))
+        two_hop = isinstance(fact, TwoHop)
+        answers.append(Answer(start, start + before, start + len(answer), fact.kind, two_hop))
         ids += answer
-        weights += [ANSWER_WEIGHT] * len(before) + [VALUE_WEIGHT] * (len(answer) - len(before))
+        weights += [ANSWER_WEIGHT] * before + [VALUE_WEIGHT] * (len(answer) - before)
+        if two_hop:  # the value of the first hop, and where it becomes the key of the second
+            first = _before_value(tokenizer, fact.link)
+            weights[start + first :] = [VALUE_WEIGHT] * (len(answer) - first)
     ids.append(tokenizer.eos)
     weights.append(ANSWER_WEIGHT)
     return Row(ids, weights, answers)
+
+
+def _before_value(tokenizer: Tokenizer, fact: Fact | TwoHop) -> int:
+    """The tokens of an answer before its value."""
+    return len(tokenizer.encode(" " + fact.answer_sentence[: fact.answer_sentence.rfind(fact.answer) - 1]))
 
 
 def batch(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
+import torch
+from torch import Tensor
 
 from training import model as models
-from training.model import Model
+from training.model import Model, Shape
 from training.tokenizer import SPECIAL, Tokenizer
 
 NAME = "mesa-reader"
@@ -35,12 +38,12 @@ FILE_TYPES = {
 }
 
 
-def tensors_of(model: Model) -> dict[str, np.ndarray]:
+def parameters_of(model: Model) -> dict[str, Tensor]:
     """By llama.cpp's names. The output matrix is the embedding, so it is left out."""
     named = {"token_embd.weight": model.token_embd, "output_norm.weight": model.output_norm}
     for i, layer in enumerate(model.layers):
         named |= {f"blk.{i}.{name}.weight": p for name, p in layer.named_parameters()}
-    return {name: p.detach().numpy().astype(np.float32) for name, p in named.items()}
+    return named
 
 
 def export(
@@ -76,12 +79,41 @@ def export(
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
 
-    for name, data in tensors_of(model).items():
+    for name, parameter in parameters_of(model).items():
+        data = parameter.detach().numpy().astype(np.float32)
         qtype = TYPES[kind] if data.ndim == 2 else TYPES["f32"]
         if kind == "q4_0" and name == "token_embd.weight":
             qtype = TYPES["q8_0"]  # it is the output matrix too
         writer.add_tensor(name, gguf.quants.quantize(data, qtype), raw_dtype=qtype)
     _finish(writer)
+
+
+def load(path: Path) -> tuple[Model, Tokenizer]:
+    """The model in a file that `export` wrote, and its vocabulary; weights as exact as the file has them."""
+    reader = gguf.GGUFReader(path)
+
+    def field(name: str) -> Any:
+        return reader.fields[name].contents()
+
+    shape = Shape(
+        n_vocab=field("llama.vocab_size"),
+        n_embd=field("llama.embedding_length"),
+        n_layer=field("llama.block_count"),
+        n_head=field("llama.attention.head_count"),
+        head_dim=field("llama.attention.key_length"),
+        n_ff=field("llama.feed_forward_length"),
+        context=field("llama.context_length"),
+        rope_base=field("llama.rope.freq_base"),
+        eps=field("llama.attention.layer_norm_rms_epsilon"),
+    )
+    model = Model(shape)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    with torch.no_grad():
+        for name, parameter in parameters_of(model).items():
+            data = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type)
+            parameter.copy_(torch.from_numpy(data.astype(np.float32).reshape(parameter.shape)))
+    merges = [tuple(merge.split(" ")) for merge in field("tokenizer.ggml.merges")]
+    return model, Tokenizer(field("tokenizer.ggml.tokens"), merges)
 
 
 def upcast(source: Path, path: Path) -> None:

@@ -4,6 +4,11 @@
 
 Writes ``run/checkpoint.pt`` (to go on from with the same command), ``run/model.pt`` (averaged weights) and
 ``run/tokenizer.json`` every few minutes.
+
+    python -m training.train --start mesa_gguf/data/mesa-reader-q8_0.gguf --out run --minutes 45 --processes 1 \
+        --lr 1e-3 --muon-lr 5e-3
+
+goes on from a model that was trained before, all at the full length.
 """
 
 from __future__ import annotations
@@ -20,18 +25,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from training import data, wiring
+from training import data, export, wiring
 from training import model as models
 from training import tokenizer as tokenizers
 from training.data import Mix, Row
 from training.model import Model, Shape
 from training.tokenizer import Tokenizer
 
+#: Share of the documents that have links.
+LINKED = 0.5
 #: Share of the time at which a stage ends, what its batches are made of, tokens per process and step.
 STAGES = (
     (0.05, Mix(length=128, copy=0.25, made_up=0.0), 1024),
     (0.22, Mix(length=256, copy=0.10, made_up=0.1), 1536),
-    (1.01, Mix(length=512, copy=0.03, made_up=0.3), 3072),
+    (1.01, Mix(length=512, copy=0.03, made_up=0.3, links=LINKED), 3072),
 )
 SHARPNESS = (0.55, 1.35)
 HELD_OUT = 1_000_003
@@ -92,13 +99,15 @@ def draw_sharpness(rng: random.Random, n_rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def exact_share(model: Model, ids: Tensor, rows: list[Row]) -> float:
-    """Share of answer sentences of which every token is the most likely one, so that greedy decoding writes it."""
+def exact_share(model: Model, ids: Tensor, rows: list[Row], *, two_hop: bool) -> float:
+    """Share of the answers (with one hop, or with two) of which every token is the most likely one, so that greedy
+    decoding writes it."""
     hidden = model(ids)
     right = [
         bool((model.logits(hidden[r, a.start - 1 : a.end - 1]).argmax(-1) == ids[r, a.start : a.end]).all())
         for r, row in enumerate(rows)
         for a in row.answers
+        if a.two_hop == two_hop
     ]
     return sum(right) / max(1, len(right))
 
@@ -116,8 +125,11 @@ def work(rank: int, args: argparse.Namespace) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=args.processes)
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     torch.manual_seed(args.seed)
-    model = Model(Shape(len(tokenizer)))
-    wiring.wire(model)
+    if args.start:
+        model, _ = export.load(args.start)
+    else:
+        model = Model(Shape(len(tokenizer)))
+        wiring.wire(model)
     matrices = [p for layer in model.layers for p in layer.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     muon = Muon(matrices)
@@ -144,7 +156,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
         progress = clock.item() / (60 * args.minutes)
         if progress >= 1:
             break
-        mix, tokens = next((mix, tokens) for end, mix, tokens in STAGES if progress < end)
+        mix, tokens = next((mix, tokens) for end, mix, tokens in STAGES[-1 if args.start else 0 :] if progress < end)
         rng = random.Random(f"{args.seed}/{step}/{rank}")
         ids, weights, _ = data.batch(rng, tokenizer, mix, tokens // mix.length)
         loss = loss_of(model, ids, weights, draw_sharpness(rng, len(ids)))
@@ -168,14 +180,14 @@ def work(rank: int, args: argparse.Namespace) -> None:
         if rank == 0 and step % args.log_every == 0:
             rng = random.Random(HELD_OUT + step)
             shares = []
-            for made_up in (0.0, 1.0):
-                held, _, rows = data.batch(rng, tokenizer, Mix(mix.length, 0.0, made_up), 6)
-                shares.append(exact_share(average, held, rows))
+            for made_up, links in ((0.0, 0.0), (1.0, 0.0), (0.0, mix.links)):
+                held, _, rows = data.batch(rng, tokenizer, Mix(mix.length, 0.0, made_up, float(links > 0)), 6)
+                shares.append(exact_share(average, held, rows, two_hop=links > 0))
             now = elapsed + time.time() - before
             print(
                 f"{now / 60:6.1f} min  step {step}  length {mix.length}  {seen / 1e6:.2f} M tokens  "
                 f"{seen / now:.0f} tokens/s  loss {loss_mean:.3f}  exact {shares[0]:.3f}  "
-                f"with made-up names {shares[1]:.3f}",
+                f"with made-up names {shares[1]:.3f}  two hops {shares[2]:.3f}",
                 flush=True,
             )
         if rank == 0 and time.time() - saved > args.save_every:
@@ -217,6 +229,7 @@ def save(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("run"))
+    parser.add_argument("--start", type=Path, help="a GGUF file that training.export wrote: go on from its weights")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -228,7 +241,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "tokenizer.json").exists():
-        tokenizers.build().save(args.out / "tokenizer.json")
+        tokenizer = export.load(args.start)[1] if args.start else tokenizers.build()
+        tokenizer.save(args.out / "tokenizer.json")
     torch.multiprocessing.spawn(work, (args,), nprocs=args.processes)
 
 

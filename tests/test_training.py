@@ -33,7 +33,11 @@ def test_answers_stand_where_a_row_says(links: float) -> None:
             said = tokenizer.decode(row.ids[answer.start : answer.end])
             assert said.startswith(" The ") and said.endswith(".\n")
             assert said.count(".") == (2 if answer.two_hop else 1)
-            assert set(row.weights[answer.start : answer.end]) == {data.ANSWER_WEIGHT, data.VALUE_WEIGHT}
+            weights = row.weights[answer.start : answer.end]
+            assert weights[0] == data.ANSWER_WEIGHT and weights[-1] == data.VALUE_WEIGHT
+            key = [token for token, weight in zip(row.ids[answer.start :], weights) if weight == data.KEY_WEIGHT]
+            assert tokenizer.decode(key).strip() in said.rpartition(". ")[2]
+            assert bool(key) == answer.two_hop
             n_sentences[answer.two_hop] += 1
     assert n_sentences[False] > 20
     assert (n_sentences[True] > 20) == (links > 0)

@@ -12,6 +12,7 @@ from mesa_gguf.documents import Fact, TwoHop
 from training.tokenizer import Tokenizer
 
 VALUE_WEIGHT, ANSWER_WEIGHT, TEXT_WEIGHT = 1.0, 0.5, 0.15
+KEY_WEIGHT = 3.0  # of the second hop, which is copied from the first
 TEXT_SHARE = 0.15
 QUESTION_ROOM = 30
 TWO_HOP_ROOM = 48
@@ -128,13 +129,16 @@ def document_row(rng: random.Random, tokenizer: Tokenizer, mix: Mix) -> Row:
         ids += asked
         weights += [TEXT_WEIGHT if rng.random() < TEXT_SHARE else 0.0 for _ in asked]
         start = len(ids)
-        two_hop = isinstance(fact, TwoHop)
-        answers.append(Answer(start, start + before, start + len(answer), fact.kind, two_hop))
+        answers.append(Answer(start, start + before, start + len(answer), fact.kind, isinstance(fact, TwoHop)))
         ids += answer
         weights += [ANSWER_WEIGHT] * before + [VALUE_WEIGHT] * (len(answer) - before)
-        if two_hop:  # the value of the first hop, and where it becomes the key of the second
+        if isinstance(fact, TwoHop):
             first = _before_value(tokenizer, fact.link)
             weights[start + first :] = [VALUE_WEIGHT] * (len(answer) - first)
+            before_key = fact.answer_sentence[: fact.answer_sentence.rindex(fact.fact.key) - 1]
+            key = len(tokenizer.encode(" " + before_key))
+            n_key = len(tokenizer.encode(" " + fact.fact.key))
+            weights[start + key : start + key + n_key] = [KEY_WEIGHT] * n_key
     ids.append(tokenizer.eos)
     weights.append(ANSWER_WEIGHT)
     return Row(ids, weights, answers)

@@ -5,7 +5,7 @@
 Writes ``run/checkpoint.pt`` (to go on from with the same command), ``run/model.pt`` (averaged weights) and
 ``run/tokenizer.json`` every few minutes.
 
-    python -m training.train --start mesa_gguf/data/mesa-reader-q8_0.gguf --out run --minutes 45 --processes 1 \
+    python -m training.train --start mesa_gguf/data/mesa-reader-q8_0.gguf --out run --minutes 56 --processes 1 \
         --lr 1e-3 --muon-lr 5e-3
 
 goes on from a model that was trained before, all at the full length.
@@ -33,7 +33,7 @@ from training.model import Model, Shape
 from training.tokenizer import Tokenizer
 
 #: Share of the documents that have links.
-LINKED = 0.5
+LINKED = 0.6
 #: Share of the time at which a stage ends, what its batches are made of, tokens per process and step.
 STAGES = (
     (0.05, Mix(length=128, copy=0.25, made_up=0.0), 1024),

@@ -88,9 +88,13 @@ def heads(lengths: list[int], train_length: int) -> list[str]:
     return [length_name(length, train_length) for length in lengths]
 
 
+def commands(measured: Measured) -> Iterator[str]:
+    yield from (f"    {line}" for line in measured.contents["run"]["command"].splitlines())
+
+
 def accuracy(measured: Measured, folder: Path) -> Iterator[str]:
     """The tables and the picture of a file."""
-    yield f"    {measured.contents['run']['command']}"
+    yield from commands(measured)
     yield ""
     for title, lengths, rows, note in tables(measured.contents):
         yield f"{title}."
@@ -158,7 +162,7 @@ def ablation(plain: Measured, others: list[Measured]) -> Iterator[str]:
     yield "Commands:"
     yield ""
     for one in others:
-        yield f"    {one.contents['run']['command']}"
+        yield from commands(one)
     yield ""
 
 

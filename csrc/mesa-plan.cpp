@@ -62,6 +62,7 @@ params params_default(int32_t train_length, int32_t method) {
             break;
     }
     p.log_scaling = method == method_mesa || method == method_mesa_exact;
+    p.stair_bias  = method == method_mesa ? 0.5f : 0.0f; // docs/RESULTS.md
     return p;
 }
 

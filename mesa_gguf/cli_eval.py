@@ -314,7 +314,7 @@ def _run(evaluation: Evaluation, options: Options, output: Path, as_json: bool) 
         print(f"{evaluation.store.path}: {evaluation.n_there} results are there already", file=sys.stderr)
     with _bar(sys.stderr.isatty()) as watch:
         evaluation.run(watch)
-    command = "mesa-gguf " + shlex.join(sys.argv[1:])
+    command = _commands(output / f"{evaluation.group}.json", "mesa-gguf " + shlex.join(sys.argv[1:]))
     rows = evaluation.store.rows.values()
     contents = report.document(evaluation.settings(), rows, command, options.machine["n_threads"])
     report.write_json(output / f"{evaluation.group}.json", contents)
@@ -328,6 +328,15 @@ def _run(evaluation: Evaluation, options: Options, output: Path, as_json: bool) 
     for part in report.rich_tables(contents):
         console.print(part, highlight=False)
     console.print(f"{picture.with_suffix('.json')}, {picture}", highlight=False, soft_wrap=True)
+
+
+def _commands(path: Path, command: str) -> str:
+    """The commands that results come from, a line each: those that a file of results names, and this one."""
+    try:
+        before = str(json.loads(path.read_text(encoding="utf-8"))["run"]["command"]).splitlines()
+    except (OSError, ValueError, KeyError, TypeError):
+        before = []
+    return "\n".join(dict.fromkeys([*before, command]))
 
 
 @contextlib.contextmanager

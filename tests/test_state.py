@@ -98,7 +98,7 @@ def test_an_empty_state(model_path: ModelPath, open_llama: Opener) -> None:
 def test_a_state_in_the_middle_of_a_chunk(model_path: ModelPath, open_llama: Opener) -> None:
     """The plan travels: the chunk goes on where it was."""
     plan = MesaPlan([0, 12, 52, 92, 132], anchor=132, stair_width=4)
-    llm, other = (open_llama(model_path(KIND), MesaConfig(plan=plan)) for _ in range(2))
+    llm, other = (open_llama(model_path(KIND), MesaConfig(stair_bias=0.0, plan=plan)) for _ in range(2))
     text = LONG[:180]
     expected = read(llm, text)
 

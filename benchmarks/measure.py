@@ -1,0 +1,102 @@
+"""Measures what docs/RESULTS.md shows, with `mesa-gguf eval` and `mesa-gguf bench`, into docs/results.
+
+    python benchmarks/measure.py reader                                          # the bundled model: an hour on one core
+    python benchmarks/measure.py language --model FILE.gguf --text FILE.txt      # log-loss: python -m training.language makes both
+    python benchmarks/measure.py ablation [--model FILE.gguf --text FILE.txt]    # Mesa with other numbers than the default ones
+    python benchmarks/measure.py bench                                           # nothing else should run meanwhile
+    python benchmarks/results.py docs/results --output docs/RESULTS.md
+
+Runs that were cut off go on where they were. The quadratic methods stop at shorter texts, because they take hours there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+TO_64 = "--length T --length 2T --length 4T --length 8T --length 16T --length 32T --length 64T"
+STOCK_LIKE = "--method origin --method linear --method dynamic-ntk --method yarn"
+
+READER = (
+    f"qa --method all --documents 2 --max-length-full 8T {TO_64}",
+    f"qa {STOCK_LIKE} --documents 1 --length 16T --length 32T --length 64T",
+    "qa --method all --documents 1 --length 16T",
+    f"passkey --method all --samples 10 --max-length-full 4T {TO_64}",
+    f"passkey {STOCK_LIKE} --samples 10 --length 8T --length 16T",
+    "niah --method mesa --method star --method yarn --method dynamic-ntk --method origin --samples 2 --depths 6 --max-length-full 8T",
+    "ruler --samples 5 --max-length-full 4T",
+)
+LANGUAGE = (
+    "ppl --method all --samples 24 --max-length-full 4T --length T --length 2T --length 4T --length 8T --length 16T",
+    f"ppl {STOCK_LIKE} --samples 24 --length 8T --length 16T",
+)
+ABLATION = {
+    "bias-0": "--stair-bias 0",
+    "bias-1": "--stair-bias 1",
+    "no-log": "--no-log-scaling",
+    "bias-0-no-log": "--stair-bias 0 --no-log-scaling",
+    "last-64": "--last-chunk 64",
+    "last-256": "--last-chunk 256 --room 64",
+    "room-32": "--room 32",
+    "first-8": "--first-chunk 8",
+    "first-100": "--first-chunk 100 --chunk 400",
+    "chunk-240": "--chunk 240",
+    "chunk-120": "--chunk 120",
+    "width-256": "--stair-width 256",
+}
+BENCH = (
+    ("reader", "--threads 2 --tokens 512,2048,8192,32768 --runs 3 --method stock,mesa,star"),
+    ("smollm2-135m", "--shape smollm2-135m --train-length 2048 --threads 2 --tokens 2048,8192 --runs 2"),
+)
+
+
+def run(command: str) -> None:
+    words = [sys.executable, "-m", "mesa_gguf", *shlex.split(command)]
+    print("+ mesa-gguf", command, flush=True)
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["reader", "language", "ablation", "bench"])
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("--model", help="a language model, for log-loss")
+    parser.add_argument("--text", help="a text that it has not seen")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    language = f"-m {args.model} --text {args.text}" if args.model else ""
+    if args.part == "language" and not args.text:
+        parser.error("language takes --model and --text")
+    commands = []
+    if args.part == "reader":
+        commands = [f"eval {what} -o {args.output}/reader" for what in READER]
+    if args.part == "language":
+        commands = [f"eval {what} {language} -o {args.output}/language" for what in LANGUAGE]
+    if args.part == "ablation":
+        for name, options in ABLATION.items():
+            where = f"--method mesa {options} -o {args.output}/ablation/{name}"
+            if args.text:
+                commands.append(f"eval ppl {language} --samples 24 --length T --length 16T {where}")
+            else:
+                commands.append(f"eval qa --documents 2 --length 2T --length 8T --length 32T {where}")
+    if args.part == "bench":
+        args.output.mkdir(parents=True, exist_ok=True)
+        for name, options in BENCH:
+            picture = f"--output {args.output}/bench-{name}.json --plot {args.output}/bench-{name}.png"
+            model = "" if "--shape" in options else f"-m {bundled()} "
+            run(f"bench {model}{options} {picture}")
+    for command in commands:
+        run(f"{command} --threads {args.threads}")
+
+
+def bundled() -> str:
+    from mesa_gguf.bundled import bundled_model
+
+    return str(bundled_model())
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .llama import MesaLlama, Progress
 
 # Modules that import matplotlib, huggingface_hub and the like are imported where they are used: --help must be quick.
+
+_given: list[str] = []  # the arguments of this process's command
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -54,6 +57,7 @@ Examples:\n
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if args is None else args)
+    _given[:] = arguments
     command = typer.main.get_command(app)
     try:
         with contextlib.nullcontext() if "--verbose" in arguments else _silent_llama_cpp():
@@ -266,6 +270,12 @@ def _config(
         stair_bias=stair_bias,
         method=method,
     )
+
+
+def command_line() -> str:
+    """The command as it was given, to be kept with results: of absolute paths only the last part."""
+    words = (Path(word).name if Path(word).is_absolute() else word for word in _given)
+    return "mesa-gguf " + shlex.join(words)
 
 
 def _version(show: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from .cli import (
     _kv_type,
     _option,
     app,
+    command_line,
 )
 from .errors import ConfigError, MesaError
 
@@ -222,8 +222,7 @@ def _show(made: Any, output: Path | None, plot: Path | None, as_json: bool) -> N
     from .bench import report
 
     if output is not None:
-        command = "mesa-gguf " + shlex.join(sys.argv[1:])
-        output.write_text(json.dumps({"command": command, **made.json}, indent=1) + "\n")
+        output.write_text(json.dumps({"command": command_line(), **made.json}, indent=1) + "\n")
     if plot is not None:
         report.save_picture(made, plot)
     if as_json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,6 +38,7 @@ from .cli import (
     _read_text,
     _stair_width,
     app,
+    command_line,
 )
 from .errors import ConfigError, MesaError
 
@@ -314,7 +314,7 @@ def _run(evaluation: Evaluation, options: Options, output: Path, as_json: bool) 
         print(f"{evaluation.store.path}: {evaluation.n_there} results are there already", file=sys.stderr)
     with _bar(sys.stderr.isatty()) as watch:
         evaluation.run(watch)
-    command = _commands(output / f"{evaluation.group}.json", "mesa-gguf " + shlex.join(sys.argv[1:]))
+    command = _commands(output / f"{evaluation.group}.json", command_line())
     rows = evaluation.store.rows.values()
     contents = report.document(evaluation.settings(), rows, command, options.machine["n_threads"])
     report.write_json(output / f"{evaluation.group}.json", contents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import mesa_gguf
-from conftest import BUNDLED, ModelPath
+from conftest import BUNDLED, ROOT, ModelPath
 from mesa_gguf import ConfigError, MesaError, cli, cli_bench, gguf_file
 from mesa_gguf.bench import builds, measure, report, shapes
 from mesa_gguf.bench.measure import Job, Measurement, Settings
@@ -313,7 +314,7 @@ def test_bench_end_to_end(run: Callable[..., tuple[str, str]], tmp_path: Path) -
 
     saved = json.loads(output.read_text())
     assert set(saved) == {
-        "format", "time", "machine", "builds", "model", "settings", "baseline", "results", "flatness", "measurements",
+        "command", "format", "time", "machine", "builds", "model", "settings", "baseline", "results", "flatness", "measurements",
     }  # fmt: skip
     assert saved["baseline"] == "off" and saved["builds"]["stock"] is None
     assert (
@@ -322,6 +323,12 @@ def test_bench_end_to_end(run: Callable[..., tuple[str, str]], tmp_path: Path) -
     assert saved["model"]["train_length"] == 256 and saved["model"]["n_params"] == SHAPES["tiny"].n_params
     assert saved["settings"]["tokens"] == [256, 1280] and saved["settings"]["threads"] == 1
     assert str(tmp_path) not in output.read_text()  # no paths of this machine
+
+    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), ".", "--output", "RESULTS.md"]
+    subprocess.run(script, cwd=tmp_path, check=True)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert f"    {saved['command']}" in page and "![Memory, latency and decoding by length](bench.png)" in page
+    assert sum(line.startswith(("| 256 |", "| 1,280 |")) for line in page.splitlines()) == len(saved["results"])
 
     assert [(r["tokens"], r["method"]) for r in saved["results"]] == [
         (256, "off"),

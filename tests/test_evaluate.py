@@ -639,6 +639,9 @@ def test_again_and_json(command: Callable[..., tuple[str, str]], tmp_path: Path)
     assert (tmp_path / "results" / "passkey.jsonl").read_bytes() == before
     shown = json.loads(out)
     assert [entry["length"] for entry in shown["summary"]] == [T, 2 * T]
+    # the commands that results come from are kept, each once
+    first, second = json.loads((tmp_path / "results" / "passkey.json").read_text())["run"]["command"].splitlines()
+    assert first.startswith("mesa-gguf eval passkey") and second == f"{first} --json"
 
 
 def test_ppl_of_a_text(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import json
 import random
 import re
 import subprocess
@@ -82,8 +83,9 @@ def texts(folder: Path) -> tuple[list[str], str]:
 
 def learn_tokenizer(corpus: Iterator[str]) -> Tokenizer:
     """Byte-level BPE on llama-3's pre-tokenization: bytes, numbers of one to three digits, merges."""
-    from tokenizers import Regex, models as bpe, pre_tokenizers, trainers
+    from tokenizers import Regex, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Learner
+    from tokenizers import models as bpe
 
     learner = Learner(bpe.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -97,8 +99,6 @@ def learn_tokenizer(corpus: Iterator[str]) -> Tokenizer:
         corpus,
         trainers.BpeTrainer(vocab_size=256 + N_MERGES, initial_alphabet=symbols, show_progress=False),
     )
-    import json
-
     learned = json.loads(learner.to_str())["model"]["merges"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned]
     tokens = list(dict.fromkeys([*symbols, *(a + b for a, b in merges)]))

@@ -17,21 +17,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-TO_64 = "--length T --length 2T --length 4T --length 8T --length 16T --length 32T --length 64T"
 STOCK_LIKE = "--method origin --method linear --method dynamic-ntk --method yarn"
+TWO_RULES = "--method rerope --method leaky-rerope --method self-extend --method lm-infinite --method streaming-llm"
+TO_4 = "--length T --length 2T --length 4T"
+TO_16 = f"{TO_4} --length 8T --length 16T"
+TO_64 = f"{TO_16} --length 32T --length 64T"
 
 READER = (
-    f"qa --method all --documents 2 --max-length-full 8T {TO_64}",
-    f"qa {STOCK_LIKE} --documents 1 --length 16T --length 32T --length 64T",
-    "qa --method all --documents 1 --length 16T",
-    f"passkey --method all --samples 10 --max-length-full 4T {TO_64}",
-    f"passkey {STOCK_LIKE} --samples 10 --length 8T --length 16T",
-    "niah --method mesa --method star --method yarn --method dynamic-ntk --method origin --samples 2 --depths 6 --max-length-full 8T",
+    f"qa --method all --documents 2 {TO_4}",
+    "qa --method mesa --method star --documents 2 --length 8T --length 16T --length 32T --length 64T",
+    f"qa {STOCK_LIKE} --documents 2 --length 8T --length 16T",
+    f"qa {STOCK_LIKE} --documents 1 --length 32T --length 64T",
+    f"qa --method mesa-exact {TWO_RULES} --documents 1 --length 8T --length 16T",
+    f"passkey --method mesa --method star --samples 10 {TO_64}",
+    f"passkey {STOCK_LIKE} --samples 10 {TO_16}",
+    f"passkey {TWO_RULES} --samples 10 {TO_4}",
+    f"niah --method mesa --method yarn --method origin --samples 2 --depths 6 {TO_4} --length 8T",
+    "niah --method mesa --samples 2 --depths 6 --length 16T --length 32T",
     "ruler --samples 5 --max-length-full 4T",
 )
 LANGUAGE = (
-    "ppl --method all --samples 24 --max-length-full 4T --length T --length 2T --length 4T --length 8T --length 16T",
-    f"ppl {STOCK_LIKE} --samples 24 --length 8T --length 16T",
+    "ppl --method all --samples 24 --length T --length 2T --length 16T --max-length-full 2T",
+    f"ppl --method mesa --method star {STOCK_LIKE} --samples 24 {TO_16}",
 )
 ABLATION = {
     "bias-0": "--stair-bias 0",

@@ -26,24 +26,12 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from . import devices, documents
 from .config import MesaConfig
 from .errors import ModelError, PromptError
+from .gguf_file import KV_TYPES as KV_TYPES
 from .llama import MesaLlama
 
 # the task first: it lies in the first chunk, which every chunk reads
 CHAT_FORM = "Answer the question that follows this text.\n\n{document}\n\nQuestion: {question}"
 N_CTX_STEP = 256  # tokens, llama.cpp's own step
-
-# the types that llama.cpp takes for a KV cache
-KV_TYPES = {
-    "f32": llama_cpp.GGML_TYPE_F32,
-    "f16": llama_cpp.GGML_TYPE_F16,
-    "bf16": 30,  # GGML_TYPE_BF16, which llama_cpp does not name
-    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
-    "q5_1": llama_cpp.GGML_TYPE_Q5_1,
-    "q5_0": llama_cpp.GGML_TYPE_Q5_0,
-    "q4_1": llama_cpp.GGML_TYPE_Q4_1,
-    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
-    "iq4_nl": llama_cpp.GGML_TYPE_IQ4_NL,
-}
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,9 @@ class MesaConfig:
                 raise ConfigError(f'stair_width must be a whole number or "auto", not {self.stair_width!r}')
             if not 1 <= self.stair_width < 2**31:
                 raise ConfigError(f'stair_width is {self.stair_width}: it must be 1 or more, or "auto"')
+        bias = self.stair_bias
+        if bias is not None and (isinstance(bias, bool) or not isinstance(bias, (int, float)) or not 0 <= bias <= 8):
+            raise ConfigError(f"stair_bias is {bias!r}: it must be a number between 0 and 8")
         if self.plan is not None and not isinstance(self.plan, MesaPlan):
             raise ConfigError(f"plan must be a MesaPlan, not {type(self.plan).__name__}")
         if self.method not in _core.METHODS:

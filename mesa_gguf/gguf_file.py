@@ -21,6 +21,19 @@ from .errors import ConfigError, ModelError, OutOfMemoryError
 
 DEFAULT_KV_TYPE = llama_cpp.GGML_TYPE_F16
 
+# the types that llama.cpp takes for a KV cache
+KV_TYPES = {
+    "f32": llama_cpp.GGML_TYPE_F32,
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "bf16": 30,  # GGML_TYPE_BF16, which llama_cpp does not name
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q5_1": llama_cpp.GGML_TYPE_Q5_1,
+    "q5_0": llama_cpp.GGML_TYPE_Q5_0,
+    "q4_1": llama_cpp.GGML_TYPE_Q4_1,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+    "iq4_nl": llama_cpp.GGML_TYPE_IQ4_NL,
+}
+
 
 @dataclass(frozen=True)
 class Rehearsal:
@@ -292,6 +305,14 @@ def available_memory() -> int | None:
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
+
+
+def check_kv_types(**types: int | None) -> None:
+    """Raise ConfigError for a type that llama.cpp keeps no keys and values in: it would crash when it writes the first ones."""
+    for name, kv_type in types.items():
+        if kv_type is not None and kv_type not in KV_TYPES.values():
+            possible = ", ".join(f"{number} ({kind})" for kind, number in KV_TYPES.items())
+            raise ConfigError(f"{name} is {kv_type!r}, which is no type of a KV cache: use one of {possible}")
 
 
 def check_memory(header: Header, n_ctx: int, type_k: int | None, type_v: int | None, n_gpu_layers: int) -> None:

@@ -84,6 +84,7 @@ class MesaLlama(llama_cpp.Llama):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
                 raise ConfigError(f"{name} is {value!r}: it must be a whole number of tokens, {least} or more")
 
+        gguf_file.check_kv_types(type_k=kwargs.get("type_k"), type_v=kwargs.get("type_v"))
         header = gguf_file.check(Path(model_path), kwargs.get("kv_overrides"))
         lora_path = kwargs.pop("lora_path", None)
         if lora_path is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,9 +165,11 @@ def test_heads_that_do_not_fill_a_block(model_path: ModelPath) -> None:
         MesaLlama(model_path("llama-gqa"), mesa=SMALL, type_k=Q8_0, type_v=Q8_0)
 
 
-def test_a_kv_type_that_does_not_exist(model_path: ModelPath) -> None:
-    with pytest.raises(ConfigError, match="no ggml type 999"):
-        MesaLlama(model_path("llama"), mesa=SMALL, type_k=999)
+@pytest.mark.parametrize("name", ["type_k", "type_v"])
+@pytest.mark.parametrize("kv_type", [999, -1, 24, 12, 39, "f16"])  # none, int8, a K-quant, MXFP4: no KV caches, or llama.cpp crashes
+def test_a_type_of_which_no_kv_cache_is(model_path: ModelPath, name: str, kv_type: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} is {kv_type!r}, .*8 \(q8_0\)"):
+        MesaLlama(model_path("llama"), mesa=SMALL, **{name: kv_type})
 
 
 def test_a_quantized_v_cache_without_flash_attention(model_path: ModelPath) -> None:

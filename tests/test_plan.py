@@ -293,6 +293,10 @@ def test_an_invalid_option_is_named(field: str, value: Any) -> None:
         (dict(first_chunk=100, last_chunk=300, room=112), r"first_chunk \+ last_chunk \+ room is 512"),
         (dict(train_length=7), "train_length is 7"),
         (dict(plan=[0, 5]), "plan must be a MesaPlan"),
+        (dict(stair_bias=-0.5), "stair_bias is -0.5"),
+        (dict(stair_bias=float("nan")), "stair_bias is nan"),
+        (dict(stair_bias="much"), "stair_bias is 'much'"),
+        (dict(method="star", stair_bias=0.5), "stair_bias is for the method mesa: star has none"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(options: dict[str, Any], message: str) -> None:

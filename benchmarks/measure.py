@@ -27,7 +27,6 @@ READER = (
     f"qa --method all --documents 2 {TO_4}",
     "qa --method mesa --method star --documents 2 --length 8T --length 16T --length 32T --length 64T",
     f"qa {STOCK_LIKE} --documents 2 --length 8T --length 16T",
-    f"qa {STOCK_LIKE} --documents 1 --length 32T --length 64T",
     f"qa --method mesa-exact {TWO_RULES} --documents 1 --length 8T --length 16T",
     f"passkey --method mesa --method star --samples 10 {TO_64}",
     f"passkey {STOCK_LIKE} --samples 10 {TO_16}",
@@ -38,20 +37,20 @@ READER = (
 )
 LANGUAGE = (
     "ppl --method all --samples 24 --length T --length 2T --length 16T --max-length-full 2T",
-    f"ppl --method mesa --method star {STOCK_LIKE} --samples 24 {TO_16}",
+    f"ppl {STOCK_LIKE} --samples 24 --length T --length 4T --length 16T --max-length-full 4T",
+    f"ppl --method mesa --method star --samples 24 {TO_16}",
 )
 ABLATION = {
     "bias-0": "--stair-bias 0",
     "bias-1": "--stair-bias 1",
     "no-log": "--no-log-scaling",
     "bias-0-no-log": "--stair-bias 0 --no-log-scaling",
-    "last-64": "--last-chunk 64",
-    "last-256": "--last-chunk 256 --room 64",
-    "room-32": "--room 32",
-    "first-8": "--first-chunk 8",
-    "first-100": "--first-chunk 100 --chunk 400",
     "chunk-240": "--chunk 240",
     "chunk-120": "--chunk 120",
+    "first-8": "--first-chunk 8",
+    "first-100": "--first-chunk 100 --chunk 400",
+    "last-64": "--last-chunk 64",
+    "last-256": "--last-chunk 256 --room 64",
     "width-256": "--stair-width 256",
 }
 BENCH = (

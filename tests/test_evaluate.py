@@ -641,7 +641,7 @@ def test_again_and_json(command: Callable[..., tuple[str, str]], tmp_path: Path)
     assert [entry["length"] for entry in shown["summary"]] == [T, 2 * T]
     # the commands that results come from are kept, each once
     first, second = json.loads((tmp_path / "results" / "passkey.json").read_text())["run"]["command"].splitlines()
-    assert first.startswith("mesa-gguf eval passkey") and second == f"{first} --json"
+    assert first.startswith("mesa-gguf eval passkey") and second == first.replace(" --output", " --json --output")
 
 
 def test_ppl_of_a_text(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def _fail(message: str) -> int:
 # what the library calls by its arguments, by the names that they have here
 _OPTION_NAMES = {
     "verbose=True": "--verbose",
-    "flash_attn=True": "--flash-attn",
+    "flash_attn=True": "--flash-attn on",
     "MesaConfig(enabled=False)": "--stock",
     "type_k=8, type_v=8 (q8_0)": "--type-k q8_0 --type-v q8_0",
     "train_length": "--train-length",
@@ -216,7 +216,10 @@ TypeK = Annotated[
     str, _option("--type-k", metavar="TYPE", help="Of the keys in the KV cache: f16, q8_0, …", panel=ENGINE)
 ]
 TypeV = Annotated[str, _option("--type-v", metavar="TYPE", help="Of the values in the KV cache.", panel=ENGINE)]
-FlashAttn = Annotated[bool, _option("--flash-attn/--no-flash-attn", help="Flash attention.", panel=ENGINE)]
+FlashAttn = Annotated[
+    str,
+    _option("--flash-attn", metavar="on|off|auto", help="Flash attention. auto: where the devices have it.", panel=ENGINE),
+]
 Threads = Annotated[
     int | None,
     _option("--threads", min=1, metavar="N", help="Default: all cores to read, half to generate.", panel=ENGINE),
@@ -246,6 +249,12 @@ def _stair_width(text: str) -> int | Literal["auto"]:
         return int(text)
     except ValueError:
         raise ConfigError(f"--stair-width {text}: it must be a whole number, or auto") from None
+
+
+def _flash_attn(text: str) -> bool | Literal["auto"]:
+    if text not in ("on", "off", "auto"):
+        raise ConfigError(f"--flash-attn {text}: it must be on, off or auto")
+    return "auto" if text == "auto" else text == "on"
 
 
 def _config(
@@ -341,7 +350,7 @@ def ask(
     n_ctx: NCtx = None,
     type_k: TypeK = "f16",
     type_v: TypeV = "f16",
-    flash_attn: FlashAttn = True,
+    flash_attn: FlashAttn = "on",
     threads: Threads = None,
     n_gpu_layers: NGpuLayers = None,
     rpc: RpcServers = None,
@@ -353,7 +362,7 @@ def ask(
     from .bundled import find_model
 
     config = _config(stock, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, stair_bias, method)
-    kv_types = {"type_k": _kv_type(type_k), "type_v": _kv_type(type_v)}
+    attention = {"type_k": _kv_type(type_k), "type_v": _kv_type(type_v), "flash_attn": _flash_attn(flash_attn)}
     if file == questions_file == "-":
         raise PromptError("the document and the questions cannot both come from standard input")
     asked = _questions(question, questions or [], questions_file, encoding)
@@ -373,14 +382,13 @@ def ask(
         n_ctx=prompts.n_ctx(max_tokens) if n_ctx is None else n_ctx,
         n_batch=batch,
         n_ubatch=ubatch,
-        flash_attn=flash_attn,
         n_threads=threads,
         n_threads_batch=threads,
         n_gpu_layers=n_gpu_layers,
         rpc_servers=rpc,
         seed=seed,
         verbose=verbose,
-        **kv_types,
+        **attention,
     )
     load = time.perf_counter() - start
     show = not quiet and not verbose

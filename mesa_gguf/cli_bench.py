@@ -17,7 +17,6 @@ from .cli import (
     ENGINE,
     Chunk,
     FirstChunk,
-    FlashAttn,
     JsonOption,
     LastChunk,
     NGpuLayers,
@@ -134,7 +133,9 @@ def bench(
     last_chunk: LastChunk = None,
     type_k: TypeK = "f16",
     type_v: TypeV = "f16",
-    flash_attn: FlashAttn = True,
+    flash_attn: Annotated[
+        str, _option("--flash-attn", metavar="on|off", help="Flash attention.", panel=ENGINE)
+    ] = "on",
     threads: Annotated[
         int | None, _option("--threads", min=1, metavar="N", help="Default: all cores.", panel=ENGINE)
     ] = None,
@@ -162,6 +163,8 @@ def bench(
         check_picture(plot)
     for name in (type_k, type_v):
         _kv_type(name)
+    if flash_attn not in ("on", "off"):  # what llama.cpp decides by itself need not be the same for both
+        raise ConfigError(f"--flash-attn {flash_attn}: it must be on or off")
     lengths = _lengths(tokens) or defaults.tokens
     methods = _names(method)
     unknown = [name for name in methods if name not in measure.method_names()]
@@ -186,7 +189,7 @@ def bench(
         train_length=train_length,
         type_k=type_k.lower(),
         type_v=type_v.lower(),
-        flash_attn=flash_attn,
+        flash_attn=flash_attn == "on",
         threads=threads or builds.n_cores(),
         n_gpu_layers=n_gpu_layers if n_gpu_layers is not None else -1 if patched.gpus else 0,
         n_batch=batch,

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import llama_cpp
 import numpy as np
@@ -44,7 +44,7 @@ class MesaLlama(llama_cpp.Llama):
             a multiple of 256, as llama.cpp does.
         n_batch: tokens handed to llama.cpp at once.
         n_ubatch: tokens computed at once; default 512.
-        flash_attn: on by default, other than in `Llama`.
+        flash_attn: on by default, other than in `Llama`. "auto": llama.cpp decides, by what the devices can do.
         progress: called with (tokens read, tokens to read) while a prompt of more than one batch is read.
         rpc_servers: "host:port,host:port", or a list of such: servers whose devices take the layers (docs/RPC.md), before
             this machine's GPUs. n_gpu_layers is -1, all layers, unless it is given; tensor_split says how many go where.
@@ -65,7 +65,7 @@ class MesaLlama(llama_cpp.Llama):
         n_ctx: int = 512,
         n_batch: int = 512,
         n_ubatch: int = 512,
-        flash_attn: bool = True,
+        flash_attn: bool | Literal["auto"] = True,
         progress: Progress | None = None,
         rpc_servers: str | Sequence[str] | None = None,
         **kwargs: Any,
@@ -85,6 +85,9 @@ class MesaLlama(llama_cpp.Llama):
                 raise ConfigError(f"{name} is {value!r}: it must be a whole number of tokens, {least} or more")
 
         gguf_file.check_kv_types(type_k=kwargs.get("type_k"), type_v=kwargs.get("type_v"))
+        if flash_attn not in (True, False, "auto"):
+            raise ConfigError(f'flash_attn is {flash_attn!r}: it must be True, False or "auto"')
+        self._auto_flash_attn = flash_attn == "auto"
         header = gguf_file.check(Path(model_path), kwargs.get("kv_overrides"))
         lora_path = kwargs.pop("lora_path", None)
         if lora_path is not None:
@@ -115,7 +118,7 @@ class MesaLlama(llama_cpp.Llama):
             kwargs["logits_all"] = True  # speculation needs them; Llama would make its buffers too small
         try:
             super().__init__(
-                str(model_path), n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, flash_attn=flash_attn, **kwargs
+                str(model_path), n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, flash_attn=bool(flash_attn), **kwargs
             )
         except ValueError as err:
             if "Failed to load model" in str(err):
@@ -132,7 +135,7 @@ class MesaLlama(llama_cpp.Llama):
 
         if self._servers is not None:
             self._servers.watch()
-        self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers)
+        self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers, flash_attn=flash_attn)
         # LongRoPE has two sets of factors, and n_ctx decides
         self._has_long_factors = any(name.startswith("rope_factors_long") for name, _, _ in header.tensors)
         self.lora_path = lora_path
@@ -175,6 +178,17 @@ class MesaLlama(llama_cpp.Llama):
         if self._servers is not None:
             params.devices = ctypes.cast(self._servers.devices, ctypes.c_void_p)
         self._model_params = params
+
+    @property
+    def context_params(self) -> Any:
+        """What the context is made with, a llama_context_params; `Llama` sets it, and knows flash attention on and off only."""
+        if self._auto_flash_attn:
+            self._context_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+        return self._context_params
+
+    @context_params.setter
+    def context_params(self, params: Any) -> None:
+        self._context_params = params
 
     def _check_devices(self) -> None:
         if self._servers is not None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -71,7 +71,9 @@ def open_llama() -> Iterator[Opener]:
     """Opens a MesaLlama with logits of every token, f32 cache and no flash attention unless asked; closes it."""
     opened: list[MesaLlama] = []
 
-    def opener(path: Path, mesa: MesaConfig = SMALL, *, kv: int = F32, flash: bool = False, **kwargs: Any) -> MesaLlama:
+    def opener(
+        path: Path, mesa: MesaConfig = SMALL, *, kv: int = F32, flash: bool | Literal["auto"] = False, **kwargs: Any
+    ) -> MesaLlama:
         arguments = dict(n_ctx=512, logits_all=True, flash_attn=flash, type_k=kv, type_v=kv, n_threads=1, n_threads_batch=1) | kwargs
         opened.append(MesaLlama(path, mesa=mesa, **arguments))
         return opened[-1]

@@ -159,6 +159,12 @@ def test_sizes_that_are_none(model_path: ModelPath, name: str, value: object) ->
         MesaLlama(model_path("llama"), mesa=SMALL, **{name: value})
 
 
+@pytest.mark.parametrize("value", ["on", "", None, -1, 2])
+def test_flash_attention_that_is_none_of_three(model_path: ModelPath, value: Any) -> None:
+    with pytest.raises(ConfigError, match=r'flash_attn is .* True, False or "auto"'):
+        MesaLlama(model_path("llama"), mesa=SMALL, flash_attn=value)
+
+
 def test_heads_that_do_not_fill_a_block(model_path: ModelPath) -> None:
     """16 values a head, 2 heads: llama.cpp wants whole blocks of 32 in a head."""
     with pytest.raises(MesaError):

@@ -18,6 +18,7 @@ from matplotlib.path import Path as Polygon
 
 from conftest import BUNDLED, READER, ModelPath
 from mesa_gguf import MesaConfig, MesaLlama, ModelError, cli, gguf_file, plot
+from mesa_gguf import ask as asking
 from mesa_gguf.ask import load_vocabulary, make_prompts
 from mesa_gguf.bundled import find_model
 from mesa_gguf.documents import Document, make_document
@@ -167,6 +168,17 @@ def test_ask_options_reach_the_engine(run: Run, file: Path) -> None:
     assert starts[1] == 20 and max(b - a for a, b in pairwise(starts)) <= 100
     assert result["plan"]["stair_width"] == 60 and result["plan"]["train_length"] == 400
     assert result["n_tokens"]["answer"] <= 2
+
+
+@pytest.mark.parametrize(("option", "expected"), [("on", True), ("off", False), ("auto", "auto")])
+def test_flash_attention_reaches_the_engine(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch, option: str, expected: object
+) -> None:
+    given: list[object] = []
+    load = asking.load_model
+    monkeypatch.setattr(asking, "load_model", lambda *a, **kw: given.append(kw["flash_attn"]) or load(*a, **kw))
+    run("ask", "-f", file, "Who?", "--flash-attn", option, "--max-tokens", "1", *THREADS)
+    assert given == [expected]
 
 
 def test_ask_stock(run: Run, file: Path) -> None:
@@ -388,7 +400,8 @@ def test_demo(run: Run, tmp_path: Path) -> None:
         (["ask", "-f", "DOC", "Who?", "--stair-width", "wide"], "--stair-width wide"),
         (["ask", "-f", "DOC", "Who?", "--stair-width", "1"], "--stair-width 1 is too small"),
         (["ask", "-f", "DOC", "Who?", "--max-tokens", "0"], "--max-tokens"),
-        (["ask", "-f", "DOC", "Who?", "--no-flash-attn", "--type-v", "q8_0"], "--flash-attn"),
+        (["ask", "-f", "DOC", "Who?", "--flash-attn", "off", "--type-v", "q8_0"], "--flash-attn on"),
+        (["ask", "-f", "DOC", "Who?", "--flash-attn", "maybe"], "--flash-attn maybe: it must be on, off or auto"),
         (["ask", "-f", "DOC", "Who?", "-m", "missing.gguf"], "missing.gguf: there is no such file"),
         (["ask", "-f", "DOC", "Who?", "-m", "FOLDER"], "folder"),
         (["ask", "-f", "DOC", "Who?", "-m", "DOC"], "not a GGUF file"),

@@ -150,6 +150,26 @@ def test_flash_attention_of_wide_ubatches_equals_the_oracle(model_path: ModelPat
     assert error <= FLASH_WIDE
 
 
+DECIDED = {True: "Flash Attention enabled", False: "Flash Attention not supported, set to disabled"}
+"""What llama.cpp says where flash attention is left to it."""
+
+
+@pytest.mark.parametrize("kv", [F16, Q8_0])
+def test_flash_attention_left_to_llama_cpp(
+    model_path: ModelPath, open_llama: Opener, capfd: pytest.CaptureFixture[str], kv: int
+) -> None:
+    """On a CPU it decides for it, and so it is while Mesa reads: bit for bit. (test_rpc.py has a device where it decides against
+    it.) A quantized V cache needs flash attention, and nothing is left to decide."""
+    prompt, rest = random_tokens(380, seed=5), random_tokens(90, seed=6)
+    logits = {}
+    for flash in ("auto", True, False) if kv == F16 else ("auto", True):
+        llm = open_llama(model_path("llama-head-size"), kv=kv, flash=flash, verbose=True)
+        assert (DECIDED[True] in capfd.readouterr().err) is (flash == "auto" and kv == F16)
+        logits[flash] = np.concatenate([read(llm, prompt), *(read(llm, [token]) for token in rest)])
+    assert np.array_equal(logits["auto"], logits[True])
+    assert kv != F16 or worst(logits[True], logits[False]) > 0
+
+
 def test_without_log_scaling(model_path: ModelPath, open_llama: Opener) -> None:
     path, tokens = model_path("llama"), random_tokens(400, seed=8)
     llm = open_llama(path, replace(SMALL, log_scaling=False))

@@ -399,6 +399,14 @@ CONFIGS = [
 ]
 
 
+def test_pickle_leaves_flash_attention_to_llama_cpp(model_path: ModelPath, open_llama: Opener) -> None:
+    llm = open_llama(model_path("llama"), flash="auto")
+    copy = pickle.loads(pickle.dumps(llm))
+    for one in (llm, copy):
+        assert one.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+    copy.close()
+
+
 @pytest.mark.parametrize("mesa", CONFIGS)
 def test_pickle(model_path: ModelPath, open_llama: Opener, mesa: MesaConfig) -> None:
     """Opens the same model with the same options: what multiprocessing needs."""

@@ -327,7 +327,7 @@ def test_other_models_of_the_process_stay_here(
 def test_ask_with_servers_answers_as_without(servers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = make_document(3, 4 * 512, n_facts=6)
     (tmp_path / "document.txt").write_text(document.text)
-    arguments = ["ask", "-f", str(tmp_path / "document.txt"), "--quiet", "--threads", "1", "--no-flash-attn"]
+    arguments = ["ask", "-f", str(tmp_path / "document.txt"), "--quiet", "--threads", "1", "--flash-attn", "off"]
     for fact in document.facts[:3]:
         arguments += ["-q", fact.question]
     answers = []

@@ -143,7 +143,7 @@ def check(settings: Settings) -> None:
     _check_memory(settings, header)
     # a quantized V cache is refused by llama.cpp without flash attention, for each measurement anew
     if settings.type_v not in ("f32", "f16", "bf16") and not settings.flash_attn:
-        raise ConfigError(f"--type-v {settings.type_v} needs --flash-attn")
+        raise ConfigError(f"--type-v {settings.type_v} needs --flash-attn on")
 
 
 def _check_memory(settings: Settings, header: Header) -> None:

@@ -2,6 +2,7 @@
 #include "llama-mesa-impl.h"
 #include "mesa-state.h"
 
+#include "ggml-cpp.h"
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-graph.h"
@@ -1183,6 +1184,15 @@ const char * llama_mesa_unsupported(const llama_model * model) {
     return nullptr;
 }
 
+// note: where flash attention is left to llama.cpp (auto), it makes the cache for it and may decide against it after that, so that
+// flash_attn does not tell
+static bool is_v_trans(const llama_kv_cache & kv) {
+    const ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+
+    const ggml_tensor * v = kv.get_v(ctx.get(), (int32_t) kv.get_layer_ids().front(), 1, {});
+    return v->nb[1] > v->nb[2]; // as build_attn_mha tells
+}
+
 int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params) {
     const auto & model = ctx->get_model();
 
@@ -1237,7 +1247,7 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
 
     m->rope.resize(model.hparams.n_layer_all);
     m->has_swa = get_kv_swa(*ctx) != nullptr;
-    m->v_trans = !ctx->get_cparams().flash_attn;
+    m->v_trans = is_v_trans(*kv);
     m->on_cpu  = model.devices.empty();
     m->n_pad   = m->v_trans || m->on_cpu ? 1 : 256;
 

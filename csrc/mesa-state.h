@@ -50,7 +50,7 @@ struct llama_mesa {
     // rows of a window are padded to a multiple of this (GPU flash attention wants 256); 1: no padding
     int32_t n_pad = 1;
 
-    // the V cache is transposed (no flash attention): its rows are taken as two ranges, not one by one
+    // the V cache is transposed: its rows are taken as two ranges, not one by one
     bool v_trans = false;
 
     int32_t n_past() const { return (int32_t) key_pos.size(); }

@@ -6,6 +6,7 @@ the servers' CPUs. The local run of the same build, and the oracle, say what the
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -44,6 +45,7 @@ from conftest import (
 from make_models import YARN, Shape, write_gptneox, write_llama, write_mpt, write_qwen2
 from mesa_gguf import METHODS, ConfigError, DeviceError, MesaConfig, MesaLlama, MesaPlan, cli, devices
 from mesa_gguf.documents import make_document
+from test_engine import DECIDED
 
 pytestmark = pytest.mark.skipif(not llama_cpp.llama_supports_rpc(), reason="built without GGML_RPC")
 
@@ -301,6 +303,59 @@ def test_some_layers_here_and_some_there(
     llm = open_llama(path("llama"), kv=F16, flash=flash, n_ctx=1024, rpc_servers=servers, n_gpu_layers=2)
     logits, expected = play(llm, oracle.State(model, log_scaling_T=T))
     assert worst(logits, expected) <= ORACLE[F16, flash]
+
+
+class Override(ctypes.Structure):
+    """llama_model_tensor_buft_override"""
+
+    _fields_ = [("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p)]
+
+
+@pytest.fixture
+def attention_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of attention stay in this process's memory, whatever is offloaded."""
+    cpu = llama_cpp.llama_cpp._lib.ggml_backend_cpu_buffer_type
+    cpu.restype = ctypes.c_void_p
+    overrides = (Override * 2)(Override(rb"\.attn_", cpu()), Override(None, None))
+    getter, setter = MesaLlama.model_params.fget, MesaLlama.model_params.fset
+    assert getter and setter
+
+    def set_params(self: MesaLlama, params: Any) -> None:
+        params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+        setter(self, params)
+
+    monkeypatch.setattr(MesaLlama, "model_params", property(getter, set_params))
+
+
+@pytest.mark.parametrize(("name", "mesa"), [("llama", SMALL), ("llama", MesaConfig(enabled=False)), ("mpt", SMALL)])
+def test_flash_attention_left_to_llama_cpp_which_decides_against_it(
+    path: Callable[[str], Path],
+    open_llama: Opener,
+    servers: str,
+    attention_here: None,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    mesa: MesaConfig,
+) -> None:
+    """Layers there, their attention here: llama.cpp takes that for a device without flash attention. It decides when the cache
+    is made already, in which V is not transposed then, as it is where flash attention is off from the beginning."""
+    results = {}
+    for flash in ("auto", False, True):
+        llm = open_llama(
+            path(name), mesa, kv=F16, flash=flash, n_ctx=1024, offload_kqv=False, rpc_servers=servers, verbose=True
+        )
+        assert (DECIDED[False] in capfd.readouterr().err) is (flash == "auto")
+        state = oracle.State(
+            oracle.Model.from_gguf(path(name), kv_half=True), log_scaling_T=T if mesa.enabled else None
+        )
+        results[flash], expected = play(llm, state)
+        assert worst(results[flash], expected) <= ORACLE[F16, flash is True]
+        llm.close()
+    # the rows of a window are padded to 256 where V is not transposed
+    errors = {flash: worst(results["auto"], results[flash]) for flash in (False, True)}
+    print(f"\n{name}, mesa {mesa.enabled}: {errors}")
+    assert errors[False] <= (0.02 if mesa.enabled else 0)
+    assert errors[True] > 0
 
 
 def test_a_server_has_one_model_at_a_time(path: Callable[[str], Path], open_llama: Opener, servers: str) -> None:

@@ -27,6 +27,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+Shapes = dict[str, tuple[int, ...]]
 Value = int | float | bool | str | list[int] | list[float] | list[bool]
 
 T = 128  # trained length of every model here, tokens
@@ -48,6 +49,7 @@ class ArchModel:
         embedding: spread of the token embedding, where the architecture scales it, so that layers are not drowned out.
         without: pattern of optional tensors to leave out.
         zero: pattern of tensors that are 0.
+        shapes: of all tensors, where llama.cpp cannot be asked for them.
     """
 
     architecture: str
@@ -55,6 +57,7 @@ class ArchModel:
     embedding: float = 1.0
     without: str = ""
     zero: str = "^$"
+    shapes: Shapes | None = None
 
     def all_metadata(self) -> dict[str, Value]:
         values = common() | self.metadata
@@ -158,6 +161,27 @@ WKV: Metadata = {
 SECOND_RECURRENT: Metadata = {"attention.head_count": [N_HEAD, 0], "attention.head_count_kv": [N_HEAD_KV, 0]}
 
 TIED = 3 / N_EMBD**0.5  # embedding, of models that have no other output matrix; Gemma multiplies by the root of its length too
+
+
+def _draft_shapes(n_layer: int, n_backbone: int) -> Shapes:
+    """Gemma 4's draft head: llama.cpp aborts when it is asked, on a tensor that it does not use."""
+    n_head_size = N_EMBD // N_HEAD
+    shapes: Shapes = {
+        "token_embd.weight": (N_VOCAB, N_EMBD),
+        "output_norm.weight": (N_EMBD,),
+        "nextn.pre_projection.weight": (N_EMBD, 2 * n_backbone),
+        "nextn.post_projection.weight": (n_backbone, N_EMBD),
+        "rope_freqs.weight": (n_head_size // 2,),
+    }
+    for layer in range(n_layer):
+        names: Shapes = {
+            **dict.fromkeys(["attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"], (N_EMBD,)),
+            **dict.fromkeys(["attn_q", "attn_output"], (N_EMBD, N_EMBD)),
+            **dict.fromkeys(["ffn_gate", "ffn_up"], (N_FF, N_EMBD)),
+            **{"attn_q_norm": (n_head_size,), "layer_output_scale": (1,), "ffn_down": (N_EMBD, N_FF)},
+        }
+        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in names.items()}
+    return shapes
 
 
 def _models() -> dict[str, ArchModel]:
@@ -335,6 +359,8 @@ def _models() -> dict[str, ArchModel]:
     add("wavtokenizer-dec", AUDIO)
     add("eagle3", {"target_layers": [0, 1, 2], "target_hidden_size": N_EMBD, "block_count": 1})
     add("dflash", {"target_layers": [0, 1, 2]})
+    nextn: Metadata = {"nextn_predict_layers": 2, "embedding_length_out": 2 * N_EMBD}
+    add("gemma4-assistant", windows(2), swa_heads, nextn, shapes=_draft_shapes(2, 2 * N_EMBD))
     return models
 
 
@@ -451,15 +477,17 @@ def write(model: ArchModel, path: Path) -> Path:
     Raises:
         ValueError: llama.cpp cannot make this model.
     """
-    header = path.with_suffix(".header")
-    writer = _writer(header, model)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    try:
-        shapes = tensor_shapes(header)
-    finally:
-        header.unlink()
+    shapes = model.shapes
+    if shapes is None:
+        header = path.with_suffix(".header")
+        writer = _writer(header, model)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        try:
+            shapes = tensor_shapes(header)
+        finally:
+            header.unlink()
 
     writer = _writer(path, model)
     for name, shape in shapes.items():

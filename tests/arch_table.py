@@ -25,7 +25,6 @@ DOCS = ROOT / "docs" / "ARCHITECTURES.md"
 NOT_MADE = {
     "clip": "an image encoder: llama.cpp loads no such model",
     "gptj": "llama.cpp has the name only and loads no such model",
-    "gemma4-assistant": "a draft head that reads another model's cache; there is no test model of it",
 }
 """Architectures without a test model, and why."""
 

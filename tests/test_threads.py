@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import llama_cpp.llama_cpp as bindings
 import numpy as np
@@ -33,20 +34,20 @@ def conversation(seed: int) -> Turn:
     return turn
 
 
+@pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("flash", [False, True])
-def test_two_contexts_in_two_threads_read_as_alone(model_path: ModelPath, open_llama: Opener, flash: bool) -> None:
-    """Bit for bit, over and over; the second context has another plan, another text and other batches."""
+def test_two_contexts_in_two_threads_read_as_alone(
+    model_path: ModelPath, open_llama: Opener, flash: bool, n_threads: int
+) -> None:
+    """Bit for bit, over and over; the second context has another plan, another text and other batches. Each computes with
+    n_threads of ggml's."""
     path = model_path("llama-gqa")
     turns = [conversation(0), conversation(1)]
+    options: dict[str, Any] = dict(kv=F16, flash=flash, n_ctx=1024, n_threads=n_threads, n_threads_batch=n_threads)
 
     def open_both() -> list[MesaLlama]:
-        first = open_llama(path, SMALL, kv=F16, flash=flash, n_ctx=1024)
-        return [
-            first,
-            open_llama(
-                path, MesaConfig(first_chunk=20, chunk=60, last_chunk=24), kv=F16, flash=flash, n_ctx=1024, n_batch=96
-            ),
-        ]
+        other = MesaConfig(first_chunk=20, chunk=60, last_chunk=24)
+        return [open_llama(path, SMALL, **options), open_llama(path, other, n_batch=96, **options)]
 
     alone = [turn(llm) for turn, llm in zip(turns, open_both(), strict=True)]
 

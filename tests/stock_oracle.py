@@ -143,7 +143,8 @@ class SavedSequence:
 class Context:
     def __init__(self, model: Any, flash: bool, n_ctx: int, n_seq: int = 1) -> None:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
+        params.n_ctx = params.n_batch = n_ctx
+        params.n_ubatch = min(n_ctx, 512)
         params.n_seq_max, params.kv_unified = n_seq, True
         params.n_threads = params.n_threads_batch = 1
         params.type_k = params.type_v = F32
@@ -175,6 +176,17 @@ class Context:
         """A text of its own, as stock llama.cpp reads it."""
         llama_cpp.llama_memory_clear(self.memory, True)
         return self.decode(tokens)
+
+    def singly(self, tokens: Sequence[int], seq: int, start: int, window: int, chunked: bool, lost: int) -> Logits:
+        """Tokens from start on, one by one, each after what lies outside its sliding window was removed, and `lost` tokens more.
+        The text before them is in the sequence already."""
+        logits = []
+        for i, token in enumerate(tokens):
+            position = start + i
+            oldest = position // window * window if chunked else max(0, position - window + 1)
+            llama_cpp.llama_memory_seq_rm(self.memory, seq, 0, min(oldest + lost, position))
+            logits.append(self.decode([token], position, seq))
+        return np.concatenate(logits)
 
     def save(self, mrope: bool) -> SavedSequence:
         data = (ctypes.c_uint8 * llama_cpp.llama_state_seq_get_size(self.ctx, 0))()
@@ -272,7 +284,8 @@ class Mesa:
 
 def run(request: dict[str, Any]) -> dict[str, Logits]:
     """request: path, flash, by_hand (fields of ByHand, or null), short, prompt, rest: tokens; starts: chunk starts;
-    plans: [anchor, stair width] before the last chunk and before each token of rest; wrong: another such plan."""
+    plans: [anchor, stair width] before the last chunk and before each token of rest; wrong: another such plan.
+    edge, or nothing: {start, window, chunked}; short is read again, and once more, from start on by `Context.singly`."""
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(request["path"].encode(), params)
@@ -280,10 +293,17 @@ def run(request: dict[str, Any]) -> dict[str, Logits]:
         raise RuntimeError("the model cannot be loaded")
     out: dict[str, Logits] = {}
     prompt, rest, starts, flash = request["prompt"], request["rest"], request["starts"], request["flash"]
-    n_ctx = -(-max(len(request["short"]), len(prompt) + len(rest)) // 256) * 256
+    edge = request.get("edge")
+    tail = request["short"][edge["start"] :] if edge else []
+    n_ctx = -(-max(len(request["short"]) + len(tail), len(prompt) + len(rest)) // 256) * 256
 
-    alone = Context(model, flash, n_ctx)
+    alone = Context(model, flash, n_ctx, n_seq=2 if edge else 1)
     out["short"] = alone.plain(request["short"])
+    if edge:
+        llama_cpp.llama_memory_seq_rm(alone.memory, 0, edge["start"], -1)
+        llama_cpp.llama_memory_seq_cp(alone.memory, 0, 1, -1, -1)
+        for seq, name in enumerate(["seen", "narrow"]):
+            out[name] = alone.singly(tail, seq, **edge, lost=seq)
     if starts:
         out["plain"] = alone.plain(prompt)[starts[-1] :]
         first = starts[1]

@@ -50,6 +50,8 @@ ORACLE = 5e-3  # GELU, which a norm follows in Gemma
 
 FELT = 0.05  # a wrong plan costs at least this
 
+LONG = 2e-3  # angles of thousands of positions, rounded to f32
+
 NO_ROPE: tuple[int, ...] = ()
 
 BY_HAND = {
@@ -272,6 +274,46 @@ def test_windows_are_those_of_stock(
     error = worst(mesa, stock["short"])
     print(f"\n{name}: {error:.6f}; scale {np.abs(mesa).max():.1f}")
     assert error <= 5 * limit(name, False)  # queries and keys are rotated twice: seen 0.0001, with GELU 0.001
+
+
+# (tokens, whether they are chunks of the text in turn rather than a window that slides): llama.cpp's own numbers
+LONG_WINDOWS = {"smallthinker:windows": (4096, False), "llama4": (8192, True)}
+EDGE = 20  # tokens before and after it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("generated", "swa_full"), [(False, True), (True, False)])
+@pytest.mark.parametrize("name", LONG_WINDOWS)
+def test_windows_at_their_edge(
+    arch_path: Callable[[str], Path],
+    open_llama: Opener,
+    stock_lib: Path,
+    tmp_path: Path,
+    name: str,
+    generated: bool,
+    swa_full: bool,
+) -> None:
+    """Windows so long that no other test leaves them: where they end inside a middle chunk, and during generation. Stock
+    llama.cpp says what is seen, and that it is felt when one token less is."""
+    size, chunked = LONG_WINDOWS[name]
+    path, start = arch_path(f"{name}/windows"), size - EDGE
+    prompt = random_tokens(size - 5 if generated else size + 200, seed=2)
+    rest = random_tokens(5 + EDGE, seed=3)
+    llm = open_llama(path, n_ctx=size + 256, swa_full=swa_full)
+    mesa, plans = read_all(llm, prompt, rest)
+    assert plans[0].last_start > size + EDGE or generated
+    assert plans[0].anchor > size - 3 * T and plans[0].stair_width > 1
+
+    edge = dict(start=start, window=size, chunked=chunked)
+    text = prompt + rest
+    stock = run_oracle(
+        stock_lib, tmp_path, path=str(path), flash=False, short=text, prompt=[], rest=[], starts=[], edge=edge
+    )
+    seen, felt = worst(stock["seen"], stock["short"][start:]), worst(stock["narrow"], stock["short"][start:])
+    error = worst(mesa[start:], stock["short"][start:])
+    print(f"\n{name}, generated {generated}, swa_full {swa_full}: {error:.6f}; seen {seen:.6f}, one less {felt:.4f}")
+    assert max(error, seen) <= LONG
+    assert felt > 5 * LONG
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in MODELS if has_windows(name)])

@@ -54,13 +54,13 @@ ABLATION = {
     "width-256": "--stair-width 256",
 }
 BENCH = (
-    ("reader", "--threads 2 --tokens 512,2048,8192,32768 --runs 3 --method stock,mesa,star"),
-    ("smollm2-135m", "--shape smollm2-135m --train-length 2048 --threads 2 --tokens 2048,8192 --runs 2"),
+    ("reader", "--threads 2 --tokens 512,2048,8192,32768 --runs 2 --method stock,mesa,star"),
+    ("smollm2-135m", "--shape smollm2-135m --train-length 2048 --threads 2 --tokens 2048,8192 --runs 1 --method stock,mesa"),
 )
 
 
 def run(command: str) -> None:
-    words = [sys.executable, "-m", "mesa_gguf", *shlex.split(command)]
+    words = [str(Path(sys.executable).with_name("mesa-gguf")), *shlex.split(command)]
     print("+ mesa-gguf", command, flush=True)
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 

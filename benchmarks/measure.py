@@ -27,14 +27,10 @@ READER = (
     f"qa --method all --documents 2 {TO_4}",
     "qa --method mesa --method star --documents 2 --length 8T --length 16T --length 32T --length 64T",
     f"qa {STOCK_LIKE} --documents 2 --length 8T --length 16T",
-    f"passkey --method mesa --method star --samples 10 {TO_64}",
     f"qa --method mesa-exact {TWO_RULES} --documents 1 --length 8T",
+    f"passkey --method mesa --method star --samples 10 {TO_64}",
+    f"passkey {STOCK_LIKE} --samples 10 {TO_4}",
     "ruler --samples 5 --max-length-full 4T",
-    f"passkey {STOCK_LIKE} --samples 10 {TO_4} --length 8T",
-    f"qa {TWO_RULES} --documents 1 --length 16T",
-    "niah --method mesa --method yarn --method origin --samples 2 --depths 6 --max-length-full 8T",
-    "qa --method yarn --documents 1 --length 32T --length 64T",
-    f"passkey {TWO_RULES} --samples 10 {TO_4}",
 )
 LANGUAGE = (
     "ppl --method all --samples 24 --length T --length 2T --length 16T --max-length-full 2T",

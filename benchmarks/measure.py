@@ -6,7 +6,8 @@
     python benchmarks/measure.py bench                                           # nothing else should run meanwhile
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 
-Runs that were cut off go on where they were. The quadratic methods stop at shorter texts, because they take hours there.
+Runs that were cut off go on where they were; RESULTS.md has what was finished, of the ablation not every row yet. The quadratic
+methods stop at shorter texts, because they take hours there.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 
-Takes folders and looks through them for the JSON files of the two, whatever they are called. Files of `eval` with options of
-Mesa (--chunk and the like) or of the KV cache that differ from the ones of a plain run become rows of an ablation.
+Takes folders and looks through them for the JSON files of the two, whatever they are called. Several files of `eval` for one
+task and model become one table, in which each cell is from the file that has the most items for it. Files with options of Mesa
+(--chunk and the like) or of the KV cache become rows of an ablation, together with the plain file beside them, if there is one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mesa_gguf.evaluate import report
 from mesa_gguf.evaluate.report import cell, length_name, tables
+from mesa_gguf.evaluate.run import sort_key
 
 INTRODUCTION = """\
 # Results
@@ -60,6 +63,67 @@ class Measured:
     def options(self) -> dict[str, Any]:
         return {**self.settings["mesa"], **self.settings["engine"]}
 
+    def scores(self, task: str, method: str, length: int) -> dict[str, float]:
+        """By item; empty where the file is of a version that did not keep them."""
+        for entry in self.contents.get("scores", []):
+            if (entry["task"], entry["method"], entry["length"]) == (task, method, length):
+                return dict(entry["values"])
+        return {}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """All plain files of a task and model.
+
+    Attributes:
+        contents: as of one file.
+        sources: which file a (task, method, length) is from.
+        picture: of all that is in contents.
+    """
+
+    contents: Contents
+    sources: dict[tuple[str, str, int], Measured]
+    picture: Path
+
+    @property
+    def train_length(self) -> int:
+        return int(self.contents["settings"]["model"]["train_length"])
+
+
+def merge(files: list[Measured]) -> Merged:
+    """Each (task, method, length) from the file with the most items for it; the first of those that have as many."""
+    best: dict[tuple[str, str, int], tuple[Contents, Measured]] = {}
+    for one in files:
+        for entry in one.contents["summary"]:
+            key = (entry["task"], entry["method"], entry["length"])
+            if key not in best or entry["n"] > best[key][0]["n"]:
+                best[key] = (entry, one)
+    sources = {key: one for key, (_, one) in best.items()}
+
+    def chosen(entries: str) -> list[Contents]:
+        found = [
+            (entry, one)
+            for one in files
+            for entry in (one.contents["run"]["timings"] if entries == "timings" else one.contents[entries])
+        ]
+        mine = [entry for entry, one in found if sources[entry["task"], entry["method"], entry["length"]] is one]
+        return sorted(mine, key=lambda entry: sort_key({"seed": 0, "index": 0, "depth": None, **entry}))
+
+    first, summary = files[0], chosen("summary")
+    commands = [line for one in files for line in one.contents["run"]["command"].splitlines()]
+    contents = {
+        "settings": first.settings,
+        "not_able": report.not_able(summary, first.train_length),
+        "summary": summary,
+        "by_depth": chosen("by_depth"),
+        "run": {"command": "\n".join(dict.fromkeys(commands)), "timings": chosen("timings")},
+    }
+    picture = first.path.with_suffix(".png")
+    if len(files) > 1:
+        picture = first.path.parent.parent / f"{Path(first.model).stem}-{first.group}.png"
+        report.figure(contents).savefig(picture, dpi=90)
+    return Merged(contents, sources, picture)
+
 
 def find(folders: list[Path]) -> tuple[list[Measured], list[tuple[Path, Contents]]]:
     """All files of results in folders, in the order of their names: of `eval`, and of `bench`."""
@@ -88,47 +152,61 @@ def heads(lengths: list[int], train_length: int) -> list[str]:
     return [length_name(length, train_length) for length in lengths]
 
 
-def commands(measured: Measured) -> Iterator[str]:
-    yield from (f"    {line}" for line in measured.contents["run"]["command"].splitlines())
+def commands(contents: Contents) -> Iterator[str]:
+    yield from (f"    {line}" for line in contents["run"]["command"].splitlines())
 
 
-def accuracy(measured: Measured, folder: Path) -> Iterator[str]:
-    """The tables and the picture of a file."""
-    yield from commands(measured)
+def accuracy(group: str, merged: Merged, folder: Path) -> Iterator[str]:
+    """The tables and the picture of a task."""
+    yield from commands(merged.contents)
     yield ""
-    for title, lengths, rows, note in tables(measured.contents):
+    for title, lengths, rows, note in tables(merged.contents):
         yield f"{title}."
         yield ""
-        yield from table(["method", *heads(lengths, measured.train_length)], [[name, *cells] for name, cells in rows])
+        yield from table(["method", *heads(lengths, merged.train_length)], [[name, *cells] for name, cells in rows])
         if note:
             yield note
             yield ""
-    picture = measured.path.with_suffix(".png")
-    if picture.exists():
-        yield f"![{measured.group} by length]({os.path.relpath(picture, folder)})"
+    if merged.picture.exists():
+        yield f"![{group} by length]({os.path.relpath(merged.picture, folder)})"
         yield ""
 
 
-def behind(measured: Measured) -> list[list[str]]:
-    """Where another method has the better number past T."""
-    entries = {(e["task"], e["length"], e["method"]): e for e in measured.contents["summary"]}
+def difference(scores: dict[str, float], others: dict[str, float]) -> str:
+    """The first's lead in the items that both have."""
+    found = report.lead(scores, others)
+    return "–" if found is None else f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]"
+
+
+def behind(merged: Merged) -> list[list[str]]:
+    """Where another method has the better number past T: in the items that both have, if those are known."""
+    entries = {(e["task"], e["length"], e["method"]): e for e in merged.contents["summary"]}
     rows = []
     for (task, length, method), entry in entries.items():
         own = entries.get((task, length, MESA))
-        if method == MESA or own is None or length <= measured.train_length or task in measured.contents["not_able"]:
+        if method == MESA or own is None or length <= merged.train_length or task in merged.contents["not_able"]:
             continue
-        (low, high), (own_low, own_high) = entry["interval"], own["interval"]
-        better = entry["loss"] < own["loss"] if task == "ppl" else entry["share"] > own["share"]
+        source, own_source = merged.sources[task, method, length], merged.sources[task, MESA, length]
+        theirs = source.scores(task, method, length)
+        # its own file has the same items, if it has Mesa too; those of files with other settings are others
+        same = source.scores(task, MESA, length)
+        if not same and source.settings["task"] == own_source.settings["task"]:
+            same = own_source.scores(task, MESA, length)
+        found = report.lead(theirs, same)
+        low_is_good = task == report.PPL
+        if found is not None:
+            better = found[0] < 0 if low_is_good else found[0] > 0
+        else:
+            better = entry["loss"] < own["loss"] if low_is_good else entry["share"] > own["share"]
         if better:
-            overlap = low <= own_high and own_low <= high
-            rows.append(
-                [task, length_name(length, measured.train_length), cell(own), method, cell(entry),
-                 "overlap" if overlap else "do not overlap"]
-            )  # fmt: skip
+            (low, high), (own_low, own_high) = entry["interval"], own["interval"]
+            overlap = "overlap" if low <= own_high and own_low <= high else "do not overlap"
+            name = length_name(length, merged.train_length)
+            rows.append([task, name, cell(own), method, cell(entry), overlap, difference(theirs, same)])
     return rows
 
 
-def speed(measured: list[Measured]) -> Iterator[str]:
+def speed(measured: list[Merged]) -> Iterator[str]:
     """Tokens a second while documents were read, by method and length; of all tasks the fastest median."""
     best: dict[str, dict[int, int]] = defaultdict(dict)
     for one in measured:
@@ -140,58 +218,70 @@ def speed(measured: list[Measured]) -> Iterator[str]:
     yield from table(["method", *heads(lengths, measured[0].train_length)], rows)
 
 
-def ablation(plain: Measured, others: list[Measured]) -> Iterator[str]:
-    """Mesa's number by length under each set of options."""
-    tasks = dict.fromkeys(entry["task"] for entry in plain.contents["summary"])
-    for task in tasks:
-        rows, lengths = [], set()
-        for one in (plain, *others):
+def ablation(default: Measured, others: list[Measured]) -> Iterator[str]:
+    """Mesa's number by length under each set of options, and how far it is from that under the default ones."""
+
+    def name(one: Measured) -> str:
+        names = sorted({*default.options, *one.options})
+        changed = [f"{key} {one.options.get(key)}" for key in names if one.options.get(key) != default.options.get(key)]
+        return ", ".join(changed) or "default"
+
+    for task in dict.fromkeys(entry["task"] for entry in default.contents["summary"]):
+        rows, differences, lengths = [], [], set()
+        for one in (default, *others):
             entries = {e["length"]: e for e in one.contents["summary"] if e["task"] == task and e["method"] == MESA}
-            changed = [
-                f"{name} {one.options.get(name)}"
-                for name in sorted({*plain.options, *one.options})
-                if one.options.get(name) != plain.options.get(name)
-            ]
-            rows.append((", ".join(changed) or "default", entries))
+            rows.append((name(one), entries))
             lengths |= entries.keys()
+            if one is not default and one.settings["task"] == default.settings["task"]:
+                scores = {n: (one.scores(task, MESA, n), default.scores(task, MESA, n)) for n in entries}
+                differences.append((name(one), {n: difference(*pair) for n, pair in scores.items() if all(pair)}))
         ordered = sorted(lengths)
         yield f"{task}:"
         yield ""
-        cells = [[name, *(cell(entries.get(n)) for n in ordered)] for name, entries in rows if entries]
-        yield from table(["options", *heads(ordered, plain.train_length)], cells)
+        cells = [[label, *(cell(entries.get(n)) for n in ordered)] for label, entries in rows if entries]
+        yield from table(["options", *heads(ordered, default.train_length)], cells)
+        shown = [(label, row) for label, row in differences if row]
+        if shown:
+            yield f"{task}, difference from the default's, item by item:"
+            yield ""
+            cells = [[label, *(row.get(n, "–") for n in ordered)] for label, row in shown]
+            yield from table(["options", *heads(ordered, default.train_length)], cells)
     yield "Commands:"
     yield ""
-    for one in others:
-        yield from commands(one)
+    for one in (default, *others):
+        yield from commands(one.contents)
     yield ""
 
 
 def write(measured: list[Measured], folder: Path) -> Iterator[str]:
     """The sections, model by model."""
-    models = dict.fromkeys(one.model for one in measured)
+    models = dict.fromkeys((one.model, one.settings["model"]["fingerprint"]) for one in measured)
     for model in models:
-        mine = [one for one in measured if one.model == model]
-        plain = [one for one in mine if not one.settings["mesa"]]
-        first = mine[0]
+        mine = [one for one in measured if (one.model, one.settings["model"]["fingerprint"]) == model]
+        first = next((one for one in mine if not one.settings["mesa"]), mine[0])
+        changed = [one for one in mine if one.settings["mesa"] or one.settings["engine"] != first.settings["engine"]]
+        defaults = [one for one in mine if one not in changed]
+        beside = {one.path.parent.parent for one in changed}
+        plain = [one for one in defaults if one.path.parent.parent not in beside] or defaults
         machines = dict.fromkeys(one.contents["run"]["machine"] for one in mine)
         versions = ", ".join(f"{name} {version}" for name, version in first.settings["versions"].items())
-        yield f"## {model}"
+        yield f"## {first.model}"
         yield ""
         yield f'T = {first.train_length}, style "{first.settings["style"]}". {versions}. Measured on {"; ".join(machines)}.'
         yield ""
-        defaults: dict[str, Measured] = {}
-        for one in plain:
-            defaults.setdefault(one.group, one)  # the first in the order of names
-        for group in sorted(defaults, key=GROUPS.index):
+        groups = sorted({one.group for one in plain}, key=GROUPS.index)
+        results = {group: merge([one for one in plain if one.group == group]) for group in groups}
+        for group, merged in results.items():
             yield f"### {group}"
             yield ""
-            yield from accuracy(defaults[group], folder)
-        rows = [row for group in sorted(defaults, key=GROUPS.index) for row in behind(defaults[group])]
-        if defaults:
+            yield from accuracy(group, merged, folder)
+        if results:
             yield "### Where Mesa is behind"
             yield ""
+            rows = [row for merged in results.values() for row in behind(merged)]
             if rows:
-                yield from table(["task", "length", "mesa", "method", "its number", "intervals"], rows)
+                head = ["task", "length", "mesa", "method", "its number", "intervals", "its number - mesa's, item by item"]
+                yield from table(head, rows)
             else:
                 yield "Nowhere past T does another method have the better number."
                 yield ""
@@ -201,14 +291,16 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
             yield ""
             yield "Tokens a second, the median of the task that was quickest; the machine may have had other work to do."
             yield ""
-            yield from speed(list(defaults.values()))
-        changed = [one for one in mine if one not in defaults.values()]
+            yield from speed(list(results.values()))
         if changed:
             yield "### Ablation"
             yield ""
             for group in sorted({one.group for one in changed}, key=GROUPS.index):
                 others = [one for one in changed if one.group == group]
-                yield from ablation(defaults.get(group, others[0]), others if group in defaults else others[1:])
+                with_defaults = [one for one in defaults if one.group == group]
+                with_defaults.sort(key=lambda one: one.path.parent.parent not in beside)  # the one beside them: the same items
+                default, *others = [*with_defaults[:1], *others]
+                yield from ablation(default, others)
 
 
 def number(value: float | None, divisor: float = 1.0) -> str:

@@ -607,7 +607,7 @@ def test_all_tasks(command: Callable[..., tuple[str, str]], tmp_path: Path) -> N
     for group in ("passkey", "niah", "ruler", "ppl", "qa"):
         assert (tmp_path / "results" / f"{group}.png").read_bytes().startswith(b"\x89PNG")
         contents = json.loads((tmp_path / "results" / f"{group}.json").read_text())
-        assert set(contents) == {"settings", "not_able", "summary", "by_depth", "items", "run"}
+        assert set(contents) == {"settings", "not_able", "summary", "by_depth", "items", "scores", "run"}
         assert contents["settings"]["style"] == "reader"
         assert {entry["length"] for entry in contents["summary"]} == {T, 2 * T}
 
@@ -627,6 +627,54 @@ def test_ablations_are_put_side_by_side(command: Callable[..., tuple[str, str]],
     subprocess.run(script, cwd=tmp_path, check=True)
     page = (tmp_path / "RESULTS.md").read_text()
     assert "### Ablation" in page and "| default | " in page and "| chunk 240, log_scaling False | " in page
+
+
+def test_files_of_one_task_become_one_table(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    """The cell with more items counts, ablations are compared with the plain run beside them, item by item."""
+    runs = {
+        "plain/a": ("passkey", *TINY, "--method", "mesa", "--method", "linear"),
+        "plain/b": ("passkey", "--samples", "2", "--length", "2T", "--method", "mesa", "--method", "linear"),
+        "ablation/default": ("passkey", *TINY, "--method", "mesa"),
+        "ablation/chunk": ("passkey", *TINY, "--method", "mesa", "--chunk", "240"),
+    }
+    for folder, args in runs.items():
+        command(*args)
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        (tmp_path / "results").rename(tmp_path / folder)
+    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "plain", "ablation", "--output", "RESULTS.md"]
+    subprocess.run(script, cwd=tmp_path, check=True)
+    page = (tmp_path / "RESULTS.md").read_text()
+    assert "passkey: share that is right, 95 % interval; 1 to 2 items a cell." in page
+    assert "![passkey by length](plain/mesa-reader-q8_0-passkey.png)" in page
+    assert (tmp_path / "plain" / "mesa-reader-q8_0-passkey.png").exists()
+    rows = [line for line in page.splitlines() if line.startswith("| mesa |") and "[" in line]
+    assert rows == ["| mesa | 1.00 [0.21, 1.00] | 1.00 [0.34, 1.00] |"]
+    assert page.count("| default | 1.00 [0.21, 1.00] | 1.00 [0.21, 1.00] |") == 1
+    assert "| chunk 240 | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] |" in page
+
+
+def test_pairs_share_their_items() -> None:
+    rows = [row(i, right=1, of=1) for i in range(4)] + [row(i, "origin", right=int(i > 2), of=1) for i in range(1, 4)]
+    mesa, origin = (entry["values"] for entry in report.scores(rows))
+    assert len(mesa) == 4 and set(origin) < set(mesa)
+    mean, low, high = report.lead(mesa, origin) or (0, 0, 0)
+    assert mean == pytest.approx(2 / 3) and (low, high) == pytest.approx(scoring.mean_interval([1, 1, 0]))
+    assert report.lead(mesa, {}) is None
+    # of a grid, items of all depths have the same number
+    grid = [{**row(0), "task": "niah", "depth": depth, "right": 1, "of": 1} for depth in (0.0, 0.5, 1.0)]
+    assert len(report.scores(grid)[0]["values"]) == 3
+
+
+def test_a_summary_without_its_items_is_kept(
+    command: Callable[..., tuple[str, str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command("passkey", "--method", "mesa", *TINY)
+    (tmp_path / "results" / "passkey.jsonl").unlink()
+    before = (tmp_path / "results" / "passkey.json").read_bytes()
+    args = ["eval", "passkey", *TINY, "--method", "star", "--output", str(tmp_path / "results"), *THREADS]
+    assert cli.main(args) == 2
+    assert "sums up items that are gone" in capsys.readouterr().err
+    assert (tmp_path / "results" / "passkey.json").read_bytes() == before
 
 
 def test_again_and_json(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:

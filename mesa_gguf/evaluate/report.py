@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +142,7 @@ def document(settings: Row, rows: Iterable[Row], command: str, threads: int | No
         "summary": summary,
         "by_depth": by_depth(rows),
         "items": {"n": len(rows), "sha256": hashlib.sha256(answered.encode()).hexdigest()},
+        "scores": scores(rows),
         "run": {"command": command, "machine": machine(), "threads": threads, "timings": timings(rows)},
     }
 
@@ -149,6 +150,30 @@ def document(settings: Row, rows: Iterable[Row], command: str, threads: int | No
 def items(rows: Iterable[Row]) -> list[Row]:
     """What was asked and answered, without timings, in an order that does not depend on how the run was cut up."""
     return [{key: row[key] for key in sorted(row) if key != "timings"} for row in sorted(rows, key=sort_key)]
+
+
+def scores(rows: Iterable[Row]) -> list[Row]:
+    """For each task, method and length every item's share of right answers, or loss: what pairs of methods are compared by."""
+
+    def name(row: Row) -> str:
+        depth = f"@{row['depth']}" if row["task"] == "niah" else ""  # items of a grid share their index
+        return f"{row['seed']}:{row['index']}{depth}"
+
+    def value(row: Row) -> float:
+        return round(row["loss"] if row["task"] == PPL else row["right"] / row["of"], 4)
+
+    return [
+        {"task": task, "method": method, "length": length, "values": {name(row): value(row) for row in group}}
+        for (task, method, length), group in _grouped(rows, lambda row: (row["task"], row["method"], row["length"]))
+    ]
+
+
+def lead(values: Mapping[str, float], others: Mapping[str, float]) -> tuple[float, float, float] | None:
+    """The mean of values - others over the items that both have, and its 95 % interval; None where they share none."""
+    differences = [values[name] - others[name] for name in values if name in others]
+    if not differences:
+        return None
+    return (math.fsum(differences) / len(differences), *scoring.mean_interval(differences))
 
 
 def machine() -> str:
@@ -197,7 +222,8 @@ def tables(contents: Row) -> list[tuple[str, list[int], list[tuple[str, list[str
         lengths = sorted({length for _, length in entries})
         methods = list(dict.fromkeys(method for method, _ in entries))
         rows = [(method, [cell(entries.get((method, length))) for length in lengths]) for method in methods]
-        n = max(entry["n"] for entry in entries.values())
+        counts = sorted({entry["n"] for entry in entries.values()})
+        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
         what = "log-loss in nats, lower is better" if task == PPL else "share that is right"
         title = f"{task}: {what}, 95 % interval; {n} {'windows' if task == PPL else 'items'} a cell"
         share = contents["not_able"].get(task)

@@ -100,7 +100,8 @@ class Evaluation:
         folder: where the results are, "<group>.jsonl".
 
     Raises:
-        MesaError: options that cannot work, or results that were made with other settings.
+        MesaError: options that cannot work, results that were made with other settings, or a summary without its items, which
+            a new one would replace.
     """
 
     def __init__(self, group: str, options: Options, folder: Path) -> None:
@@ -118,8 +119,14 @@ class Evaluation:
             shortest = {unit.task: unit for unit in self.units if unit.length == min(options.lengths)}
             for unit in shortest.values():
                 self._sample(unit)  # raises if the length is too short
+        summary, items = folder / f"{group}.json", folder / f"{group}.jsonl"
+        if summary.exists() and not items.exists():
+            raise ConfigError(
+                f"{summary} sums up items that are gone ({items.name} is not there), and would be overwritten: "
+                "use another --output, or delete it"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        self.store = Store(folder / f"{group}.jsonl", self.settings())
+        self.store = Store(items, self.settings())
 
     def settings(self) -> dict[str, Any]:
         """What the results depend on, besides task, method, length, seed, depth and index."""

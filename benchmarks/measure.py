@@ -1,13 +1,12 @@
 """Measures what docs/RESULTS.md shows, with `mesa-gguf eval` and `mesa-gguf bench`, into docs/results.
 
-    python benchmarks/measure.py reader                                          # the bundled model: an hour on one core
+    python benchmarks/measure.py reader                                          # the bundled model: two hours on one core
     python benchmarks/measure.py language --model FILE.gguf --text FILE.txt      # log-loss: python -m training.language makes both
     python benchmarks/measure.py ablation [--model FILE.gguf --text FILE.txt]    # Mesa with other numbers than the default ones
     python benchmarks/measure.py bench                                           # nothing else should run meanwhile
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 
-Runs that were cut off go on where they were; RESULTS.md has what was finished, of the ablation not every row yet. The quadratic
-methods stop at shorter texts, because they take hours there.
+Runs that were cut off go on where they were. The quadratic methods stop at shorter texts, because they take hours there.
 """
 
 from __future__ import annotations
@@ -20,25 +19,43 @@ from pathlib import Path
 
 STOCK_LIKE = "--method origin --method linear --method dynamic-ntk --method yarn"
 TWO_RULES = "--method rerope --method leaky-rerope --method self-extend --method lm-infinite --method streaming-llm"
+EVERY_KEY = "--method rerope --method leaky-rerope --method self-extend"  # those of TWO_RULES that see the whole text
 TO_4 = "--length T --length 2T --length 4T"
 TO_16 = f"{TO_4} --length 8T --length 16T"
 TO_64 = f"{TO_16} --length 32T --length 64T"
 
-READER = (
-    f"qa --method all --documents 2 {TO_4}",
-    "qa --method mesa --method star --documents 2 --length 8T --length 16T --length 32T --length 64T",
-    f"qa {STOCK_LIKE} --documents 2 --length 8T --length 16T",
-    f"qa --method mesa-exact {TWO_RULES} --documents 1 --length 8T",
-    f"passkey --method mesa --method star --samples 10 {TO_64}",
-    f"passkey {STOCK_LIKE} --samples 10 {TO_4}",
-    "ruler --samples 5 --max-length-full 4T",
-)
-LANGUAGE = (
-    "ppl --method all --samples 24 --length T --length 2T --length 16T --max-length-full 2T",
-    f"ppl {STOCK_LIKE} --samples 24 --length T --length 4T --length 16T --max-length-full 4T",
-    f"ppl --method mesa --method star --samples 24 {TO_16}",
-)
+# folder -> commands. A folder of its own where fewer methods read more, or longer, texts: Mesa reads those too
+READER = {
+    "reader": (
+        f"qa --method all --documents 2 {TO_4}",
+        "qa --method mesa --method star --documents 2 --length 8T --length 16T --length 32T --length 64T",
+        f"qa {STOCK_LIKE} --documents 2 --length 8T --length 16T",
+        f"qa --method mesa-exact {TWO_RULES} --documents 1 --length 8T",
+        f"qa --method mesa --method mesa-exact {EVERY_KEY} --method stair --method yarn --documents 20 --length 2T",
+        f"passkey --method mesa --method star --samples 10 {TO_64}",
+        f"passkey {STOCK_LIKE} --samples 10 {TO_4}",
+        "ruler --samples 5 --max-length-full 4T",
+    ),
+    "reader-long": (
+        f"qa --method mesa {STOCK_LIKE} --documents 2 --length 32T --length 64T",
+        f"passkey --method mesa {STOCK_LIKE} --samples 10 --length 8T --length 16T --length 32T",
+    ),
+    "reader-slow": (
+        f"qa --method mesa --method mesa-exact {EVERY_KEY} --documents 1 --length 16T",
+        f"passkey --method mesa --method mesa-exact {TWO_RULES} --samples 10 {TO_4}",
+    ),
+    "reader-depth": ("niah --method mesa --method yarn --samples 4 --depths 6 --length 2T --length 8T --length 16T",),
+}
+LANGUAGE = {
+    "language": (
+        "ppl --method all --samples 24 --length T --length 2T --length 16T --max-length-full 2T",
+        f"ppl --method mesa --method star {STOCK_LIKE} --samples 24 {TO_16}",
+        f"ppl --method mesa-exact {TWO_RULES} --samples 24 --length T --length 4T --length 16T --max-length-full 4T",
+    ),
+    "language-mesa": (f"ppl --method mesa --samples 240 {TO_16}",),
+}
 ABLATION = {
+    "default": "",
     "bias-0": "--stair-bias 0",
     "bias-1": "--stair-bias 1",
     "no-log": "--no-log-scaling",
@@ -49,6 +66,7 @@ ABLATION = {
     "first-100": "--first-chunk 100 --chunk 400",
     "last-64": "--last-chunk 64",
     "last-256": "--last-chunk 256 --room 64",
+    "room-64": "--room 64",
     "width-256": "--stair-width 256",
 }
 BENCH = (
@@ -76,16 +94,16 @@ def main() -> None:
         parser.error("language takes --model and --text")
     commands = []
     if args.part == "reader":
-        commands = [f"eval {what} -o {args.output}/reader" for what in READER]
+        commands = [f"eval {what} -o {args.output}/{folder}" for folder, part in READER.items() for what in part]
     if args.part == "language":
-        commands = [f"eval {what} {language} -o {args.output}/language" for what in LANGUAGE]
+        commands = [f"eval {what} {language} -o {args.output}/{folder}" for folder, part in LANGUAGE.items() for what in part]
     if args.part == "ablation":
         for name, options in ABLATION.items():
             where = f"--method mesa {options} -o {args.output}/ablation/{name}"
             if args.text:
-                commands.append(f"eval ppl {language} --samples 24 --length T --length 16T {where}")
+                commands.append(f"eval ppl {language} --samples 48 --length T --length 16T {where}")
             else:
-                commands.append(f"eval qa --documents 2 --length 2T --length 8T --length 32T {where}")
+                commands.append(f"eval qa --documents 4 --length 2T --length 8T --length 32T {where}")
     if args.part == "bench":
         args.output.mkdir(parents=True, exist_ok=True)
         for name, options in BENCH:

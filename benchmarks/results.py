@@ -3,7 +3,7 @@
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 
 Takes folders and looks through them for the JSON files of the two, whatever they are called. Several files of `eval` for one
-task and model become one table, in which each cell is from the file that has the most items for it. Files with options of Mesa
+task, with the same settings of it, and one model become one table, in which each cell is from the file that has the most items for it. Files with options of Mesa
 (--chunk and the like) or of the KV cache become rows of an ablation, together with the plain file beside them, if there is one.
 """
 
@@ -73,7 +73,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Merged:
-    """All plain files of a task and model.
+    """All plain files of a task with the same settings (of "ppl": the same windows) and a model.
 
     Attributes:
         contents: as of one file.
@@ -186,12 +186,8 @@ def behind(merged: Merged) -> list[list[str]]:
         own = entries.get((task, length, MESA))
         if method == MESA or own is None or length <= merged.train_length or task in merged.contents["not_able"]:
             continue
-        source, own_source = merged.sources[task, method, length], merged.sources[task, MESA, length]
-        theirs = source.scores(task, method, length)
-        # its own file has the same items, if it has Mesa too; those of files with other settings are others
-        same = source.scores(task, MESA, length)
-        if not same and source.settings["task"] == own_source.settings["task"]:
-            same = own_source.scores(task, MESA, length)
+        theirs = merged.sources[task, method, length].scores(task, method, length)
+        same = merged.sources[task, MESA, length].scores(task, MESA, length)
         found = report.lead(theirs, same)
         low_is_good = task == report.PPL
         if found is not None:
@@ -270,15 +266,21 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
         yield f'T = {first.train_length}, style "{first.settings["style"]}". {versions}. Measured on {"; ".join(machines)}.'
         yield ""
         groups = sorted({one.group for one in plain}, key=GROUPS.index)
-        results = {group: merge([one for one in plain if one.group == group]) for group in groups}
-        for group, merged in results.items():
+        results: list[Merged] = []
+        for group in groups:
             yield f"### {group}"
             yield ""
-            yield from accuracy(group, merged, folder)
+            alike: dict[str, list[Measured]] = {}
+            for one in plain:
+                if one.group == group:
+                    alike.setdefault(json.dumps(one.settings["task"]), []).append(one)
+            for files in alike.values():
+                results.append(merge(files))
+                yield from accuracy(group, results[-1], folder)
         if results:
             yield "### Where Mesa is behind"
             yield ""
-            rows = [row for merged in results.values() for row in behind(merged)]
+            rows = [row for merged in results for row in behind(merged)]
             if rows:
                 head = ["task", "length", "mesa", "method", "its number", "intervals", "its number - mesa's, item by item"]
                 yield from table(head, rows)
@@ -291,7 +293,7 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
             yield ""
             yield "Tokens a second, the median of the task that was quickest; the machine may have had other work to do."
             yield ""
-            yield from speed(list(results.values()))
+            yield from speed(results)
         if changed:
             yield "### Ablation"
             yield ""

@@ -49,7 +49,7 @@ MARK ?= slow or not slow
 test-slow: $(VENV)/.mesa-gguf build/stock/.built ## all tests (MARK=slow: the slow ones alone)
 	$(TEST_ENV) $(BIN)/pytest -m "$(MARK)" $(ARGS)
 
-sanitize: $(VENV)/.mesa-gguf ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer (GCC, Linux)
+sanitize: $(VENV)/.mesa-gguf ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer, or --thread (GCC, Linux)
 	$(BIN)/python scripts/sanitize.py $(ARGS)
 
 upstream: $(VENV)/.mesa-gguf ## llama.cpp's and llama-cpp-python's own tests, patched and unpatched side by side

@@ -53,7 +53,8 @@ ADDRESS = Mode(
     },
     tests=(
         *("test_plan", "test_engine", "test_state", "test_c_api", "test_oracle", "test_golden", "test_bad_input"),
-        *("test_llama_api", "test_threads", "test_rpc"),
+        *("test_llama_api", "test_threads", "test_rpc", "test_properties", "test_conversations", "test_methods"),
+        *("test_kv_types", "test_archs"),
     ),
 )
 THREAD = Mode(

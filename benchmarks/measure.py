@@ -41,7 +41,8 @@ READER = {
         f"passkey --method mesa {STOCK_LIKE} --samples 10 --length 8T --length 16T --length 32T",
     ),
     "reader-slow": (
-        f"qa --method mesa --method mesa-exact {EVERY_KEY} --documents 1 --length 16T",
+        f"qa --method mesa --method mesa-exact {EVERY_KEY} --documents 1 --length 16T --length 32T --length 64T",
+        "qa --method stair --documents 1 --length 8T --length 16T",
         f"passkey --method mesa --method mesa-exact {TWO_RULES} --samples 10 {TO_4}",
     ),
     "reader-depth": ("niah --method mesa --method yarn --samples 4 --depths 6 --length 2T --length 8T --length 16T",),
@@ -53,6 +54,7 @@ LANGUAGE = {
         f"ppl --method mesa-exact {TWO_RULES} --samples 24 --length T --length 4T --length 16T --max-length-full 4T",
     ),
     "language-mesa": (f"ppl --method mesa --samples 240 {TO_16}",),
+    "language-window": ("ppl --method mesa --method lm-infinite --samples 96 --length T --length 4T --length 8T",),
 }
 ABLATION = {
     "default": "",

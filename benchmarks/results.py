@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 from mesa_gguf.evaluate import report
 from mesa_gguf.evaluate.report import cell, length_name, tables
 from mesa_gguf.evaluate.run import sort_key
+from mesa_gguf.methods import METHODS
 
 INTRODUCTION = """\
 # Results
@@ -78,11 +80,13 @@ class Merged:
     Attributes:
         contents: as of one file.
         sources: which file a (task, method, length) is from.
+        files: all of them.
         picture: of all that is in contents.
     """
 
     contents: Contents
     sources: dict[tuple[str, str, int], Measured]
+    files: list[Measured]
     picture: Path
 
     @property
@@ -122,7 +126,7 @@ def merge(files: list[Measured]) -> Merged:
     if len(files) > 1:
         picture = first.path.parent.parent / f"{Path(first.model).stem}-{first.group}.png"
         report.figure(contents).savefig(picture, dpi=90)
-    return Merged(contents, sources, picture)
+    return Merged(contents, sources, files, picture)
 
 
 def find(folders: list[Path]) -> tuple[list[Measured], list[tuple[Path, Contents]]]:
@@ -203,14 +207,21 @@ def behind(merged: Merged) -> list[list[str]]:
 
 
 def speed(measured: list[Merged]) -> Iterator[str]:
-    """Tokens a second while documents were read, by method and length; of all tasks the fastest median."""
-    best: dict[str, dict[int, int]] = defaultdict(dict)
-    for one in measured:
-        for entry in one.contents["run"]["timings"]:
-            row = best[entry["method"]]
-            row[entry["length"]] = max(row.get(entry["length"], 0), entry["read_tokens_per_s"])
-    lengths = sorted({length for row in best.values() for length in row})
-    rows = [[method, *(f"{row[n]:,}" if n in row else "–" for n in lengths)] for method, row in best.items()]
+    """How fast documents were read, by method and length, as a multiple of Mesa's speed: medians over tasks and files."""
+    ratios: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for one in (file for merged in measured for file in merged.files):
+        timings = one.contents["run"]["timings"]
+        own = {(entry["task"], entry["length"]): entry["read_tokens_per_s"] for entry in timings if entry["method"] == MESA}
+        for entry in timings:
+            key = (entry["task"], entry["length"])
+            if entry["method"] != MESA and key in own:  # other files are of other days, and perhaps machines
+                ratios[entry["method"]][entry["length"]].append(entry["read_tokens_per_s"] / own[key])
+    methods = sorted(ratios, key=list(METHODS).index)
+    lengths = sorted({length for row in ratios.values() for length in row})
+    rows = [
+        [method, *(f"{statistics.median(found):.2f}" if (found := ratios[method].get(n)) else "–" for n in lengths)]
+        for method in methods
+    ]
     yield from table(["method", *heads(lengths, measured[0].train_length)], rows)
 
 
@@ -291,7 +302,7 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
             yield ""
             yield "### Reading speed"
             yield ""
-            yield "Tokens a second, the median of the task that was quickest; the machine may have had other work to do."
+            yield "As a multiple of Mesa's in the same runs, the median over tasks; the machine may have had other work to do."
             yield ""
             yield from speed(results)
         if changed:

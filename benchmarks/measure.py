@@ -41,10 +41,13 @@ READER = {
         f"passkey --method mesa {STOCK_LIKE} --samples 10 --length 8T --length 16T --length 32T",
     ),
     "reader-slow": (
-        f"qa --method mesa --method mesa-exact {EVERY_KEY} --documents 1 --length 16T --length 32T --length 64T",
+        f"qa --method mesa --method mesa-exact {EVERY_KEY} --documents 1 --length 16T --length 32T",
         "qa --method stair --documents 1 --length 8T --length 16T",
         f"passkey --method mesa --method mesa-exact {TWO_RULES} --samples 10 {TO_4}",
+        f"passkey --method mesa --method mesa-exact {EVERY_KEY} --samples 10 --length 8T --length 16T",
     ),
+    "reader-64": (f"qa --method mesa --method mesa-exact {EVERY_KEY} --documents 1 --length 64T",),
+    "reader-2t": ("qa --method mesa --method rerope --method stair --documents 40 --length 2T",),
     "reader-depth": ("niah --method mesa --method yarn --samples 4 --depths 6 --length 2T --length 8T --length 16T",),
 }
 LANGUAGE = {

@@ -42,11 +42,10 @@ READER = {
     ),
     "reader-slow": (
         f"qa --method mesa --method mesa-exact {EVERY_KEY} --documents 1 --length 16T --length 32T",
-        "qa --method stair --documents 1 --length 8T --length 16T",
         f"passkey --method mesa --method mesa-exact {TWO_RULES} --samples 10 {TO_4}",
         f"passkey --method mesa --method mesa-exact {EVERY_KEY} --samples 10 --length 8T --length 16T",
     ),
-    "reader-64": (f"qa --method mesa --method mesa-exact {EVERY_KEY} --documents 1 --length 64T",),
+    "reader-64": ("qa --method mesa --method mesa-exact --method rerope --documents 1 --length 64T",),
     "reader-2t": ("qa --method mesa --method rerope --method stair --documents 40 --length 2T",),
     "reader-depth": ("niah --method mesa --method yarn --samples 4 --depths 6 --length 2T --length 8T --length 16T",),
 }
@@ -65,6 +64,7 @@ ABLATION = {
     "bias-1": "--stair-bias 1",
     "no-log": "--no-log-scaling",
     "bias-0-no-log": "--stair-bias 0 --no-log-scaling",
+    "bias-1-no-log": "--stair-bias 1 --no-log-scaling",
     "chunk-240": "--chunk 240",
     "chunk-120": "--chunk 120",
     "first-8": "--first-chunk 8",

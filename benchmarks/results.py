@@ -95,12 +95,13 @@ class Merged:
 
 
 def merge(files: list[Measured]) -> Merged:
-    """Each (task, method, length) from the file with the most items for it; the first of those that have as many."""
+    """Each (task, method, length) from the file with the most items for it; of those that have as many, the first that tells them one by one."""
     best: dict[tuple[str, str, int], tuple[Contents, Measured]] = {}
     for one in files:
         for entry in one.contents["summary"]:
             key = (entry["task"], entry["method"], entry["length"])
-            if key not in best or entry["n"] > best[key][0]["n"]:
+            known = bool(one.scores(*key))
+            if key not in best or (entry["n"], known) > (best[key][0]["n"], bool(best[key][1].scores(*key))):
                 best[key] = (entry, one)
     sources = {key: one for key, (_, one) in best.items()}
 
@@ -190,8 +191,9 @@ def behind(merged: Merged) -> list[list[str]]:
         own = entries.get((task, length, MESA))
         if method == MESA or own is None or length <= merged.train_length or task in merged.contents["not_able"]:
             continue
-        theirs = merged.sources[task, method, length].scores(task, method, length)
-        same = merged.sources[task, MESA, length].scores(task, MESA, length)
+        source = merged.sources[task, method, length]
+        theirs = source.scores(task, method, length)
+        same = source.scores(task, MESA, length) or merged.sources[task, MESA, length].scores(task, MESA, length)
         found = report.lead(theirs, same)
         low_is_good = task == report.PPL
         if found is not None:

@@ -6,7 +6,8 @@
     python benchmarks/measure.py bench                                           # nothing else should run meanwhile
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 
-Runs that were cut off go on where they were. The quadratic methods stop at shorter texts, because they take hours there.
+Runs that were cut off go on where they were. In a fresh checkout docs/results holds sums without their items, which are not
+overwritten: give another --output, or delete it. The quadratic methods stop at shorter texts, because they take hours there.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import sys
 from pathlib import Path
 
 STOCK_LIKE = "--method origin --method linear --method dynamic-ntk --method yarn"
-TWO_RULES = "--method rerope --method leaky-rerope --method self-extend --method lm-infinite --method streaming-llm"
-EVERY_KEY = "--method rerope --method leaky-rerope --method self-extend"  # those of TWO_RULES that see the whole text
+EVERY_KEY = "--method rerope --method leaky-rerope --method self-extend"  # two position rules, and all keys are seen
+TWO_RULES = f"{EVERY_KEY} --method lm-infinite --method streaming-llm"
 TO_4 = "--length T --length 2T --length 4T"
 TO_16 = f"{TO_4} --length 8T --length 16T"
 TO_64 = f"{TO_16} --length 32T --length 64T"

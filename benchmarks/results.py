@@ -3,8 +3,9 @@
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 
 Takes folders and looks through them for the JSON files of the two, whatever they are called. Several files of `eval` for one
-task, with the same settings of it, and one model become one table, in which each cell is from the file that has the most items for it. Files with options of Mesa
-(--chunk and the like) or of the KV cache become rows of an ablation, together with the plain file beside them, if there is one.
+task, with the same settings of it, and one model become one table, in which each cell is from the file that has the most items
+for it. Files with options of Mesa (--chunk and the like) or of the KV cache become rows of an ablation, together with the plain
+file beside them, if there is one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,38 +95,37 @@ class Merged:
         return int(self.contents["settings"]["model"]["train_length"])
 
 
-def merge(files: list[Measured]) -> Merged:
-    """Each (task, method, length) from the file with the most items for it; of those that have as many, the first that tells them one by one."""
-    best: dict[tuple[str, str, int], tuple[Contents, Measured]] = {}
+def merge(files: list[Measured], name: str) -> Merged:
+    """Each (task, method, length) from the file with the most items for it; of those that have as many, the first that tells
+    them one by one. Where there are several files, a picture of that name is drawn into the folder that theirs are in."""
+
+    def key(entry: Contents) -> tuple[str, str, int]:
+        return entry["task"], entry["method"], entry["length"]
+
+    best: dict[tuple[str, str, int], tuple[tuple[int, bool], Measured]] = {}
     for one in files:
         for entry in one.contents["summary"]:
-            key = (entry["task"], entry["method"], entry["length"])
-            known = bool(one.scores(*key))
-            if key not in best or (entry["n"], known) > (best[key][0]["n"], bool(best[key][1].scores(*key))):
-                best[key] = (entry, one)
-    sources = {key: one for key, (_, one) in best.items()}
+            rank = (entry["n"], bool(one.scores(*key(entry))))
+            if key(entry) not in best or rank > best[key(entry)][0]:
+                best[key(entry)] = (rank, one)
+    sources = {found: one for found, (_, one) in best.items()}
 
-    def chosen(entries: str) -> list[Contents]:
-        found = [
-            (entry, one)
-            for one in files
-            for entry in (one.contents["run"]["timings"] if entries == "timings" else one.contents[entries])
-        ]
-        mine = [entry for entry, one in found if sources[entry["task"], entry["method"], entry["length"]] is one]
+    def chosen(entries: Callable[[Contents], list[Contents]]) -> list[Contents]:
+        mine = [entry for one in files for entry in entries(one.contents) if sources[key(entry)] is one]
         return sorted(mine, key=lambda entry: sort_key({"seed": 0, "index": 0, "depth": None, **entry}))
 
-    first, summary = files[0], chosen("summary")
+    first, summary = files[0], chosen(lambda contents: contents["summary"])
     commands = [line for one in files for line in one.contents["run"]["command"].splitlines()]
     contents = {
         "settings": first.settings,
         "not_able": report.not_able(summary, first.train_length),
         "summary": summary,
-        "by_depth": chosen("by_depth"),
-        "run": {"command": "\n".join(dict.fromkeys(commands)), "timings": chosen("timings")},
+        "by_depth": chosen(lambda contents: contents["by_depth"]),
+        "run": {"command": "\n".join(dict.fromkeys(commands))},
     }
     picture = first.path.with_suffix(".png")
     if len(files) > 1:
-        picture = first.path.parent.parent / f"{Path(first.model).stem}-{first.group}.png"
+        picture = first.path.parent.parent / f"{name}.png"
         report.figure(contents).savefig(picture, dpi=90)
     return Merged(contents, sources, files, picture)
 
@@ -287,8 +287,9 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
             for one in plain:
                 if one.group == group:
                     alike.setdefault(json.dumps(one.settings["task"]), []).append(one)
-            for files in alike.values():
-                results.append(merge(files))
+            for number, files in enumerate(alike.values(), start=1):
+                name = f"{Path(first.model).stem}-{group}"
+                results.append(merge(files, name if number == 1 else f"{name}-{number}"))
                 yield from accuracy(group, results[-1], folder)
         if results:
             yield "### Where Mesa is behind"

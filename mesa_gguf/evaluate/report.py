@@ -98,13 +98,14 @@ def _numbers(task: str, rows: Sequence[Row]) -> Row:
 
 def _change(rows: Sequence[Row], base: Sequence[Row]) -> Row:
     """By how much the loss of the same tokens differs from that with T tokens read."""
-    losses = {(row["seed"], row["index"]): row["loss"] for row in base}
-    pairs = [(row["loss"], losses.get((row["seed"], row["index"]))) for row in rows]
-    changes = [loss - before for loss, before in pairs if before is not None]
-    if not changes:
+
+    def losses(of: Sequence[Row]) -> dict[str, float]:
+        return {_item(row): row["loss"] for row in of}
+
+    change = lead(losses(rows), losses(base))
+    if change is None:
         return {}
-    low, high = scoring.mean_interval(changes)
-    mean = math.fsum(changes) / len(changes)
+    mean, low, high = change
     return {"change": round(mean, 4), "change_interval": [round(low, 4), round(high, 4)]}
 
 
@@ -155,17 +156,18 @@ def items(rows: Iterable[Row]) -> list[Row]:
 def scores(rows: Iterable[Row]) -> list[Row]:
     """For each task, method and length every item's share of right answers, or loss: what pairs of methods are compared by."""
 
-    def name(row: Row) -> str:
-        depth = f"@{row['depth']}" if row["task"] == "niah" else ""  # items of a grid share their index
-        return f"{row['seed']}:{row['index']}{depth}"
-
     def value(row: Row) -> float:
         return round(row["loss"] if row["task"] == PPL else row["right"] / row["of"], 4)
 
     return [
-        {"task": task, "method": method, "length": length, "values": {name(row): value(row) for row in group}}
+        {"task": task, "method": method, "length": length, "values": {_item(row): value(row) for row in group}}
         for (task, method, length), group in _grouped(rows, lambda row: (row["task"], row["method"], row["length"]))
     ]
+
+
+def _item(row: Row) -> str:
+    """What tells an item from others of its task and length: seed and number, of a grid ("niah") the depth too."""
+    return f"{row['seed']}:{row['index']}" + (f"@{row['depth']}" if row["task"] == "niah" else "")
 
 
 def lead(values: Mapping[str, float], others: Mapping[str, float]) -> tuple[float, float, float] | None:

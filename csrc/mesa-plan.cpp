@@ -261,9 +261,10 @@ static int32_t snap(const uint8_t * breaks, int32_t lo, int32_t hi) {
 }
 
 // append chunk starts until the next one would be last_start, then last_start itself
-static void append_chunks(std::vector<int32_t> & cs, int32_t chunk, int32_t last_start, const uint8_t * breaks) {
+// a chunk that was read in part ends where that part does, or later
+static void append_chunks(std::vector<int32_t> & cs, int32_t chunk, int32_t n_past, int32_t last_start, const uint8_t * breaks) {
     while (last_start - cs.back() > chunk) {
-        cs.push_back(snap(breaks, cs.back() + chunk/2, cs.back() + chunk));
+        cs.push_back(snap(breaks, std::max(cs.back() + chunk/2, n_past - 1), cs.back() + chunk));
     }
     if (last_start > cs.back()) {
         cs.push_back(last_start);
@@ -294,7 +295,7 @@ static plan make_from(const params & p, std::vector<int32_t> cs, int32_t n_past,
 
     const int32_t s = last_start_of(p, std::max(n_past, pl.chunk_starts.back() + (pl.chunk_starts.size() == 1 ? 1 : 0)), n_tokens, breaks);
 
-    append_chunks(pl.chunk_starts, p.chunk, s, breaks);
+    append_chunks(pl.chunk_starts, p.chunk, n_past, s, breaks);
 
     if (p.method == method_star) {
         return pl; // every token at its own position

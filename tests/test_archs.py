@@ -41,7 +41,8 @@ WRONG = MesaPlan([0, 12, 112, 198, 300], anchor=288, stair_width=16)
 N_PROMPT, N_REST = 370, 24  # the answer outgrows T once, and the anchor moves
 
 EXACT = 1e-4  # f32 throughout; seen: 0.00001
-GELU = 0.02  # of a token here and there: ggml looks GELU up in a table of f16, and a last bit can lead to its next entry
+GELU = 2e-3  # ggml looks GELU up in a table of f16
+NEXT_ENTRY = 0.02  # of a token in a hundred: a last bit that differs leads to the next entry of that table
 DEEP = 20  # layers; errors of all add up
 GELU_ARCHITECTURES = "bloom codeshell falcon gemma gemma2 gemma3 gptneox grok mpt phi2 pockettts spark2_5 starcoder2".split()
 FLASH = 0.05  # flash attention rounds keys and values to f16, and sums values in f16 for fewer than 64 queries
@@ -130,6 +131,10 @@ def apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]
     return np.where((a > -1e30) & (b > -1e30), np.abs(a - b), 0).max(axis=1)
 
 
+def has_gelu(name: str) -> bool:
+    return MODELS[name].architecture in GELU_ARCHITECTURES
+
+
 def is_rough(name: str, flash: bool) -> bool:
     rough = MODELS[name].all_metadata()["block_count"] >= DEEP
     if flash:
@@ -138,14 +143,8 @@ def is_rough(name: str, flash: bool) -> bool:
     return rough
 
 
-def exact(name: str) -> float:
-    return EXACT * (3 if is_rough(name, flash=False) else 1)
-
-
 def limit(name: str, flash: bool) -> float:
-    if flash:
-        return FLASH * (3 if is_rough(name, flash) else 1)
-    return GELU if MODELS[name].architecture in GELU_ARCHITECTURES else exact(name)
+    return (FLASH if flash else GELU if has_gelu(name) else EXACT) * (3 if is_rough(name, flash) else 1)
 
 
 def run_oracle(stock_lib: Path, folder: Path, **request: Any) -> dict[str, NDArray[np.float32]]:
@@ -217,21 +216,25 @@ def test_against_stock(
     last = PLAN.last_start
     expected = np.concatenate([stock["chunks"], stock["whole"][last:]])
     of_token = apart(mesa, expected)
+    usual, largest = np.quantile(of_token, 0.9), of_token.max()
     if flash and "expert_count" in MODELS[name].metadata:
         # roundings that differ give a token other experts here and there
         of_token[of_token > np.quantile(of_token, 0.95)] = 0
-    usual = np.quantile(of_token, 0.9)
+    if not flash and has_gelu(name):
+        of_token[of_token > np.quantile(of_token, 0.99)] = 0
     errors = dict(chunks=of_token[:last].max(), last=of_token[last:N_PROMPT].max(), answer=of_token[N_PROMPT:].max())
     felt = apart(stock["wrong"][last:], stock["whole"][last:N_PROMPT]).max()
     plain = apart(stock["plain"], stock["whole"][last:N_PROMPT]).max()
     shown = ", ".join(f"{part} {error:.6f}" for part, error in errors.items())
     scale = np.abs(mesa[mesa > -1e30]).max()
-    print(f"\n{name}, flash {flash}: {shown}, of nine in ten {usual:.6f}; scale {scale:.1f}, wrong plan {felt:.3f}, plain {plain:.3f}")
+    print(f"\n{name}, flash {flash}: {shown}, of nine in ten {usual:.6f}, largest {largest:.6f}; scale {scale:.1f}, wrong plan {felt:.3f}, plain {plain:.3f}")
 
     assert np.isfinite(mesa).all()
     assert max(errors.values()) <= limit(name, flash)
     if not flash:  # without that table nothing is beyond this in a model with GELU either
-        assert usual <= exact(name)
+        assert usual <= EXACT * (3 if is_rough(name, flash) else 1)
+    if not flash and has_gelu(name):
+        assert largest <= NEXT_ENTRY
     assert plain > FELT
     assert felt > FELT or name in FEELS_NO_POSITIONS
 
@@ -285,7 +288,7 @@ def test_windows_are_those_of_stock(
     stock = run_oracle(stock_lib, tmp_path, path=str(path), flash=False, short=prompt + rest, prompt=[], rest=[], starts=[])
     error = worst(mesa, stock["short"])
     print(f"\n{name}: {error:.6f}; scale {np.abs(mesa).max():.1f}")
-    assert error <= max(5 * exact(name), limit(name, False))  # queries and keys are rotated twice: seen 0.0001, with GELU 0.001
+    assert error <= 5 * limit(name, False)  # queries and keys are rotated twice: seen 0.0001, with GELU 0.001
 
 
 # (tokens, whether they are chunks of the text in turn rather than a window that slides): llama.cpp's own numbers

@@ -124,11 +124,12 @@ static mesa::params from_c(const llama_mesa_params & c) {
     p.window       = c.window;
     p.n_sinks      = c.n_sinks;
     p.stair_bias   = c.stair_bias;
+    p.log_length   = c.log_length;
     return p;
 }
 
 static llama_mesa_params to_c(const mesa::params & p) {
-    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks, p.stair_bias };
+    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks, p.stair_bias, p.log_length };
 }
 
 static mesa::plan get_plan(llama_context * ctx) {
@@ -320,12 +321,13 @@ PYBIND11_MODULE(_core, m) {
 
     py::class_<mesa::params>(m, "Params")
         .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk, int32_t stair_width, int32_t room, bool log_scaling,
-                         const std::string & method, int32_t window, int32_t n_sinks, float stair_bias) {
+                         const std::string & method, int32_t window, int32_t n_sinks, float stair_bias, int32_t log_length) {
             mesa::params p;
             p.method       = to_method(method);
             p.window       = window;
             p.n_sinks      = n_sinks;
             p.stair_bias   = stair_bias;
+            p.log_length   = log_length;
             p.train_length = train_length;
             p.first_chunk  = first_chunk;
             p.chunk        = chunk;
@@ -337,7 +339,7 @@ PYBIND11_MODULE(_core, m) {
             return p;
         }), py::kw_only(), py::arg("train_length"), py::arg("first_chunk"), py::arg("chunk"), py::arg("last_chunk"),
             py::arg("stair_width") = 0, py::arg("room") = 0, py::arg("log_scaling") = true,
-            py::arg("method") = "mesa", py::arg("window") = 0, py::arg("n_sinks") = 0, py::arg("stair_bias") = 0.0f)
+            py::arg("method") = "mesa", py::arg("window") = 0, py::arg("n_sinks") = 0, py::arg("stair_bias") = 0.0f, py::arg("log_length") = 0)
         .def_static("default", [](int32_t train_length, const std::string & method) {
             return mesa::params_default(train_length, to_method(method));
         }, py::arg("train_length"), py::arg("method") = "mesa")
@@ -345,6 +347,7 @@ PYBIND11_MODULE(_core, m) {
         .def_readonly("window",       &mesa::params::window)
         .def_readonly("n_sinks",      &mesa::params::n_sinks)
         .def_readonly("stair_bias",   &mesa::params::stair_bias)
+        .def_property_readonly("log_length", &mesa::params::n_unscaled)
         .def_property_readonly("chunked", &mesa::params::chunked)
         .def_readonly("train_length", &mesa::params::train_length)
         .def_readonly("first_chunk",  &mesa::params::first_chunk)
@@ -409,17 +412,17 @@ PYBIND11_MODULE(_core, m) {
         return mesa::extend(p, old, n_past, n_tokens, data);
     }, py::arg("params"), py::arg("plan"), py::arg("n_past"), py::arg("n_tokens"), py::arg("breaks") = py::none());
 
-    m.def("log_scale", [](int32_t train_length, int32_t start, int32_t stop) {
+    m.def("log_scale", [](int32_t log_length, int32_t start, int32_t stop) {
         check_range(start, stop);
-        if (train_length < 2) {
-            throw std::invalid_argument("train_length must be 2 or more");
+        if (log_length < 2) {
+            throw std::invalid_argument("log_length must be 2 or more");
         }
         std::vector<float> res(stop - start);
         for (int32_t i = start; i < stop; ++i) {
-            res[i - start] = mesa::log_scale(train_length, i);
+            res[i - start] = mesa::log_scale(log_length, i);
         }
         return to_array(std::move(res));
-    }, py::arg("train_length"), py::arg("start"), py::arg("stop"));
+    }, py::arg("log_length"), py::arg("start"), py::arg("stop"));
 
     m.def("default_params", [](uintptr_t model, int32_t train_length) {
         return from_c(llama_mesa_default_params((const llama_model *) model, train_length));

@@ -140,7 +140,7 @@ void llm_graph_input_mesa::set_input(const llama_ubatch * ubatch) {
     if (q_scale && q_scale->buffer) {
         std::vector<float> data(n_tokens);
         for (int32_t ii = 0; ii < n_tokens; ++ii) {
-            data[ii] = mesa::log_scale(m.params.train_length, pos + ii);
+            data[ii] = mesa::log_scale(m.params.n_unscaled(), pos + ii);
         }
         ggml_backend_tensor_set(q_scale, data.data(), 0, ggml_nbytes(q_scale));
     }
@@ -1089,6 +1089,7 @@ static mesa::params to_params(const llama_mesa_params & p) {
     res.window       = p.window;
     res.n_sinks      = p.n_sinks;
     res.stair_bias   = p.stair_bias;
+    res.log_length   = p.log_length;
     return res;
 }
 
@@ -1126,7 +1127,7 @@ llama_mesa_params llama_mesa_default_params(const llama_model * model, int32_t t
 llama_mesa_params llama_mesa_method_params(const llama_model * model, int32_t train_length, int32_t method) {
     const auto p = mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train, method);
 
-    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks, p.stair_bias };
+    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks, p.stair_bias, p.log_length };
 }
 
 const char * llama_mesa_method_name(int32_t method) {

@@ -19,7 +19,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 3
+#define LLAMA_MESA_VERSION 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -46,11 +46,12 @@ struct llama_mesa_params {
     int32_t last_chunk;   // the least length of the last chunk, which reads everything
     int32_t stair_width;  // E of the Stair position encoding; 0: the smallest that fits
     int32_t room;         // positions that a new plan leaves free for generation
-    bool    log_scaling;  // scale the queries of the last chunk by max(1, ln(i + 1)/ln(T))
+    bool    log_scaling;  // scale the queries of the last chunk by max(1, ln(i + 1)/ln(log_length))
     int32_t method;       // enum llama_mesa_method
     int32_t window;       // N of the methods other than mesa and star
     int32_t n_sinks;      // first tokens that lm-infinite and streaming-llm keep
     float   stair_bias;   // logits of keys on the stair are lowered by stair_bias*ln(E); 0: not. Without effect on ALiBi models
+    int32_t log_length;   // the scale of queries is 1 for the first log_length tokens; 0: train_length
 };
 
 // LLAMA_MESA_VERSION of the library

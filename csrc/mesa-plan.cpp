@@ -58,11 +58,15 @@ params params_default(int32_t train_length, int32_t method) {
         case method_streaming_llm:
             p.window = train_length - p.n_sinks;
             break;
+        case method_mesa: // the three are not the paper's: docs/DESIGN.md
+            p.room       = train_length/2;
+            p.stair_bias = 0.5f;
+            p.log_length = (int32_t) std::min<int64_t>(INT32_MAX, 2*(int64_t) train_length);
+            break;
         default:
             break;
     }
     p.log_scaling = method == method_mesa || method == method_mesa_exact;
-    p.stair_bias  = method == method_mesa ? 0.5f : 0.0f; // docs/RESULTS.md
     return p;
 }
 
@@ -91,6 +95,9 @@ void validate(const params & p) {
     }
     if (p.room < 0) {
         invalid("room is " + str(p.room) + ": it must be 0 tokens or more");
+    }
+    if (p.log_length < 0 || p.log_length == 1) {
+        invalid("log_length is " + str(p.log_length) + ": it must be 2 tokens or more, or 0, which is train_length");
     }
     if (!method_name(p.method)) {
         invalid("there is no method " + str(p.method));
@@ -239,11 +246,11 @@ float stair_bias(const params & p, const plan & pl) {
     return -p.stair_bias*std::log((float) pl.stair_width);
 }
 
-float log_scale(int32_t train_length, int32_t i) {
-    if (i < train_length) { // ln(i + 1) <= ln(T)
+float log_scale(int32_t log_length, int32_t i) {
+    if (i < log_length) {
         return 1.0f;
     }
-    return (float) (std::log((double) i + 1.0)/std::log((double) train_length));
+    return (float) (std::log((double) i + 1.0)/std::log((double) log_length));
 }
 
 // the last start of a chunk in (lo, hi] that follows the end of a line, else of a sentence, else hi
@@ -365,7 +372,7 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
             return old;
         }
         // a short text is read in the last chunk, beside the stair; a longer one is chunked
-        const int32_t n_last_max = std::max(p.last_chunk, (p.train_length - p.first_chunk)/2 - p.room);
+        const int32_t n_last_max = std::max(p.last_chunk, (p.train_length - p.first_chunk)/2 - p.room/2);
 
         if (n_tokens - n_past <= std::min(p.chunk, n_last_max)) {
             return advance(p, old, n_past, n_tokens);

@@ -35,7 +35,8 @@ struct params {
     int32_t last_chunk   = 0;    // the least length of the last chunk
     int32_t stair_width  = 0;    // E; 0: the smallest that fits
     int32_t room         = 0;    // positions that stay free for generation when a plan is made
-    bool    log_scaling  = true; // scale queries by max(1, ln(i + 1)/ln(T))
+    bool    log_scaling  = true; // scale queries by max(1, ln(i + 1)/ln(log_length))
+    int32_t log_length   = 0;    // 0: T
 
     // logits of keys on the stair are lowered by stair_bias*ln(E): E keys share a position, and weigh as one (1) or as E (0)
     float   stair_bias   = 0.0f;
@@ -46,6 +47,9 @@ struct params {
 
     // a text is cut into chunks
     bool chunked() const { return method == method_mesa || method == method_mesa_exact || method == method_star; }
+
+    // the scale of queries is 1 for the first tokens, this many
+    int32_t n_unscaled() const { return log_length > 0 ? log_length : train_length; }
 
     // distances are woven for each query by itself
     bool exact() const { return method == method_mesa_exact || method == method_stair; }
@@ -126,8 +130,8 @@ woven weave(const params & p, const plan & pl, int32_t i, int32_t j);
 // what is added to the logits of the keys before the anchor, as the last chunk and generated tokens see them
 float stair_bias(const params & p, const plan & pl);
 
-// factor on the query at token index i
-float log_scale(int32_t train_length, int32_t i);
+// factor on the query at token index i: max(1, ln(i + 1)/ln(log_length))
+float log_scale(int32_t log_length, int32_t i);
 
 //
 // plans

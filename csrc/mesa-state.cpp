@@ -88,7 +88,7 @@ llama_mesa_graph llama_mesa::graph(int32_t pos, int32_t n) const {
     g.swa = has_swa && this->pos(pos + n - 1) != pos + n - 1;
 
     if (pos >= plan.last_start()) {
-        g.scale   = params.log_scaling && pos + n > params.train_length;
+        g.scale   = params.log_scaling && pos + n > params.n_unscaled();
         g.n_rules = mesa::all_true(params, plan, pos + n - 1) ? 0 : params.exact() ? 1 : 2;
         return g;
     }
@@ -129,7 +129,7 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
 //
 
 static const uint32_t MESA_STATE_MAGIC   = 0x4153454d; // "MESA"
-static const uint32_t MESA_STATE_VERSION = 3;
+static const uint32_t MESA_STATE_VERSION = 4;
 
 // FNV-1a
 static uint64_t checksum(const uint8_t * data, size_t size) {
@@ -213,6 +213,7 @@ std::vector<uint8_t> llama_mesa_pack(const llama_mesa & m) {
 
     w.i32(m.params.train_length);
     w.i32(m.params.log_scaling ? 1 : 0);
+    w.i32(m.params.n_unscaled());
     w.f32(m.params.stair_bias);
     w.i32(m.params.method);
     w.i32(m.n_by_hand);
@@ -254,6 +255,10 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
     const bool log_scaling = r.i32() != 0;
     if (log_scaling != m.params.log_scaling) {
         throw std::runtime_error(std::string("the state was saved with log_scaling ") + (log_scaling ? "on" : "off") + ", this context has it " + (m.params.log_scaling ? "on" : "off"));
+    }
+    const int32_t log_length = r.i32();
+    if (log_scaling && log_length != m.params.n_unscaled()) {
+        throw std::runtime_error("the state was saved with log_length " + std::to_string(log_length) + ", this context has " + std::to_string(m.params.n_unscaled()));
     }
     const float stair_bias = r.f32();
     if (stair_bias != m.params.stair_bias) {

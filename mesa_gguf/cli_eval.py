@@ -186,7 +186,7 @@ def evaluate(
     room: Annotated[
         int | None,
         _option(
-            "--room", min=0, metavar="N", help="Positions that a plan leaves free to generation. Default: T/4.", panel=MESA
+            "--room", min=0, metavar="N", help="Positions that a plan leaves free to generation. Default: T/2.", panel=MESA
         ),
     ] = None,
     log_scaling: Annotated[
@@ -196,6 +196,10 @@ def evaluate(
             help="Scale queries with the logarithm of the length. Default: as the method has it.",
             panel=MESA,
         ),
+    ] = None,
+    log_length: Annotated[
+        int | None,
+        _option("--log-length", min=2, metavar="N", help="The length from which on queries are scaled. Default: 2T.", panel=MESA),
     ] = None,
     type_k: TypeK = "f16",
     type_v: TypeV = "f16",
@@ -227,6 +231,7 @@ def evaluate(
         "stair_bias": stair_bias,
         "room": room,
         "log_scaling": log_scaling,
+        "log_length": log_length,
     }
     _check_overrides(given, names)
     sizes = QUICK_SAMPLES if quick else SAMPLES

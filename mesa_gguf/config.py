@@ -117,9 +117,10 @@ class MesaConfig:
         last_chunk: the least length of the last chunk, which reads everything before it. Default: 512, T/8 for a short T
             (128 where T is 512).
         stair_width: E, how many tokens share a step of the stair. "auto": the smallest that fits, with room to generate.
-        log_scaling: scale the last chunk's queries by max(1, ln(i + 1)/ln(T)), i the token index. Default: on for
+        log_scaling: scale the last chunk's queries by max(1, ln(i + 1)/ln(log_length)), i the token index. Default: on for
             "mesa" and "mesa-exact", off for the other methods, whose papers do not have it.
-        room: positions that a plan leaves free for generation. Default: T/4. When they are used up, the anchor moves.
+        log_length: the length from which on queries are scaled. Default: 2 T for "mesa", T for the other methods; T in the paper.
+        room: positions that a plan leaves free for generation. Default: T/2 for "mesa", T/4 for the others. When they are used up, the anchor moves.
         sentence_borders: begin chunks where a sentence or line ends, so that chunks do not cut facts.
         plan: a plan made by hand for the next prompt, instead of one made from the numbers above.
         method: "mesa", or another member of the weave family to compare with: one of `mesa_gguf.METHODS`, defined in
@@ -145,15 +146,16 @@ class MesaConfig:
     window: int | None = None
     n_sinks: int | None = None
     stair_bias: float | None = None
+    log_length: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train_length", "first_chunk", "chunk", "last_chunk", "room", "window", "n_sinks"):
+        for name in ("train_length", "first_chunk", "chunk", "last_chunk", "room", "window", "n_sinks", "log_length"):
             value = getattr(self, name)
             if value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name} must be a whole number of tokens, not {value!r}")
-            least = 0 if name in ("room", "n_sinks") else 1
+            least = {"room": 0, "n_sinks": 0, "log_length": 2}.get(name, 1)
             if not least <= value < 2**31:
                 raise ConfigError(f"{name} is {value}: it must be {least} or more")
         if self.stair_width != "auto":
@@ -183,7 +185,9 @@ class MesaConfig:
         rest = default.chunk if self.method == "star" else length - first
         chunk = self.chunk if self.chunk is not None else max(1, min(rest, length - first))
         last = self.last_chunk if self.last_chunk is not None else default.last_chunk
-        room = self.room if self.room is not None else max(0, min(default.room, length - first - last - 1))
+        room = default.room if self.room is None else self.room
+        if self.room is None:  # T/4 is the stair's, if it can be had
+            room = max(0, min(room, length - last - length // 4, length - first - last - 1))
         n_sinks = self.n_sinks if self.n_sinks is not None else default.n_sinks
         window = default.window + default.n_sinks - n_sinks if self.method in ("lm-infinite", "streaming-llm") else default.window
         try:
@@ -199,6 +203,7 @@ class MesaConfig:
                 window=self.window if self.window is not None else window,
                 n_sinks=n_sinks,
                 stair_bias=default.stair_bias if self.stair_bias is None else self.stair_bias,
+                log_length=default.log_length if self.log_length is None else self.log_length,
             )
         except ValueError as err:
             raise ConfigError(str(err)) from None

@@ -29,8 +29,8 @@ BUNDLED = Path(mesa_gguf.__file__).parent / "data" / "mesa-reader-q8_0.gguf"
 
 F32, F16, Q8_0 = 0, 1, 8  # enum ggml_type
 
-SMALL = MesaConfig(first_chunk=12, chunk=40, last_chunk=32, room=16, stair_bias=0.0)
-"""For the models of make_models.py, whose T is 128. The paper's method: without the bias of the stair that is the default."""
+SMALL = MesaConfig(first_chunk=12, chunk=40, last_chunk=32, room=16, stair_bias=0.0, log_length=128)
+"""For the models of make_models.py, whose T is 128. The paper's method: no bias of the stair, queries scaled from T on."""
 
 settings.register_profile("quick", deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
 settings.register_profile("thorough", deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))

@@ -47,7 +47,7 @@ class Mirror:
         model = oracle.Model.from_gguf(Path(llm.model_path), kv_half=flash)
         self.state = oracle.State(
             model,
-            log_scaling_T=params.train_length if params.log_scaling else None,
+            log_scaling_T=params.log_length if params.log_scaling else None,
             stair_bias=params.stair_bias,
         )
         self.events: list[Event] = []

@@ -293,6 +293,8 @@ BAD_PARAMS = [
     (dict(last_chunk=2**31 - 1), "leaves nothing"),
     (dict(stair_width=-1), "stair_width is -1"),
     (dict(room=-1), "room is -1"),
+    (dict(log_length=1), "log_length is 1"),
+    (dict(log_length=-5), "log_length is -5"),
 ]
 
 

@@ -288,7 +288,7 @@ def test_inspect(run: Run) -> None:
     assert report["train_length"] == T and report["unsupported"] is None and report["n_params"] > 10**6
     assert [memory["n_tokens"] for memory in report["memory"]] == [T, 8 * T, 32 * T]
     assert report["kv_bytes_per_token"]["kv_f16"] == 3072 and report["kv_bytes_per_token"]["kv_q8_0"] == 1632
-    assert report["defaults"] == {"first_chunk": 32, "chunk": 480, "last_chunk": 128, "room": 128}
+    assert report["defaults"] == {"first_chunk": 32, "chunk": 480, "last_chunk": 128, "room": 256}
 
 
 @pytest.mark.parametrize(

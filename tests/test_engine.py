@@ -138,7 +138,7 @@ def test_flash_attention_of_wide_ubatches_equals_the_oracle(model_path: ModelPat
     """Chunks so long that flash attention sums in f32, so that the limit can be small."""
     path, tokens = model_path(kind), random_tokens(12 + 3 * 100 + 80, seed=7)
     plan = MesaPlan([0, 12, 112, 212, 312], anchor=312, stair_width=8)
-    logits = read(open_llama(path, MesaConfig(stair_bias=0.0, plan=plan), flash=True), tokens)
+    logits = read(open_llama(path, MesaConfig(stair_bias=0.0, log_length=T, plan=plan), flash=True), tokens)
 
     state = oracle_state(path)
     chunks = oracle_read(state, plan, tokens[: plan.last_start])
@@ -176,6 +176,19 @@ def test_without_log_scaling(model_path: ModelPath, open_llama: Opener) -> None:
     logits = read(llm, tokens)
     assert worst(logits, dense(path, llm.plan(), tokens, log_scaling=False)) <= EXACT
     assert worst(logits, dense(path, llm.plan(), tokens, log_scaling=True)) > 0.1
+
+
+@pytest.mark.parametrize("log_length", [T + 1, 2 * T, 390, 10**6])
+def test_log_length(model_path: ModelPath, open_llama: Opener, log_length: int) -> None:
+    """Queries are scaled from there on; the ones before it, in the same batch, are not."""
+    path, tokens = model_path("llama"), random_tokens(400, seed=8)
+    llm = open_llama(path, replace(SMALL, log_length=log_length))
+    logits = read(llm, tokens)
+    plan = llm.plan()
+    written = oracle.Plan(plan.chunk_starts, plan.anchor, plan.stair_width)
+    expected, papers = (oracle.logits(oracle_model(path, False), tokens, written, n) for n in (log_length, T))
+    assert worst(logits, expected) <= EXACT
+    assert worst(logits, papers) > (0.001 if log_length == T + 1 else 0.1)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "llama-gqa", "mpt"])
@@ -221,7 +234,7 @@ def test_any_plan_by_hand_equals_a_dense_run(
 ) -> None:
     (plan, n), path = case, model_path(kind)
     tokens = random_tokens(n, seed=n)
-    llm = open_llama(path, MesaConfig(stair_bias=0.0, plan=plan), flash=flash, n_ctx=1024)
+    llm = open_llama(path, MesaConfig(stair_bias=0.0, log_length=T, plan=plan), flash=flash, n_ctx=1024)
     logits = read(llm, tokens)
     llm.close()
     assert worst(logits, dense(path, plan, tokens, flash)) <= (FLASH if flash else EXACT)
@@ -232,7 +245,7 @@ def test_chunked_prefill_inside_T(model_path: ModelPath, open_llama: Opener, fla
     """Asked for by hand, to save time: stock positions, chunk-triangular mask."""
     path, tokens = model_path("llama-gqa"), random_tokens(120, seed=9)
     plan = MesaPlan([0, 10, 40, 80], anchor=0, stair_width=1)
-    llm = open_llama(path, MesaConfig(stair_bias=0.0, plan=plan), flash=flash)
+    llm = open_llama(path, MesaConfig(stair_bias=0.0, log_length=T, plan=plan), flash=flash)
     assert worst(read(llm, tokens), dense(path, plan, tokens, flash)) <= (FLASH if flash else EXACT)
     assert np.array_equal(key_positions(llm), np.arange(120))
 

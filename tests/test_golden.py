@@ -28,7 +28,7 @@ def test_authors_logits(open_llama: Opener, name: str, flash: bool, kv: int, lim
     run = np.load(DATA / f"{name}.npz")
     assert run["log_scaling"]
     plan = MesaPlan(run["chunk_starts"].tolist(), int(run["anchor"]), int(run["stair_width"]))
-    llm = open_llama(READER, MesaConfig(stair_bias=0.0, plan=plan), kv=kv, flash=flash, n_ctx=4096)
+    llm = open_llama(READER, MesaConfig(stair_bias=0.0, log_length=512, plan=plan), kv=kv, flash=flash, n_ctx=4096)
     logits = read(llm, run["tokens"].tolist())
     assert llm.plan() == plan
     error = worst(logits[int(run["logits_from"]) :], run["logits"])
@@ -44,12 +44,12 @@ def test_authors_logits(open_llama: Opener, name: str, flash: bool, kv: int, lim
 def test_authors_logits_in_batches_of_any_size(open_llama: Opener, name: str, n_batch: int, n_ubatch: int) -> None:
     run = np.load(DATA / f"{name}.npz")
     plan = MesaPlan(run["chunk_starts"].tolist(), int(run["anchor"]), int(run["stair_width"]))
-    llm = open_llama(READER, MesaConfig(stair_bias=0.0, plan=plan), n_ctx=4096, n_batch=n_batch, n_ubatch=n_ubatch)
+    llm = open_llama(READER, MesaConfig(stair_bias=0.0, log_length=512, plan=plan), n_ctx=4096, n_batch=n_batch, n_ubatch=n_ubatch)
     logits = read(llm, run["tokens"].tolist())
     assert worst(logits[int(run["logits_from"]) :], run["logits"]) <= 0.01
 
 
 def test_a_plan_that_leads_past_T_warns(open_llama: Opener) -> None:
-    llm = open_llama(READER, MesaConfig(stair_bias=0.0, plan=MesaPlan([0, 32, 482, 900], anchor=900, stair_width=2)), n_ctx=2048)
+    llm = open_llama(READER, MesaConfig(stair_bias=0.0, log_length=512, plan=MesaPlan([0, 32, 482, 900], anchor=900, stair_width=2)), n_ctx=2048)
     with pytest.warns(UserWarning, match="needs 550 positions, more than the 512"):
         llm.eval(np.arange(1000) % 200)

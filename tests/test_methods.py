@@ -75,7 +75,7 @@ def config(method: str) -> MesaConfig:
     if method == "star":
         return MesaConfig(method=method, first_chunk=40, chunk=40, last_chunk=32, room=16)
     if method in ("mesa", "mesa-exact"):
-        return MesaConfig(method=method, first_chunk=12, chunk=40, last_chunk=32, room=16, window=32, stair_bias=0.0)
+        return MesaConfig(method=method, first_chunk=12, chunk=40, last_chunk=32, room=16, window=32, stair_bias=0.0, log_length=T)
     return MesaConfig(method=method, window=N, n_sinks=SINKS, room=16)
 
 

@@ -273,6 +273,20 @@ def test_defaults_work_for_any_trained_length(length: int) -> None:
     assert plan.n_positions(20 * length) <= length
 
 
+@pytest.mark.parametrize("length", [8, 64, 512, 2048, 2**30, 2**31 - 1])
+def test_defaults_that_are_not_the_papers(length: int) -> None:
+    mesa, exact = (_core.Params.default(length, method) for method in ("mesa", "mesa-exact"))
+    assert (mesa.stair_bias, mesa.room, mesa.log_length) == (0.5, length // 2, min(2**31 - 1, 2 * length))
+    assert (exact.stair_bias, exact.room, exact.log_length) == (0.0, length // 4, length)
+
+
+@pytest.mark.parametrize("last_chunk", [1, 64, 128, 200, 256, 383, 384, 400, 479])
+def test_a_long_last_chunk_leaves_positions_to_the_stair(last_chunk: int) -> None:
+    """T/4 of them, if there are as many; the room is what is left, at most T/2."""
+    params = MesaConfig(last_chunk=last_chunk).params(512)
+    assert params.room == min(256, max(0, 512 - last_chunk - 128))
+
+
 @pytest.mark.parametrize("field", ["first_chunk", "chunk", "last_chunk", "room"])
 @pytest.mark.parametrize("value", [1, 2, 50, 200])
 def test_one_option_alone_works_with_the_defaults_of_the_others(field: str, value: int) -> None:
@@ -303,6 +317,7 @@ def test_an_invalid_option_is_named(field: str, value: Any) -> None:
         (dict(first_chunk=100, last_chunk=300, room=112), r"first_chunk \+ last_chunk \+ room is 512"),
         (dict(train_length=7), "train_length is 7"),
         (dict(plan=[0, 5]), "plan must be a MesaPlan"),
+        (dict(log_length=1), "log_length is 1: it must be 2 or more"),
         (dict(stair_bias=-0.5), "stair_bias is -0.5"),
         (dict(stair_bias=float("nan")), "stair_bias is nan"),
         (dict(stair_bias="much"), "stair_bias is 'much'"),

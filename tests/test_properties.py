@@ -50,6 +50,7 @@ def configs(draw: st.DrawFn) -> MesaConfig:
         stair_width=draw(st.one_of(st.just("auto"), st.integers(1, 200))),
         log_scaling=draw(st.booleans()),
         stair_bias=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        log_length=draw(st.sampled_from([None, T, 2 * T, 200])),
     )
 
 
@@ -401,6 +402,7 @@ some_config = st.fixed_dictionaries(
         "room": lengths,
         "stair_width": st.one_of(numbers, st.just("auto"), st.just("wide")),
         "log_scaling": st.booleans(),
+        "log_length": lengths,
         "stair_bias": st.floats(-1, 10),
     },
 )

@@ -98,7 +98,7 @@ def test_an_empty_state(model_path: ModelPath, open_llama: Opener) -> None:
 def test_a_state_in_the_middle_of_a_chunk(model_path: ModelPath, open_llama: Opener) -> None:
     """The plan travels: the chunk goes on where it was."""
     plan = MesaPlan([0, 12, 52, 92, 132], anchor=132, stair_width=4)
-    llm, other = (open_llama(model_path(KIND), MesaConfig(stair_bias=0.0, plan=plan)) for _ in range(2))
+    llm, other = (open_llama(model_path(KIND), MesaConfig(stair_bias=0.0, log_length=128, plan=plan)) for _ in range(2))
     text = LONG[:180]
     expected = read(llm, text)
 
@@ -232,6 +232,7 @@ FOREIGN = {
     "another T": (KIND, dict(mesa=replace(SMALL, train_length=120))),
     "no log scaling": (KIND, dict(mesa=replace(SMALL, log_scaling=False))),
     "a stair bias": (KIND, dict(mesa=replace(SMALL, stair_bias=0.5))),
+    "queries scaled from elsewhere on": (KIND, dict(mesa=replace(SMALL, log_length=256))),
     "another KV type": (KIND, dict(kv=Q8_0, flash=True)),
     "another V layout": (KIND, dict(flash=True)),
     "another head size": ("llama", {}),

@@ -145,6 +145,22 @@ def find(folders: list[Path]) -> tuple[list[Measured], list[tuple[Path, Contents
     return found, benches
 
 
+def check_defaults(measured: list[Measured]) -> None:
+    """Raise SystemExit where two files have a method with other defaults. Files of before they were kept are not checked."""
+    seen: dict[tuple[str, str], tuple[Contents, Path]] = {}
+    for one in measured:
+        for method in dict.fromkeys(entry["method"] for entry in one.contents["summary"]):
+            own = one.settings.get("defaults", {}).get(method)
+            if own is None:
+                continue
+            other, path = seen.setdefault((one.model, method), (own, one.path))
+            changed = [f"{name} {other.get(name)} and {own.get(name)}" for name in own if own.get(name) != other.get(name)]
+            if changed:
+                raise SystemExit(
+                    f"{path} and {one.path} were measured with other defaults of {method} ({', '.join(changed)}): delete the older one"
+                )
+
+
 def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
@@ -372,6 +388,7 @@ def main() -> None:
     args = parser.parse_args()
     head = INTRODUCTION.format(folders=" ".join(map(str, args.folders)), output=args.output)
     measured, benches = find(args.folders)
+    check_defaults(measured)
     lines = [head, *write(measured, args.output.parent)]
     if benches:
         lines += ["## Memory and latency", ""]

@@ -629,6 +629,23 @@ def test_ablations_are_put_side_by_side(command: Callable[..., tuple[str, str]],
     assert "### Ablation" in page and "| default | " in page and "| chunk 240, log_scaling False | " in page
 
 
+def test_results_of_other_defaults_are_not_mixed(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    command("passkey", "--method", "mesa", *TINY)
+    contents = json.loads((tmp_path / "results" / "passkey.json").read_text())
+    own = contents["settings"]["defaults"]["mesa"]
+    assert own == {
+        **dict(first_chunk=32, chunk=480, last_chunk=128, stair_width=0, stair_bias=0.5, room=256),
+        **dict(log_scaling=True, log_length=1024, window=0, n_sinks=4),
+    }
+    own["room"] = 64
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "passkey.json").write_text(json.dumps(contents))
+    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "older", "results", "--output", "RESULTS.md"]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and not (tmp_path / "RESULTS.md").exists()
+    assert "other defaults of mesa (room 64 and 256)" in done.stderr
+
+
 def test_files_of_one_task_become_one_table(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     """The cell with more items counts, ablations are compared with the plain run beside them, item by item."""
     runs = {

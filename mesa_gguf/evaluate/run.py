@@ -14,7 +14,7 @@ from typing import Any
 
 import llama_cpp
 
-from .. import __version__, ask, documents, gguf_file
+from .. import __version__, _core, ask, documents, gguf_file
 from ..errors import ConfigError, PromptError
 from ..llama import MesaLlama
 from ..methods import METHODS, Method, check_method, find_method, open_model
@@ -30,6 +30,16 @@ GROUPS = ("passkey", "niah", "ruler", PPL, "qa")
 
 Watch = Callable[[str, int, int], None]
 """Called with (what is done, tokens done, tokens in all)."""
+
+NUMBERS = (
+    "first_chunk", "chunk", "last_chunk", "stair_width", "stair_bias", "room", "log_scaling", "log_length", "window", "n_sinks",
+)  # fmt: skip
+
+
+def defaults(train_length: int) -> dict[str, dict[str, Any]]:
+    """The numbers that each method of the engine takes where no option says otherwise: another version may have others."""
+    params = {method: _core.Params.default(train_length, method) for method in _core.METHODS}
+    return {method: {name: getattr(own, name) for name in NUMBERS} for method, own in params.items()}
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,7 @@ class Evaluation:
             },
             "style": self.prompter.style,
             "mesa": dict(options.overrides),
+            "defaults": defaults(options.train_length),
             "engine": dict(options.engine),
             "versions": {"mesa-gguf": __version__, "llama-cpp-python": llama_cpp.__version__},
         }

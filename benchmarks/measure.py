@@ -3,20 +3,26 @@
     python benchmarks/measure.py reader                                          # the bundled model: two hours on one core
     python benchmarks/measure.py language --model FILE.gguf --text FILE.txt      # log-loss: python -m training.language makes both
     python benchmarks/measure.py ablation [--model FILE.gguf --text FILE.txt]    # Mesa with other numbers than the default ones
+    python benchmarks/measure.py mesa --model FILE.gguf --text FILE.txt          # Mesa alone, after its defaults changed
     python benchmarks/measure.py bench                                           # nothing else should run meanwhile
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 
 Runs that were cut off go on where they were. In a fresh checkout docs/results holds sums without their items, which are not
 overwritten: give another --output, or delete it. The quadratic methods stop at shorter texts, because they take hours there.
+`mesa` takes the method's numbers (but not its speeds, which others are told in) out of the sums of "reader" and "language", and
+measures what they were of into folders of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from mesa_gguf.evaluate import report
 
 STOCK_LIKE = "--method origin --method linear --method dynamic-ntk --method yarn"
 EVERY_KEY = "--method rerope --method leaky-rerope --method self-extend"  # two position rules, and all keys are seen
@@ -48,6 +54,13 @@ READER = {
     ),
     "reader-64": ("qa --method mesa --method mesa-exact --method rerope --documents 1 --length 64T",),
     "reader-2t": ("qa --method mesa --method rerope --method stair --documents 40 --length 2T",),
+    "reader-far": (
+        "qa --method stair --documents 1 --length 8T",
+        "passkey --method lm-infinite --method streaming-llm --samples 10 --length 8T --length 16T",
+        "qa --method lm-infinite --method streaming-llm --documents 1 --length 16T",
+        "passkey --method rerope --samples 10 --length 32T",
+    ),
+    "reader-far-stock": (f"passkey {STOCK_LIKE} --samples 10 --length 64T",),
     "reader-depth": ("niah --method mesa --method yarn --samples 4 --depths 6 --length 2T --length 8T --length 16T",),
 }
 LANGUAGE = {
@@ -59,10 +72,33 @@ LANGUAGE = {
     "language-mesa": (f"ppl --method mesa --samples 240 {TO_16}",),
     "language-window": ("ppl --method mesa --method lm-infinite --samples 96 --length T --length 4T --length 8T",),
 }
+# what the folders above have of the method mesa
+MESA = {
+    "reader-mesa": (
+        f"qa --method mesa --documents 2 {TO_64}",
+        "qa --method mesa --documents 40 --length 2T",
+        f"passkey --method mesa --samples 10 {TO_64}",
+        f"ruler --method mesa --samples 5 {TO_16}",
+        "niah --method mesa --samples 4 --depths 6 --length 2T --length 8T --length 16T",
+    ),
+    "language-mesa-24": (f"ppl --method mesa --samples 24 {TO_16}",),
+    "language-mesa": LANGUAGE["language-mesa"],
+    "language-mesa-96": ("ppl --method mesa --samples 96 --length T --length 4T --length 8T",),
+}
+# two hops, on seeds that nothing was chosen with
+FRESH = {
+    "reader-fresh": (
+        "qa --method mesa --method rerope --seed 3001 --documents 80 --length 2T",
+        "qa --method mesa --method rerope --seed 3001 --documents 40 --length 4T",
+        "qa --method mesa --method rerope --seed 3001 --documents 5 --length 32T",
+    ),
+}
 ABLATION = {
     "default": "",
     "bias-0": "--stair-bias 0",
     "bias-1": "--stair-bias 1",
+    "paper": "--stair-bias 0 --log-length 512 --room 128",
+    "log-1T": "--log-length 512",
     "no-log": "--no-log-scaling",
     "bias-0-no-log": "--stair-bias 0 --no-log-scaling",
     "bias-1-no-log": "--stair-bias 1 --no-log-scaling",
@@ -71,7 +107,8 @@ ABLATION = {
     "first-8": "--first-chunk 8",
     "first-100": "--first-chunk 100 --chunk 400",
     "last-64": "--last-chunk 64",
-    "last-256": "--last-chunk 256 --room 64",
+    "last-256": "--last-chunk 256",
+    "room-128": "--room 128",
     "room-64": "--room 64",
     "width-256": "--stair-width 256",
 }
@@ -87,22 +124,37 @@ def run(command: str) -> None:
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
 
 
+def forget_mesa(folder: Path) -> None:
+    """Take the numbers of the method mesa out of the sums in a folder, and leave its speeds."""
+    for path in sorted(folder.glob("*.json")):
+        contents = json.loads(path.read_text(encoding="utf-8"))
+        for part in ("summary", "by_depth", "scores"):
+            contents[part] = [entry for entry in contents.get(part, []) if entry["method"] != "mesa"]
+        report.write_json(path, contents)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["reader", "language", "ablation", "bench"])
+    parser.add_argument("part", choices=["reader", "language", "mesa", "fresh", "ablation", "bench"])
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     parser.add_argument("--model", help="a language model, for log-loss")
     parser.add_argument("--text", help="a text that it has not seen")
+    parser.add_argument("--only", metavar="FOLDER", help="what belongs into one of the folders")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     language = f"-m {args.model} --text {args.text}" if args.model else ""
-    if args.part == "language" and not args.text:
-        parser.error("language takes --model and --text")
-    commands = []
-    if args.part == "reader":
-        commands = [f"eval {what} -o {args.output}/{folder}" for folder, part in READER.items() for what in part]
-    if args.part == "language":
-        commands = [f"eval {what} {language} -o {args.output}/{folder}" for folder, part in LANGUAGE.items() for what in part]
+    if args.part in ("language", "mesa") and not args.text:
+        parser.error(f"{args.part} takes --model and --text")
+    if args.part == "mesa" and not args.only:
+        for folder in ({*READER} | {*LANGUAGE}) - {*MESA}:
+            forget_mesa(args.output / folder)
+    parts = {"reader": READER, "language": LANGUAGE, "mesa": MESA, "fresh": FRESH}.get(args.part, {})
+    commands = [
+        f"eval {what} {language if what.startswith('ppl') else ''} -o {args.output}/{folder}"
+        for folder, part in parts.items()
+        for what in part
+        if args.only in (None, folder)
+    ]
     if args.part == "ablation":
         for name, options in ABLATION.items():
             where = f"--method mesa {options} -o {args.output}/ablation/{name}"

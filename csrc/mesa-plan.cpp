@@ -61,7 +61,7 @@ params params_default(int32_t train_length, int32_t method) {
         case method_mesa: // the three are not the paper's: docs/DESIGN.md
             p.room       = train_length/2;
             p.stair_bias = 0.5f;
-            p.log_length = (int32_t) std::min<int64_t>(INT32_MAX, 2*(int64_t) train_length);
+            p.log_length = (int32_t) std::min<int64_t>(INT32_MAX, 4*(int64_t) train_length);
             break;
         default:
             break;

@@ -199,7 +199,7 @@ def evaluate(
     ] = None,
     log_length: Annotated[
         int | None,
-        _option("--log-length", min=2, metavar="N", help="The length from which on queries are scaled. Default: 2T.", panel=MESA),
+        _option("--log-length", min=2, metavar="N", help="The length from which on queries are scaled. Default: 4T.", panel=MESA),
     ] = None,
     type_k: TypeK = "f16",
     type_v: TypeV = "f16",

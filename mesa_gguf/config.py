@@ -119,7 +119,7 @@ class MesaConfig:
         stair_width: E, how many tokens share a step of the stair. "auto": the smallest that fits, with room to generate.
         log_scaling: scale the last chunk's queries by max(1, ln(i + 1)/ln(log_length)), i the token index. Default: on for
             "mesa" and "mesa-exact", off for the other methods, whose papers do not have it.
-        log_length: the length from which on queries are scaled. Default: 2 T for "mesa", T for the other methods; T in the paper.
+        log_length: the length from which on queries are scaled. Default: 4 T for "mesa", T for the other methods; T in the paper.
         room: positions that a plan leaves free for generation. Default: T/2 for "mesa", T/4 for the others. When they are used up, the anchor moves.
         sentence_borders: begin chunks where a sentence or line ends, so that chunks do not cut facts.
         plan: a plan made by hand for the next prompt, instead of one made from the numbers above.

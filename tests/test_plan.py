@@ -276,7 +276,7 @@ def test_defaults_work_for_any_trained_length(length: int) -> None:
 @pytest.mark.parametrize("length", [8, 64, 512, 2048, 2**30, 2**31 - 1])
 def test_defaults_that_are_not_the_papers(length: int) -> None:
     mesa, exact = (_core.Params.default(length, method) for method in ("mesa", "mesa-exact"))
-    assert (mesa.stair_bias, mesa.room, mesa.log_length) == (0.5, length // 2, min(2**31 - 1, 2 * length))
+    assert (mesa.stair_bias, mesa.room, mesa.log_length) == (0.5, length // 2, min(2**31 - 1, 4 * length))
     assert (exact.stair_bias, exact.room, exact.log_length) == (0.0, length // 4, length)
 
 

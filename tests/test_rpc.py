@@ -212,7 +212,9 @@ def test_a_chunk_on_a_server_is_the_oracles(
     """Wide chunks, so that the limit can be small: keys and values rounded to f16, once, and nothing else."""
     plan = MesaPlan([0, 12, 112, 212, 312], anchor=312, stair_width=8)
     tokens = random_tokens(392, seed=7)
-    llm = open_llama(path(kind), MesaConfig(stair_bias=0.0, log_length=T, plan=plan), flash=True, n_ubatch=256, rpc_servers=servers)
+    llm = open_llama(
+        path(kind), MesaConfig(stair_bias=0.0, log_length=T, plan=plan), flash=True, n_ubatch=256, rpc_servers=servers
+    )
     written = oracle.Plan(plan.chunk_starts, plan.anchor, plan.stair_width)
     expected = oracle.logits(oracle.Model.from_gguf(path(kind), kv_half=True), tokens, written, log_scaling_T=T)
     error = worst(read(llm, tokens), expected)
@@ -228,7 +230,14 @@ def test_the_authors_logits_on_servers(open_llama: Opener, servers: str, name: s
     """Windows of 482 rows, padded to 512 where flash attention is on. Limits as in test_golden.py."""
     run = np.load(DATA / f"{name}.npz")
     plan = MesaPlan(run["chunk_starts"].tolist(), int(run["anchor"]), int(run["stair_width"]))
-    llm = open_llama(READER, MesaConfig(stair_bias=0.0, log_length=512, plan=plan), flash=flash, n_ctx=4096, n_ubatch=200, rpc_servers=servers)
+    llm = open_llama(
+        READER,
+        MesaConfig(stair_bias=0.0, log_length=512, plan=plan),
+        flash=flash,
+        n_ctx=4096,
+        n_ubatch=200,
+        rpc_servers=servers,
+    )
     logits = read(llm, run["tokens"].tolist())
     assert worst(logits[int(run["logits_from"]) :], run["logits"]) <= (0.06 if flash else 0.01)
 

@@ -96,6 +96,18 @@ def test_of_its_definition(model_path: ModelPath, open_llama: Opener, method: st
     assert worst(logits, of_groups(path, tokens, groups(method, LENGTH, width))) <= EXACT
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", RULES)
+def test_of_its_definition_at_32_times_the_trained_length(model_path: ModelPath, open_llama: Opener, method: str) -> None:
+    path, n = model_path("llama-head-size"), 32 * T
+    tokens = random_tokens(n, seed=13)
+    llm = open_llama(path, config(method), n_ctx=n + 32)
+    logits = read(llm, tokens)
+    errors = np.abs(logits - of_groups(path, tokens, groups(method, n, llm.plan().stair_width))).max(axis=1)
+    # llama.cpp's angles are f32: of true positions to 4,095 (rerope, lm-infinite, streaming-llm) with an error to match
+    assert np.median(errors) <= EXACT / 5 and errors.max() <= 3 * EXACT
+
+
 @pytest.mark.parametrize("method", RULES)
 def test_of_its_definition_with_a_quantized_cache_and_flash_attention(
     model_path: ModelPath, open_llama: Opener, method: str

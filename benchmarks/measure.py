@@ -90,6 +90,7 @@ FRESH = {
     "reader-fresh": (
         "qa --method mesa --method rerope --seed 3001 --documents 80 --length 2T",
         "qa --method mesa --method rerope --seed 3001 --documents 40 --length 4T",
+        "qa --method mesa --method rerope --seed 3001 --documents 20 --length 8T",
         "qa --method mesa --method rerope --seed 3001 --documents 5 --length 32T",
     ),
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 from collections import defaultdict
@@ -23,6 +24,7 @@ from typing import Any
 from mesa_gguf.evaluate import report
 from mesa_gguf.evaluate.report import cell, length_name, tables
 from mesa_gguf.evaluate.run import sort_key
+from mesa_gguf.evaluate.tasks import TASKS
 from mesa_gguf.methods import METHODS
 
 INTRODUCTION = """\
@@ -30,8 +32,8 @@ INTRODUCTION = """\
 
 Written by `python benchmarks/results.py {folders} --output {output}` from the JSON files of `mesa-gguf eval`
 and `mesa-gguf bench`; nothing here is typed by hand. What is measured, and how, is in [EVALUATION.md](EVALUATION.md). In brackets stand 95 % intervals, Wilson's
-for shares; items of the same document are not independent of each other, so that true intervals are wider. A length is that
-of prompt and answer together; T is the trained length. Up to T all methods are the same computation.
+for shares; items of the same document are not independent of each other, so that true intervals are wider. Those of differences,
+item by item, take that into account. A length is that of prompt and answer together; T is the trained length. Up to T all methods are the same computation.
 """
 GROUPS = ("passkey", "niah", "ruler", "qa", "ppl")
 MESA = "mesa"
@@ -193,10 +195,16 @@ def accuracy(group: str, merged: Merged, folder: Path) -> Iterator[str]:
         yield ""
 
 
-def difference(scores: dict[str, float], others: dict[str, float]) -> str:
-    """The first's lead in the items that both have."""
-    found = report.lead(scores, others)
-    return "–" if found is None else f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]"
+def per_document(task: str, settings: Contents) -> int:
+    """How many items a document has."""
+    return TASKS[task].n_items(settings["task"]["n_facts"]) if "n_facts" in settings["task"] else 1
+
+
+def difference(found: tuple[float, float, float] | None) -> str:
+    """A lead in the items that both have."""
+    if found is None:
+        return "–"
+    return f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]" if math.isfinite(found[1]) else f"{found[0]:+.3f} (one document)"
 
 
 def behind(merged: Merged) -> list[list[str]]:
@@ -210,7 +218,7 @@ def behind(merged: Merged) -> list[list[str]]:
         source = merged.sources[task, method, length]
         theirs = source.scores(task, method, length)
         same = source.scores(task, MESA, length) or merged.sources[task, MESA, length].scores(task, MESA, length)
-        found = report.lead(theirs, same)
+        found = report.lead(theirs, same, per_document(task, source.settings))
         low_is_good = task == report.PPL
         if found is not None:
             better = found[0] < 0 if low_is_good else found[0] > 0
@@ -220,7 +228,7 @@ def behind(merged: Merged) -> list[list[str]]:
             (low, high), (own_low, own_high) = entry["interval"], own["interval"]
             overlap = "overlap" if low <= own_high and own_low <= high else "do not overlap"
             name = length_name(length, merged.train_length)
-            rows.append([task, name, cell(own), method, cell(entry), overlap, difference(theirs, same)])
+            rows.append([task, name, cell(own), method, cell(entry), overlap, difference(found)])
     return rows
 
 
@@ -259,7 +267,9 @@ def ablation(default: Measured, others: list[Measured]) -> Iterator[str]:
             lengths |= entries.keys()
             if one is not default and one.settings["task"] == default.settings["task"]:
                 scores = {n: (one.scores(task, MESA, n), default.scores(task, MESA, n)) for n in entries}
-                differences.append((name(one), {n: difference(*pair) for n, pair in scores.items() if all(pair)}))
+                size = per_document(task, one.settings)
+                leads = {n: report.lead(*pair, size) for n, pair in scores.items() if all(pair)}
+                differences.append((name(one), {n: difference(found) for n, found in leads.items()}))
         ordered = sorted(lengths)
         yield f"{task}:"
         yield ""

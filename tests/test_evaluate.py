@@ -667,7 +667,7 @@ def test_files_of_one_task_become_one_table(command: Callable[..., tuple[str, st
     rows = [line for line in page.splitlines() if line.startswith("| mesa |") and "[" in line]
     assert rows == ["| mesa | 1.00 [0.21, 1.00] | 1.00 [0.34, 1.00] |"]
     assert page.count("| default | 1.00 [0.21, 1.00] | 1.00 [0.21, 1.00] |") == 1
-    assert "| chunk 240 | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] |" in page
+    assert "| chunk 240 | +0.000 (one document) | +0.000 (one document) |" in page
 
 
 def test_pairs_share_their_items() -> None:
@@ -677,6 +677,12 @@ def test_pairs_share_their_items() -> None:
     mean, low, high = report.lead(mesa, origin) or (0, 0, 0)
     assert mean == pytest.approx(2 / 3) and (low, high) == pytest.approx(scoring.mean_interval([1, 1, 0]))
     assert report.lead(mesa, {}) is None
+    # the items of a document are one observation of their mean
+    first = {f"0:{i}": value for i, value in enumerate([1.0, 1.0, 0.0, 0.0, 1.0, 0.5])}
+    none = dict.fromkeys(first, 0.0)
+    assert report.lead(first, none, 2) == pytest.approx((7 / 12, *scoring.mean_interval([1, 0, 0.75])))
+    assert report.lead(first, none, 1) == pytest.approx((7 / 12, *scoring.mean_interval(list(first.values()))))
+    assert np.isnan(report.lead(first, none, 6)[1])
     # of a grid, items of all depths have the same number
     grid = [{**row(0), "task": "niah", "depth": depth, "right": 1, "of": 1} for depth in (0.0, 0.5, 1.0)]
     assert len(report.scores(grid)[0]["values"]) == 3

@@ -105,7 +105,7 @@ def _change(rows: Sequence[Row], base: Sequence[Row]) -> Row:
     change = lead(losses(rows), losses(base))
     if change is None:
         return {}
-    mean, low, high = change
+    mean, low, high = change if math.isfinite(change[1]) else (change[0],) * 3
     return {"change": round(mean, 4), "change_interval": [round(low, 4), round(high, 4)]}
 
 
@@ -170,12 +170,29 @@ def _item(row: Row) -> str:
     return f"{row['seed']}:{row['index']}" + (f"@{row['depth']}" if row["task"] == "niah" else "")
 
 
-def lead(values: Mapping[str, float], others: Mapping[str, float]) -> tuple[float, float, float] | None:
-    """The mean of values - others over the items that both have, and its 95 % interval; None where they share none."""
-    differences = [values[name] - others[name] for name in values if name in others]
-    if not differences:
+def lead(
+    values: Mapping[str, float], others: Mapping[str, float], per_document: int = 1
+) -> tuple[float, float, float] | None:
+    """The mean of values - others over the items that both have, and its 95 % interval; None where they share none.
+
+    The items of a document, per_document of them, are not independent of each other: the interval is that of a mean over
+    clusters (the sandwich estimator, with G/(G - 1) for G documents). Of one document it is not known: nan, nan.
+    """
+    documents: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for name in values:
+        if name in others:
+            seed, _, number = name.partition("@")[0].partition(":")
+            depth = name.partition("@")[2]
+            documents[seed + "@" + depth, int(number) // per_document].append(values[name] - others[name])
+    if not documents:
         return None
-    return (math.fsum(differences) / len(differences), *scoring.mean_interval(differences))
+    n, n_documents = sum(map(len, documents.values())), len(documents)
+    mean = math.fsum(math.fsum(group) for group in documents.values()) / n
+    if n_documents == 1:
+        return mean, math.nan, math.nan
+    square = math.fsum(math.fsum(difference - mean for difference in group) ** 2 for group in documents.values())
+    half = scoring.Z * math.sqrt(square * n_documents / (n_documents - 1)) / n
+    return mean, mean - half, mean + half
 
 
 def machine() -> str:

@@ -60,7 +60,7 @@ READER = {
         "qa --method lm-infinite --method streaming-llm --documents 1 --length 16T",
         "passkey --method rerope --samples 10 --length 32T",
     ),
-    "reader-far-stock": (f"passkey {STOCK_LIKE} --samples 10 --length 64T",),
+    "reader-far-stock": (f"passkey {STOCK_LIKE} --samples 5 --length 64T",),
     "reader-depth": ("niah --method mesa --method yarn --samples 4 --depths 6 --length 2T --length 8T --length 16T",),
 }
 LANGUAGE = {

@@ -2,6 +2,7 @@
 // Typed in mesa_gguf/_core.pyi.
 
 #include "llama-mesa.h"
+#include "mesa-params.h"
 #include "mesa-plan.h"
 
 #include "ggml.h"
@@ -109,27 +110,6 @@ static int32_t check(int32_t res) {
         throw E(llama_mesa_last_error());
     }
     return res;
-}
-
-static mesa::params from_c(const llama_mesa_params & c) {
-    mesa::params p;
-    p.train_length = c.train_length;
-    p.first_chunk  = c.first_chunk;
-    p.chunk        = c.chunk;
-    p.last_chunk   = c.last_chunk;
-    p.stair_width  = c.stair_width;
-    p.room         = c.room;
-    p.log_scaling  = c.log_scaling;
-    p.method       = c.method;
-    p.window       = c.window;
-    p.n_sinks      = c.n_sinks;
-    p.stair_bias   = c.stair_bias;
-    p.log_length   = c.log_length;
-    return p;
-}
-
-static llama_mesa_params to_c(const mesa::params & p) {
-    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks, p.stair_bias, p.log_length };
 }
 
 static mesa::plan get_plan(llama_context * ctx) {
@@ -425,7 +405,7 @@ PYBIND11_MODULE(_core, m) {
     }, py::arg("log_length"), py::arg("start"), py::arg("stop"));
 
     m.def("default_params", [](uintptr_t model, int32_t train_length) {
-        return from_c(llama_mesa_default_params((const llama_model *) model, train_length));
+        return mesa::from_c(llama_mesa_default_params((const llama_model *) model, train_length));
     }, py::arg("model"), py::arg("train_length") = 0);
 
     m.def("unsupported", [](uintptr_t model) -> std::optional<std::string> {
@@ -434,7 +414,7 @@ PYBIND11_MODULE(_core, m) {
     }, py::arg("model"));
 
     m.def("enable", [](uintptr_t ctx, const mesa::params & p) {
-        const auto c = to_c(p);
+        const auto c = mesa::to_c(p);
         check<std::runtime_error>(llama_mesa_enable(to_ctx(ctx), &c));
     }, py::arg("ctx"), py::arg("params"));
 

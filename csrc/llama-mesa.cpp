@@ -1,5 +1,6 @@
 #include "llama-mesa.h"
 #include "llama-mesa-impl.h"
+#include "mesa-params.h"
 #include "mesa-state.h"
 
 #include "ggml-cpp.h"
@@ -1076,23 +1077,6 @@ void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
 // C API
 //
 
-static mesa::params to_params(const llama_mesa_params & p) {
-    mesa::params res;
-    res.train_length = p.train_length;
-    res.first_chunk  = p.first_chunk;
-    res.chunk        = p.chunk;
-    res.last_chunk   = p.last_chunk;
-    res.stair_width  = p.stair_width;
-    res.room         = p.room;
-    res.log_scaling  = p.log_scaling;
-    res.method       = p.method;
-    res.window       = p.window;
-    res.n_sinks      = p.n_sinks;
-    res.stair_bias   = p.stair_bias;
-    res.log_length   = p.log_length;
-    return res;
-}
-
 static int32_t copy_plan(const mesa::plan & pl, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
     const int32_t n = (int32_t) pl.chunk_starts.size();
 
@@ -1125,9 +1109,7 @@ llama_mesa_params llama_mesa_default_params(const llama_model * model, int32_t t
 }
 
 llama_mesa_params llama_mesa_method_params(const llama_model * model, int32_t train_length, int32_t method) {
-    const auto p = mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train, method);
-
-    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks, p.stair_bias, p.log_length };
+    return mesa::to_c(mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train, method));
 }
 
 const char * llama_mesa_method_name(int32_t method) {
@@ -1211,7 +1193,7 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
 
     auto m = std::make_shared<llama_mesa>();
     try {
-        m->params = to_params(*params);
+        m->params = mesa::from_c(*params);
         mesa::validate(m->params);
     } catch (const std::invalid_argument & err) {
         return fail(err.what());
@@ -1352,7 +1334,7 @@ int32_t llama_mesa_get_key_pos(llama_context * ctx, int32_t * key_pos, int32_t n
 
 int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens, const uint8_t * breaks, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
     try {
-        const auto p = to_params(*params);
+        const auto p = mesa::from_c(*params);
         mesa::validate(p);
         if (n_tokens < 1) {
             return fail("a text of " + std::to_string(n_tokens) + " tokens cannot be planned");

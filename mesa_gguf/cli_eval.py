@@ -186,7 +186,11 @@ def evaluate(
     room: Annotated[
         int | None,
         _option(
-            "--room", min=0, metavar="N", help="Positions that a plan leaves free to generation. Default: T/2.", panel=MESA
+            "--room",
+            min=0,
+            metavar="N",
+            help="Positions that a plan leaves free to generation. Default: T/2; of other methods T/4.",
+            panel=MESA,
         ),
     ] = None,
     log_scaling: Annotated[
@@ -199,7 +203,13 @@ def evaluate(
     ] = None,
     log_length: Annotated[
         int | None,
-        _option("--log-length", min=2, metavar="N", help="The length from which on queries are scaled. Default: 4T.", panel=MESA),
+        _option(
+            "--log-length",
+            min=2,
+            metavar="N",
+            help="The length from which on queries are scaled. Default: 4T; of other methods T.",
+            panel=MESA,
+        ),
     ] = None,
     type_k: TypeK = "f16",
     type_v: TypeV = "f16",

@@ -185,9 +185,8 @@ class MesaConfig:
         rest = default.chunk if self.method == "star" else length - first
         chunk = self.chunk if self.chunk is not None else max(1, min(rest, length - first))
         last = self.last_chunk if self.last_chunk is not None else default.last_chunk
-        room = default.room if self.room is None else self.room
-        if self.room is None:  # T/4 is the stair's, if it can be had
-            room = max(0, min(room, length - last - length // 4, length - first - last - 1))
+        most = length - last - max(length // 4, first + 1)  # T/4 is the stair's, if it can be had
+        room = self.room if self.room is not None else max(0, min(default.room, most))
         n_sinks = self.n_sinks if self.n_sinks is not None else default.n_sinks
         window = default.window + default.n_sinks - n_sinks if self.method in ("lm-infinite", "streaming-llm") else default.window
         try:

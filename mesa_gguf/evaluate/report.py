@@ -175,24 +175,21 @@ def lead(
 ) -> tuple[float, float, float] | None:
     """The mean of values - others over the items that both have, and its 95 % interval; None where they share none.
 
-    The items of a document, per_document of them, are not independent of each other: the interval is that of a mean over
-    clusters (the sandwich estimator, with G/(G - 1) for G documents). Of one document it is not known: nan, nan.
+    The items of a document, per_document of them, are not independent of each other: a document counts as one observation, of
+    their mean. Of one document the interval is not known: nan, nan.
     """
-    documents: dict[tuple[str, int], list[float]] = defaultdict(list)
+    documents: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for name in values:
         if name in others:
-            seed, _, number = name.partition("@")[0].partition(":")
-            depth = name.partition("@")[2]
-            documents[seed + "@" + depth, int(number) // per_document].append(values[name] - others[name])
+            item, _, depth = name.partition("@")
+            seed, _, index = item.partition(":")
+            documents[seed, depth, int(index) // per_document].append(values[name] - others[name])
     if not documents:
         return None
-    n, n_documents = sum(map(len, documents.values())), len(documents)
-    mean = math.fsum(math.fsum(group) for group in documents.values()) / n
-    if n_documents == 1:
-        return mean, math.nan, math.nan
-    square = math.fsum(math.fsum(difference - mean for difference in group) ** 2 for group in documents.values())
-    half = scoring.Z * math.sqrt(square * n_documents / (n_documents - 1)) / n
-    return mean, mean - half, mean + half
+    means = [math.fsum(group) / len(group) for group in documents.values()]
+    if len(means) == 1:
+        return means[0], math.nan, math.nan
+    return (math.fsum(means) / len(means), *scoring.mean_interval(means))
 
 
 def machine() -> str:

@@ -140,7 +140,7 @@ class Evaluation:
 
     def settings(self) -> dict[str, Any]:
         """What the results depend on, besides task, method, length, seed, depth and index."""
-        options = self.options
+        options, train_length = self.options, self.options.train_length
         own: dict[str, Any] = {}
         if self.group == "qa":
             own = {"n_facts": options.n_facts}
@@ -152,11 +152,11 @@ class Evaluation:
             "model": {
                 "name": options.path.name,
                 "fingerprint": fingerprint(options.path),
-                "train_length": options.train_length,
+                "train_length": train_length,
             },
             "style": self.prompter.style,
             "mesa": dict(options.overrides),
-            "defaults": defaults(options.train_length),
+            "defaults": defaults(train_length),
             "engine": dict(options.engine),
             "versions": {"mesa-gguf": __version__, "llama-cpp-python": llama_cpp.__version__},
         }

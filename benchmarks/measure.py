@@ -1,9 +1,10 @@
 """Measures what docs/RESULTS.md shows, with `mesa-gguf eval` and `mesa-gguf bench`, into docs/results.
 
-    python benchmarks/measure.py reader                                          # the bundled model: two hours on one core
+    python benchmarks/measure.py reader                                          # the bundled model: hours on one core
     python benchmarks/measure.py language --model FILE.gguf --text FILE.txt      # log-loss: python -m training.language makes both
     python benchmarks/measure.py ablation [--model FILE.gguf --text FILE.txt]    # Mesa with other numbers than the default ones
     python benchmarks/measure.py mesa --model FILE.gguf --text FILE.txt          # Mesa alone, after its defaults changed
+    python benchmarks/measure.py fresh                                           # two hops against ReRoPE, on seeds of their own
     python benchmarks/measure.py bench                                           # nothing else should run meanwhile
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 

@@ -61,6 +61,15 @@ READER = {
         "qa --method lm-infinite --method streaming-llm --documents 1 --length 16T",
         "passkey --method rerope --samples 10 --length 32T",
     ),
+    "reader-beyond": (
+        "passkey --method rerope --samples 5 --length 64T",
+        "qa --method lm-infinite --method streaming-llm --documents 1 --length 32T",
+        "qa --method stair --documents 1 --length 16T",
+        "passkey --method leaky-rerope --method self-extend --samples 5 --length 32T",
+        "passkey --method lm-infinite --method streaming-llm --samples 5 --length 32T",
+        "qa --method leaky-rerope --method self-extend --documents 1 --length 64T",
+        "qa --method lm-infinite --method streaming-llm --documents 1 --length 64T",
+    ),
     "reader-far-stock": (f"passkey {STOCK_LIKE} --samples 5 --length 64T",),
     "reader-depth": ("niah --method mesa --method yarn --samples 4 --depths 6 --length 2T --length 8T --length 16T",),
 }
@@ -92,7 +101,9 @@ FRESH = {
         "qa --method mesa --method rerope --seed 3001 --documents 80 --length 2T",
         "qa --method mesa --method rerope --seed 3001 --documents 40 --length 4T",
         "qa --method mesa --method rerope --seed 3001 --documents 20 --length 8T",
+        "qa --method mesa --method rerope --seed 3001 --documents 20 --length 16T",
         "qa --method mesa --method rerope --seed 3001 --documents 5 --length 32T",
+        "qa --method mesa --method rerope --seed 3001 --documents 5 --length 64T",
     ),
 }
 ABLATION = {

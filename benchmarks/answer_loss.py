@@ -16,89 +16,59 @@ import argparse
 import json
 import math
 import tempfile
-from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mesa_gguf import MesaLlama, ask
+from mesa_gguf import MesaLlama, ask, gguf_file
 from mesa_gguf.bundled import bundled_model
-from mesa_gguf.evaluate import Evaluation, Options
+from mesa_gguf.cli_eval import _tokens
+from mesa_gguf.evaluate import Evaluation, Options, report
+from mesa_gguf.evaluate.loss import token_loss
+from mesa_gguf.evaluate.tasks import TASKS
 from mesa_gguf.methods import METHODS, open_model
 
 TASK = "qa/two-hop"
 FLOOR = -5.0
 N_DOCUMENTS = 160  # of T tokens; half as many of 2T, and so on
 
-
-def logits(llm: MesaLlama) -> np.ndarray:
-    """Of the last token that was read: (n_vocab,), in f64."""
-    import llama_cpp  # after mesa_gguf, which tells it what library to load
-
-    pointer = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)
-    return np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)).astype(np.float64)
+Scores = dict[str, dict[str, float]]
+"""By what is measured ("right", "log-probability") the values of the items, named as `report.lead` wants them."""
 
 
-def score(llm: MesaLlama, question: list[int], answer: list[int]) -> tuple[float, bool]:
-    """Log-probability of an answer after what was read and a question, and whether it would be written."""
-    total, right = 0.0, True
+def score(llm: MesaLlama, question: list[int], answer: list[int]) -> tuple[bool, float]:
+    """Whether an answer would be written after what was read and a question, and its log-probability."""
+    right, logprob = True, 0.0
     for token, following in zip([None, *answer], answer):
         llm.eval(question if token is None else [token])
-        own = logits(llm)
-        top = own.max()
-        total += float(own[following] - top - np.log(np.exp(own - top).sum()))
-        right &= int(own.argmax()) == following
-    return total, right
+        logits = np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(llm.n_vocab(),))  # of the last token alone
+        right &= int(logits.argmax()) == following
+        logprob -= token_loss(logits, following)
+    return right, logprob
 
 
-def run(
-    method: str, length: int, seed: int, n_documents: int, overrides: dict[str, Any], threads: int
-) -> list[dict[str, Any]]:
-    path = bundled_model()
-    options = Options(path, [method], [length], seed, {"qa": n_documents}, overrides=overrides)
-    rows = []
+def run(options: Options) -> Scores:
+    """Score the answers of one method at one length, on the documents of a seed."""
     with tempfile.TemporaryDirectory() as folder:
         evaluation = Evaluation("qa", options, Path(folder))
-    llm = open_model(path, method, length, overrides=overrides, n_threads=threads, n_threads_batch=threads)
+    scores: Scores = {"right": {}, "log-probability": {}}
+    method, length = options.methods[0], options.lengths[0]
+    llm = open_model(options.path, method, length, overrides=options.overrides, **options.machine)
     with closing(llm):
         for unit in evaluation.units:
             if unit.task != TASK:
                 continue
             sample, prompts = evaluation._sample(unit)
             ask.read_document(llm, prompts)
-            for item, question in zip(sample.items, prompts.questions):
+            for i, (item, question) in enumerate(zip(sample.items, prompts.questions)):
                 llm.n_tokens = len(prompts.document)  # eval() goes on from here
                 answer = evaluation.prompter.tokenize(f" {item.turns[0].expected[0]}\n")
-                loss, right = score(llm, question, answer)
-                rows.append(
-                    {"length": length, "document": f"{seed}/{unit.index}", "logprob": round(loss, 4), "right": right}
-                )
-    return rows
-
-
-def mean(values: list[float]) -> str:
-    """The mean and half its 95 % interval."""
-    half = 1.96 * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{np.mean(values):+.3f} ± {half:.3f}"
-
-
-def compare(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
-    """Print what rows have more than others, question by question."""
-    by_document: dict[tuple[int, str], list[list[dict[str, Any]]]] = defaultdict(lambda: [[], []])
-    for side, side_rows in enumerate((rows, others)):
-        for row in side_rows:
-            by_document[row["length"], row["document"]][side].append(row)
-    for length in sorted({row["length"] for row in rows}):
-        right, logprob = [], []
-        for (own_length, _), (ours, theirs) in by_document.items():
-            if own_length == length and len(ours) == len(theirs):
-                pairs = list(zip(ours, theirs))
-                right.append(float(np.mean([a["right"] - b["right"] for a, b in pairs])))
-                logprob.append(float(np.mean([max(FLOOR, a["logprob"]) - max(FLOOR, b["logprob"]) for a, b in pairs])))
-        if right:
-            print(f"{length} tokens, {len(right)} documents: right {mean(right)}, log-probability {mean(logprob)}")
+                right, logprob = score(llm, question, answer)
+                name = f"{options.seed}:{unit.index * unit.n_items + i}"
+                scores["right"][name] = float(right)
+                scores["log-probability"][name] = round(max(FLOOR, logprob), 4)
+    return scores
 
 
 def main() -> None:
@@ -116,26 +86,30 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--against", type=Path, help="what another run has written")
     args = parser.parse_args()
+    path = bundled_model()
+    train_length = gguf_file.check(path).train_length
     overrides = {name: json.loads(value) for name, value in (option.split("=", 1) for option in args.set)}
-    rows: list[dict[str, Any]] = []
+    machine = {"n_threads": args.threads, "n_threads_batch": args.threads}
+    others = json.loads(args.against.read_text(encoding="utf-8"))["scores"] if args.against else {}
+    every: dict[str, Scores] = {}
     for text in args.length:
-        times = text.removesuffix("T")
-        length = 512 * int(times) if times != text else int(text)
-        own = []
+        length = _tokens(text, train_length, "--length")
+        n_documents = args.documents or max(1, N_DOCUMENTS * train_length // length)
+        scores: Scores = {}
         for seed in args.seed:
-            n_documents = args.documents or max(1, N_DOCUMENTS * 512 // length)
-            own += run(args.method, length, seed, n_documents, overrides, args.threads)
-        rows += own
-        clipped = float(np.mean([max(FLOOR, row["logprob"]) for row in own]))
-        print(
-            f"{length} tokens: {sum(row['right'] for row in own)} of {len(own)} right, log-probability {clipped:.3f}",
-            flush=True,
-        )
-    args.output.write_text(
-        json.dumps({"method": args.method, "overrides": overrides, "rows": rows}) + "\n", encoding="utf-8"
-    )
-    if args.against:
-        compare(rows, json.loads(args.against.read_text(encoding="utf-8"))["rows"])
+            samples = {"qa": n_documents}
+            options = Options(path, [args.method], [length], seed, samples, overrides=overrides, machine=machine)
+            for what, values in run(options).items():
+                scores.setdefault(what, {}).update(values)
+        every[str(length)] = scores
+        print(f"{length} tokens, {len(scores['right'])} answers")
+        for what, values in scores.items():
+            line = f"  {what} {math.fsum(values.values()) / len(values):.3f}"
+            found = report.lead(values, others.get(str(length), {}).get(what, {}), TASKS[TASK].n_items(options.n_facts))
+            if found:
+                line += f", difference {found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]"
+            print(line, flush=True)
+    report.write_json(args.output, {"method": args.method, "overrides": overrides, "scores": every})
 
 
 if __name__ == "__main__":

@@ -33,6 +33,13 @@ def window_ends(n_text: int, longest: int, tail: int, n_windows: int) -> list[in
     return [n_text - k * room // max(1, n - 1) for k in reversed(range(n))]
 
 
+def token_loss(logits: npt.NDArray[np.float32], token: int) -> float:
+    """Log-loss in nats of a token by the logits [n_vocab] that were computed for its place."""
+    row = logits.astype(np.float64)
+    row -= row.max()
+    return float(np.log(np.exp(row).sum()) - row[token])
+
+
 def tail_losses(llm: MesaLlama, tokens: Sequence[int], tail: int) -> list[float]:
     """Log-loss in nats of each of the last `tail` tokens of a text, read at once into an empty context.
 
@@ -43,9 +50,7 @@ def tail_losses(llm: MesaLlama, tokens: Sequence[int], tail: int) -> list[float]
     losses: list[float] = []
 
     def take(logits: npt.NDArray[np.float32]) -> None:
-        for row in logits.astype(np.float64):
-            row -= row.max()
-            losses.append(float(np.log(np.exp(row).sum()) - row[next(targets)]))
+        losses.extend(token_loss(row, next(targets)) for row in logits)
 
     own_batch: Any = llm._batch
     batch = _TailBatch(llm, len(tokens) - 1 - tail, take)

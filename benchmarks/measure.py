@@ -4,7 +4,7 @@
     python benchmarks/measure.py language --model FILE.gguf --text FILE.txt      # log-loss: python -m training.language makes both
     python benchmarks/measure.py ablation [--model FILE.gguf --text FILE.txt]    # Mesa with other numbers than the default ones
     python benchmarks/measure.py mesa --model FILE.gguf --text FILE.txt          # Mesa alone, after its defaults changed
-    python benchmarks/measure.py fresh                                           # two hops against ReRoPE, on seeds of their own
+    python benchmarks/measure.py fresh                                           # ReRoPE's two hops, on seeds of their own
     python benchmarks/measure.py bench                                           # nothing else should run meanwhile
     python benchmarks/results.py docs/results --output docs/RESULTS.md
 
@@ -82,7 +82,20 @@ LANGUAGE = {
     "language-mesa": (f"ppl --method mesa --samples 240 {TO_16}",),
     "language-window": ("ppl --method mesa --method lm-infinite --samples 96 --length T --length 4T --length 8T",),
 }
-# what the folders above have of the method mesa
+# two hops of the strongest other method, on seeds that nothing was chosen with
+FRESH = {
+    "reader-fresh": tuple(
+        f"qa --method rerope --seed {seed} --documents {documents} --length {length}"
+        for seed in (5001, 6001)
+        for documents, length in ((80, "2T"), (40, "4T"), (20, "8T"))
+    ),
+    "reader-fresh-far": (
+        "qa --method rerope --seed 3001 --documents 20 --length 16T",
+        "qa --method rerope --seed 3001 --documents 5 --length 32T",
+        "qa --method rerope --seed 3001 --documents 5 --length 64T",
+    ),
+}
+# what the folders above have of the method mesa, and what it is compared with in those on fresh seeds
 MESA = {
     "reader-mesa": (
         f"qa --method mesa --documents 2 {TO_64}",
@@ -91,20 +104,10 @@ MESA = {
         f"ruler --method mesa --samples 5 {TO_16}",
         "niah --method mesa --samples 4 --depths 6 --length 2T --length 8T --length 16T",
     ),
+    "reader-fresh-mesa": tuple(what.replace("rerope", "mesa") for part in FRESH.values() for what in part),
     "language-mesa-24": (f"ppl --method mesa --samples 24 {TO_16}",),
     "language-mesa": LANGUAGE["language-mesa"],
     "language-mesa-96": ("ppl --method mesa --samples 96 --length T --length 4T --length 8T",),
-}
-# two hops, on seeds that nothing was chosen with
-FRESH = {
-    "reader-fresh": (
-        "qa --method mesa --method rerope --seed 3001 --documents 80 --length 2T",
-        "qa --method mesa --method rerope --seed 3001 --documents 40 --length 4T",
-        "qa --method mesa --method rerope --seed 3001 --documents 20 --length 8T",
-        "qa --method mesa --method rerope --seed 3001 --documents 20 --length 16T",
-        "qa --method mesa --method rerope --seed 3001 --documents 5 --length 32T",
-        "qa --method mesa --method rerope --seed 3001 --documents 5 --length 64T",
-    ),
 }
 ABLATION = {
     "default": "",

@@ -243,7 +243,17 @@ woven weave(const params & p, const plan & pl, int32_t i, int32_t j) {
 }
 
 float stair_bias(const params & p, const plan & pl) {
-    return -p.stair_bias*std::log((float) pl.stair_width);
+    return pl.anchor > 0 ? -p.stair_bias*std::log((float) pl.stair_width) : 0.0f;
+}
+
+std::vector<float> near_bias(const params & p, const plan & pl) {
+    const float bias = stair_bias(p, pl);
+
+    std::vector<float> res(bias < 0.0f ? p.last_chunk : 0);
+    for (int32_t d = 0; d < (int32_t) res.size(); ++d) {
+        res[d] = bias*std::max(0.0f, 2.0f*d/p.last_chunk - 1.0f);
+    }
+    return res;
 }
 
 float log_scale(int32_t log_length, int32_t i) {

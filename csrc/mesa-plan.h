@@ -39,6 +39,7 @@ struct params {
     int32_t log_length   = 0;    // 0: T
 
     // logits of keys on the stair are lowered by stair_bias*ln(E): E keys share a position, and weigh as one (1) or as E (0)
+    // so are those of keys in the last chunk that are last_chunk tokens or more behind the query, and less so from half of it on
     float   stair_bias   = 0.0f;
 
     int32_t method  = method_mesa;
@@ -129,6 +130,9 @@ woven weave(const params & p, const plan & pl, int32_t i, int32_t j);
 
 // what is added to the logits of the keys before the anchor, as the last chunk and generated tokens see them
 float stair_bias(const params & p, const plan & pl);
+
+// the same of the keys from the anchor on, by distance from the query; from the end of the table on as on the stair
+std::vector<float> near_bias(const params & p, const plan & pl);
 
 // factor on the query at token index i: max(1, ln(i + 1)/ln(log_length))
 float log_scale(int32_t log_length, int32_t i);

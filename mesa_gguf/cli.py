@@ -180,7 +180,7 @@ StairBias = Annotated[
         "--stair-bias",
         min=0,
         metavar="B",
-        help="Lower the logits of keys on the stair by B ln(E). 1: a step weighs as one key; 0: as E keys. Default: 0.5.",
+        help="Lower the logits of far keys by B ln(E). 1: a step of the stair weighs as one key; 0: as E keys. Default: 0.5.",
         panel=MESA,
     ),
 ]

@@ -127,8 +127,9 @@ class MesaConfig:
             docs/METHODS.md. Those are right, not fast.
         window: N of the other methods, the distance up to which positions are the true ones. Default: by method.
         stair_bias: logits of keys on the stair are lowered by stair_bias * ln(E), E being the stair width: a step of the stair, which
-            E keys share, weighs as one key (1) or as E (0, the paper's). Without effect on ALiBi models, which lower far keys
-            anyhow. Default: 0.5 for "mesa", 0 for the other methods.
+            E keys share, weighs as one key (1) or as E (0, the paper's). So are those of keys in the last chunk that are `last_chunk`
+            tokens or more behind the query; nearer ones less, and not at all up to half of it. Without effect on ALiBi
+            models, which lower far keys anyhow. Default: 0.5 for "mesa", 0 for the other methods.
         n_sinks: first tokens that "lm-infinite" and "streaming-llm" keep in sight. Default: 4.
     """
 

@@ -49,6 +49,7 @@ class Mirror:
             model,
             log_scaling_T=params.log_length if params.log_scaling else None,
             stair_bias=params.stair_bias,
+            near=params.last_chunk,
         )
         self.events: list[Event] = []
         self._decode = llm._ctx.decode

@@ -68,13 +68,16 @@ class Plan:
     chunk_starts: 0, then the first middle chunk's start (that is F), ..., and the last chunk's start.
     anchor:       where the stair ends and unit steps begin. At or before the last chunk's start.
     stair_width:  E, tokens per step of the stair.
-    stair_bias:   the scores of keys before the anchor are lowered by stair_bias * ln(E); 0 in the paper.
+    stair_bias:   the scores of keys before the anchor are lowered by stair_bias * ln(E); 0 in the paper. Those of keys after
+                  it by a share of that, which grows from 0 at half of `near` tokens behind the query to 1 at `near` tokens.
+    near:         as above; not used without a bias.
     """
 
     chunk_starts: Sequence[int]
     anchor: int
     stair_width: int
     stair_bias: float = 0.0
+    near: int = 1
 
     @property
     def first_chunk(self) -> int:
@@ -96,7 +99,7 @@ class Queries:
     key_positions: Ints  # [k]
     visible: Bools  # [m, k]
     log_scaled: bool = True  # no effect inside T
-    bias: Floats | None = None  # [k] added to the scores of a key
+    bias: Floats | None = None  # [m, k] added to the scores
 
 
 def stock_queries(n: int) -> list[Queries]:
@@ -119,16 +122,20 @@ def chunk_queries(first_chunk: int, start: int, end: int) -> Queries:
     return Queries(tokens, positions[first_chunk:], keys, positions, visible, log_scaled=False)
 
 
-def last_chunk_queries(start: int, end: int, anchor: int, stair_width: int, stair_bias: float = 0.0) -> Queries:
+def last_chunk_queries(
+    start: int, end: int, anchor: int, stair_width: int, stair_bias: float = 0.0, near: int = 1
+) -> Queries:
     """The last chunk and everything generated: all that came before, by the stair."""
     tokens, keys = np.arange(start, end), np.arange(end)
+    distance = tokens[:, None] - keys
+    share = np.where(keys < anchor, 1.0, np.clip((distance - near / 2) / (near / 2), 0.0, 1.0)) if anchor else 0.0
     return Queries(
         tokens,
         query_positions(tokens, anchor, stair_width),
         keys,
         key_positions(keys, anchor, stair_width),
         tokens[:, None] >= keys,
-        bias=np.where(keys < anchor, -stair_bias * np.log(stair_width), 0.0),
+        bias=-stair_bias * np.log(stair_width) * share * np.ones(distance.shape),
     )
 
 
@@ -145,7 +152,7 @@ def plan_queries(plan: Plan, n: int) -> list[Queries]:
     borders = list(plan.chunk_starts[1:])
     groups = [first_chunk_queries(f)]
     groups += [chunk_queries(f, start, end) for start, end in pairwise(borders)]
-    return [*groups, last_chunk_queries(last, n, plan.anchor, plan.stair_width, plan.stair_bias)]
+    return [*groups, last_chunk_queries(last, n, plan.anchor, plan.stair_width, plan.stair_bias, plan.near)]
 
 
 # The model.
@@ -452,7 +459,7 @@ class State:
 
     first_chunk:   F, tokens; chunks can be read once that many tokens were.
     log_scaling_T: T of the log scaling (tokens), None for none.
-    stair_bias:    as in Plan.
+    stair_bias:    as in Plan, and near.
     """
 
     def __init__(
@@ -462,9 +469,10 @@ class State:
         stair_width: int = 1,
         log_scaling_T: int | None = None,
         stair_bias: float = 0.0,
+        near: int = 1,
     ) -> None:
         self.model = model
-        self.stair_bias = stair_bias
+        self.stair_bias, self.near = stair_bias, near
         self.first_chunk = first_chunk
         self.anchor, self.stair_width = 0, stair_width
         self.log_scaling_T = log_scaling_T
@@ -492,7 +500,8 @@ class State:
     def last(self, tokens: Sequence[int] | NDArray[np.integer]) -> Floats:
         """Read tokens that see everything, by the current stair -> logits [n, n_vocab]. With anchor 0: stock."""
         end = self.n + len(tokens)
-        return self._read(tokens, last_chunk_queries(self.n, end, self.anchor, self.stair_width, self.stair_bias))
+        group = last_chunk_queries(self.n, end, self.anchor, self.stair_width, self.stair_bias, self.near)
+        return self._read(tokens, group)
 
     def move_anchor(self, anchor: int, stair_width: int | None = None) -> None:
         self.anchor = anchor

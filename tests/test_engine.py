@@ -194,22 +194,24 @@ def test_log_length(model_path: ModelPath, open_llama: Opener, log_length: int) 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "llama-gqa", "mpt"])
 @pytest.mark.parametrize("flash", [False, True])
 def test_stair_bias(model_path: ModelPath, open_llama: Opener, kind: str, flash: bool) -> None:
-    """A step of the stair weighs as one key: added to the scores, after soft-capping, and on no layer with a window."""
+    """A step of the stair weighs as one key: added to the scores, after soft-capping, and on no layer with a window.
+    Keys in the last chunk weigh less with their distance, until they weigh as those on the stair."""
     path, tokens = model_path(kind), random_tokens(400, seed=9)
-    llm = open_llama(path, replace(SMALL, stair_bias=1.0), flash=flash)
-    logits = read(llm, tokens)
-    plan = llm.plan()
-    biased, plain = (
+    plan = MesaPlan([0, *range(12, 340, 40), 340], anchor=340, stair_width=6)
+    near = 32  # SMALL's last_chunk, about half of this plan's
+    logits = read(open_llama(path, replace(SMALL, stair_bias=1.0, plan=plan), flash=flash), tokens)
+    biased, plain, stair_alone = (
         oracle.logits(
-            oracle_model(path, flash), tokens, oracle.Plan(plan.chunk_starts, plan.anchor, plan.stair_width, bias), T
+            oracle_model(path, flash), tokens, oracle.Plan(plan.chunk_starts, plan.anchor, plan.stair_width, *bias), T
         )
-        for bias in (1.0, 0.0)
+        for bias in ((1.0, near), (0.0,), (1.0, 10**9))
     )
     assert worst(logits, biased) <= (FLASH if flash else EXACT)
     if kind == "mpt":  # ALiBi lowers far keys by itself
         assert (biased == plain).all()
     else:
         assert worst(logits, plain) > 0.1
+        assert worst(logits, stair_alone) > 0.05
 
 
 # Invariant 3: chunks, read one after another with a cache, equal a dense run.

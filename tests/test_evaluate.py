@@ -618,6 +618,21 @@ def test_all_tasks(command: Callable[..., tuple[str, str]], tmp_path: Path) -> N
     assert "| method | T | 2 T |" in page and "![qa by length](results/qa.png)" in page
 
 
+def test_answer_loss(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    """The script's right answers are those that `eval` writes, and a run is level with itself."""
+    command("qa", "--method", "mesa", "--samples", "2", "--length", "4T", "--seed", "3", "--stair-bias", "1.5")
+    summary = json.loads((tmp_path / "results" / "qa.json").read_text())["summary"]
+    options = ("--length", "4T", "--seed", "3", "--documents", "2", "--set", "stair_bias=1.5")
+    out = ""
+    for more in (("-o", "own.json"), ("-o", "again.json", "--against", "own.json")):
+        script = [sys.executable, str(ROOT / "benchmarks" / "answer_loss.py"), *options, *more]
+        out = subprocess.run(script, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    right = json.loads((tmp_path / "own.json").read_text())["scores"][str(4 * T)]["right"]
+    written = next(entry["right"] for entry in summary if entry["task"] == "qa/two-hop")
+    assert sum(right.values()) == written and 0 < written < len(right) == 20
+    assert out.count("difference +0.000 [+0.000, +0.000]") == 2
+
+
 def test_ablations_are_put_side_by_side(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     options = ("qa", "--method", "mesa", *TINY)
     command(*options)

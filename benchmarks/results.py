@@ -217,7 +217,7 @@ def behind(merged: Merged) -> list[list[str]]:
             continue
         source = merged.sources[task, method, length]
         theirs = source.scores(task, method, length)
-        same = source.scores(task, MESA, length) or merged.sources[task, MESA, length].scores(task, MESA, length)
+        same = {item: score for one in merged.files for item, score in one.scores(task, MESA, length).items()}
         found = report.lead(theirs, same, per_document(task, source.settings))
         low_is_good = task == report.PPL
         if found is not None:

@@ -175,8 +175,9 @@ class Conversation(RuleBasedStateMachine):
         self.seed = 0
 
     def text(self, n: int) -> list[int]:
+        """Of n tokens, or as many as still fit."""
         self.seed += 1
-        return random_tokens(min(n, N_CTX - 20 - self.llm.n_tokens), seed=self.seed)
+        return random_tokens(max(0, min(n, N_CTX - 20 - self.llm.n_tokens)), seed=self.seed)
 
     def history(self) -> list[int]:
         return self.llm.input_ids[: self.llm.n_tokens].tolist()
@@ -184,8 +185,10 @@ class Conversation(RuleBasedStateMachine):
     @rule(n=st.integers(1, 260))
     def read(self, n: int) -> None:
         """A turn of the user's."""
-        self.turns.append(self.llm.n_tokens)
-        self.llm.eval(self.text(n))
+        tokens = self.text(n)
+        if tokens:
+            self.turns.append(self.llm.n_tokens)
+            self.llm.eval(tokens)
 
     @rule(n=st.integers(1, 15), temp=st.sampled_from([0.0, 1.0]))
     def answer(self, n: int, temp: float) -> None:

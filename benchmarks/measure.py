@@ -70,7 +70,11 @@ READER = {
         "qa --method leaky-rerope --method self-extend --documents 1 --length 64T",
         "qa --method lm-infinite --method streaming-llm --documents 1 --length 64T",
     ),
-    "reader-stair": (f"passkey --method stair --samples 10 {TO_4}",),
+    "reader-stair": (
+        f"passkey --method stair --samples 10 {TO_4}",
+        "passkey --method stair --samples 5 --length 8T --length 16T",
+    ),
+    "reader-exact": ("passkey --method mesa-exact --samples 5 --length 32T --length 64T",),
     "reader-far-stock": (f"passkey {STOCK_LIKE} --samples 5 --length 64T",),
     "reader-depth": ("niah --method mesa --method yarn --samples 4 --depths 6 --length 2T --length 8T --length 16T",),
 }

@@ -11,7 +11,7 @@
 Runs that were cut off go on where they were. In a fresh checkout docs/results holds sums without their items, which are not
 overwritten: give another --output, or delete it. The quadratic methods stop at shorter texts, because they take hours there.
 `mesa` takes the method's numbers (but not its speeds, which others are told in) out of the sums of "reader" and "language", and
-measures what they were of into folders of its own.
+measures what they were of, and what "fresh" is compared with, into folders of its own.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ LANGUAGE = {
     "language-mesa": (f"ppl --method mesa --samples 240 {TO_16}",),
     "language-window": ("ppl --method mesa --method lm-infinite --samples 96 --length T --length 4T --length 8T",),
 }
-# two hops of the strongest other method, on seeds that nothing was chosen with
+# two hops of the strongest other method, on seeds that nothing was chosen with at these lengths
 FRESH = {
     "reader-fresh": tuple(
         f"qa --method rerope --seed {seed} --documents {documents} --length {length}"

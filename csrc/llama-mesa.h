@@ -50,7 +50,7 @@ struct llama_mesa_params {
     int32_t method;       // enum llama_mesa_method
     int32_t window;       // N of the methods other than mesa and star
     int32_t n_sinks;      // first tokens that lm-infinite and streaming-llm keep
-    float   stair_bias;   // logits of keys on the stair, or last_chunk tokens behind, are lowered by stair_bias*ln(E). Without effect on ALiBi models
+    float   stair_bias;   // logits of keys on the stair, or last_chunk tokens behind, are lowered by stair_bias*ln(E); 0: not. Without effect on ALiBi models
     int32_t log_length;   // the scale of queries is 1 for the first log_length tokens; 0: train_length
 };
 

@@ -128,14 +128,14 @@ def last_chunk_queries(
     """The last chunk and everything generated: all that came before, by the stair."""
     tokens, keys = np.arange(start, end), np.arange(end)
     distance = tokens[:, None] - keys
-    share = np.where(keys < anchor, 1.0, np.clip((distance - near / 2) / (near / 2), 0.0, 1.0)) if anchor else 0.0
+    share = np.where(keys < anchor, 1.0, np.clip((distance - near / 2) / (near / 2), 0.0, 1.0)) * (anchor > 0)
     return Queries(
         tokens,
         query_positions(tokens, anchor, stair_width),
         keys,
         key_positions(keys, anchor, stair_width),
-        tokens[:, None] >= keys,
-        bias=-stair_bias * np.log(stair_width) * share * np.ones(distance.shape),
+        distance >= 0,
+        bias=-stair_bias * np.log(stair_width) * share,
     )
 
 

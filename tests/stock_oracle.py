@@ -116,17 +116,27 @@ class SavedCache:
         cell = numbers(np.int32, n * (6 if mrope else 3)).reshape(n, -1)
         self.positions = cell[:, 0]
         self.positions_2d = cell[:, 2:4] if mrope else cell[:, :0]
-        transposed, n_layer = (int(number) for number in numbers(np.uint32, 2))
-        self.keys = []
-        for _ in range(n_layer):
+        self.transposed, layers = numbers(np.uint32, 1), numbers(np.uint32, 1)
+        self.keys, self.values = [], []
+        for _ in range(int(layers[0])):
             assert numbers(np.int32, 1)[0] == F32
             (row,) = numbers(np.uint64, 1)  # bytes
             self.keys.append(numbers(np.float32, n * int(row) // 4).reshape(n, -1))
-        for _ in range(n_layer):  # values
+        for _ in range(int(layers[0])):
             assert numbers(np.int32, 1)[0] == F32
-            row = numbers(np.uint32, 2).prod() if transposed else numbers(np.uint64, 1)[0]
-            numbers(np.uint8, n * int(row))
+            row = numbers(np.uint64, 1)  # bytes; transposed, two numbers: bytes of a value, values of a row
+            self.values.append((row, numbers(np.float32, n * self._n_bytes(row) // 4)))
         self.end = offset
+
+    def _n_bytes(self, row: NDArray[np.uint64]) -> int:
+        return int(row.view(np.uint32).prod() if self.transposed[0] else row[0])
+
+    def turn_values(self) -> None:
+        """Values cell by cell, as flash attention has them."""
+        for row, values in self.values:
+            row[0] = self._n_bytes(row)
+            values[:] = values.reshape(-1, len(self.positions)).T.ravel()
+        self.transposed[0] = 0
 
 
 class SavedSequence:
@@ -240,6 +250,17 @@ class Mesa:
             self._place_by_hand(before, key_positions(self.n, anchor, stair_width))
         self.anchor, self.stair_width = anchor, stair_width
 
+    def to_flash(self, context: Context) -> None:
+        """On with a context that has flash attention, from the keys and values as they are without it."""
+        self.read([0])  # llama.cpp moves keys when it decodes
+        self.n -= 1
+        llama_cpp.llama_memory_seq_rm(self.context.memory, 0, self._next_position(), -1)
+        saved = self.context.save(mrope=self.rope_type in (MROPE, IMROPE))
+        for cache in saved.caches:
+            cache.turn_values()
+        context.load(saved)
+        self.context = context
+
     def move_anchor(self, anchor: int) -> None:
         """Forward, on the same stair: keys between the old and the new anchor climb on to it."""
         memory, before, after = self.context.memory, self.anchor, anchor
@@ -276,15 +297,18 @@ class Mesa:
 
     def read(self, tokens: list[int]) -> Logits:
         """Of the last chunk and of the answer, which see everything."""
-        start = self.anchor // self.stair_width + self.n - self.anchor
-        logits = self.context.decode(tokens, start)
+        logits = self.context.decode(tokens, self._next_position())
         self.n += len(tokens)
         return logits
+
+    def _next_position(self) -> int:
+        return self.anchor // self.stair_width + self.n - self.anchor
 
 
 def run(request: dict[str, Any]) -> dict[str, Logits]:
     """request: path, flash, by_hand (fields of ByHand, or null), short, prompt, rest: tokens; starts: chunk starts;
     plans: [anchor, stair width] before the last chunk and before each token of rest; wrong: another such plan.
+    flash: flash attention from the last chunk on. Of the chunks it would round keys and values to f16, which Mesa does not.
     edge, or nothing: {start, window, chunked}; short is read again, and once more, from start on by `Context.singly`."""
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
@@ -306,21 +330,25 @@ def run(request: dict[str, Any]) -> dict[str, Logits]:
             out[name] = alone.singly(tail, seq, **edge, lost=seq)
     if starts:
         out["plain"] = alone.plain(prompt)[starts[-1] :]
-        first = starts[1]
-        chunks = [alone.plain(prompt[:first])]
-        chunks += [alone.plain(prompt[:first] + prompt[start:end])[first:] for start, end in pairwise(starts[1:])]
-        out["chunks"] = np.concatenate(chunks)
     alone.close()
 
     if starts:
+        first = starts[1]
+        exact = Context(model, flash=False, n_ctx=n_ctx, n_seq=len(starts))
+        chunks = [exact.plain(prompt[:first])]
+        chunks += [exact.plain(prompt[:first] + prompt[start:end])[first:] for start, end in pairwise(starts[1:])]
+        out["chunks"] = np.concatenate(chunks)
+
         by_hand = None if request["by_hand"] is None else ByHand(**request["by_hand"])
-        context = Context(model, flash, n_ctx, n_seq=len(starts))
+        later = Context(model, flash=True, n_ctx=n_ctx) if flash else exact
         rope_type = llama_cpp.llama_model_rope_type(model)
         for name, plans in [("whole", request["plans"]), ("wrong", [request["wrong"]])]:
-            mesa = Mesa(context, starts, by_hand, File(request["path"]), rope_type)
+            mesa = Mesa(exact, starts, by_hand, File(request["path"]), rope_type)
             chunks = mesa.read_chunks(prompt[: starts[-1]])
             (anchor, stair_width), *moves = plans
             mesa.place_chunks(anchor, stair_width)
+            if flash:
+                mesa.to_flash(later)
             logits = [mesa.read(prompt[starts[-1] :])]
             for token, (anchor, stair_width) in zip(rest, moves):
                 assert stair_width == mesa.stair_width
@@ -328,7 +356,8 @@ def run(request: dict[str, Any]) -> dict[str, Logits]:
                     mesa.move_anchor(anchor)
                 logits.append(mesa.read([token]))
             out[name] = np.concatenate([chunks, *logits])
-        context.close()
+        for context in {exact, later}:
+            context.close()
     llama_cpp.llama_model_free(model)
     return out
 

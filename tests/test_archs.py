@@ -45,7 +45,9 @@ GELU = 2e-3  # ggml looks GELU up in a table of f16
 NEXT_ENTRY = 0.02  # of a token in a hundred: a last bit that differs leads to the next entry of that table
 DEEP = 20  # layers; errors of all add up
 GELU_ARCHITECTURES = "bloom codeshell falcon gemma gemma2 gemma3 gptneox grok mpt phi2 pockettts spark2_5 starcoder2".split()
-FLASH = 0.05  # flash attention rounds keys and values to f16, and sums values in f16 for fewer than 64 queries
+FLASH = 0.02  # from the last chunk on, flash attention rounds keys and values to f16; seen: 0.004, with many layers 0.028
+SUMS = 0.1  # and for under 64 queries it sums values in f16, which the NumPy oracle does not; seen: 0.05
+WITHOUT_FLASH = {"grok"}  # llama.cpp turns it off
 
 ORACLE = 5e-3  # GELU, which a norm follows in Gemma
 
@@ -135,16 +137,12 @@ def has_gelu(name: str) -> bool:
     return MODELS[name].architecture in GELU_ARCHITECTURES
 
 
-def is_rough(name: str, flash: bool) -> bool:
-    rough = MODELS[name].all_metadata()["block_count"] >= DEEP
-    if flash:
-        # experts that differ; Gemma 4 does not divide scores by the root of the head's size
-        rough |= "expert_count" in MODELS[name].metadata or name == "gemma4"
-    return rough
+def is_deep(name: str) -> bool:
+    return MODELS[name].all_metadata()["block_count"] >= DEEP
 
 
 def limit(name: str, flash: bool) -> float:
-    return (FLASH if flash else GELU if has_gelu(name) else EXACT) * (3 if is_rough(name, flash) else 1)
+    return (FLASH if flash else GELU if has_gelu(name) else EXACT) * (3 if is_deep(name) else 1)
 
 
 def run_oracle(stock_lib: Path, folder: Path, **request: Any) -> dict[str, NDArray[np.float32]]:
@@ -198,6 +196,7 @@ def test_against_stock(
     assert plans[-1].stair_width == PLAN.stair_width
 
     by_hand = BY_HAND.get(name)
+    flash = flash and name not in WITHOUT_FLASH
     stock = run_oracle(
         stock_lib,
         tmp_path,
@@ -214,27 +213,24 @@ def test_against_stock(
     assert np.array_equal(inside, stock["short"])
 
     last = PLAN.last_start
-    expected = np.concatenate([stock["chunks"], stock["whole"][last:]])
-    of_token = apart(mesa, expected)
-    usual, largest = np.quantile(of_token, 0.9), of_token.max()
-    if flash and "expert_count" in MODELS[name].metadata:
-        # roundings that differ give a token other experts here and there
-        of_token[of_token > np.quantile(of_token, 0.95)] = 0
-    if not flash and has_gelu(name):
-        of_token[of_token > np.quantile(of_token, 0.99)] = 0
-    errors = dict(chunks=of_token[:last].max(), last=of_token[last:N_PROMPT].max(), answer=of_token[N_PROMPT:].max())
+    chunks, later = apart(mesa[:last], stock["chunks"]), apart(mesa[last:], stock["whole"][last:])
+    exact = chunks if flash else np.concatenate([chunks, later])
+    usual, largest = np.quantile(exact, 0.9), exact.max()
+    if has_gelu(name):
+        exact[exact > np.quantile(exact, 0.99)] = 0
     felt = apart(stock["wrong"][last:], stock["whole"][last:N_PROMPT]).max()
     plain = apart(stock["plain"], stock["whole"][last:N_PROMPT]).max()
-    shown = ", ".join(f"{part} {error:.6f}" for part, error in errors.items())
     scale = np.abs(mesa[mesa > -1e30]).max()
-    print(f"\n{name}, flash {flash}: {shown}, of nine in ten {usual:.6f}, largest {largest:.6f}; scale {scale:.1f}, wrong plan {felt:.3f}, plain {plain:.3f}")
+    print(f"\n{name}, flash {flash}: exact {exact.max():.6f}, of nine in ten {usual:.6f}, largest {largest:.6f}; last chunk and answer {later.max():.6f}; scale {scale:.1f}, wrong plan {felt:.3f}, plain {plain:.3f}")
 
     assert np.isfinite(mesa).all()
-    assert max(errors.values()) <= limit(name, flash)
-    if not flash:  # without that table nothing is beyond this in a model with GELU either
-        assert usual <= EXACT * (3 if is_rough(name, flash) else 1)
-    if not flash and has_gelu(name):
+    assert exact.max() <= limit(name, False)
+    if has_gelu(name):
         assert largest <= NEXT_ENTRY
+    if flash:
+        assert later.max() <= limit(name, True)
+    else:  # without that table nothing is beyond this in a model with GELU either
+        assert usual <= EXACT * (3 if is_deep(name) else 1)
     assert plain > FELT
     assert felt > FELT or name in FEELS_NO_POSITIONS
 
@@ -271,7 +267,7 @@ def test_against_the_numpy_oracle(
         errors.append(worst(logits, oracle_read(state, llm.plan(), [token])))
     print(f"\n{name}, flash {flash}: prompt {errors[0]:.6f}, generation {max(errors[1:]):.6f}, {moves} moves")
     assert moves >= 1
-    assert max(errors) <= (2 * FLASH if flash else ORACLE)  # token by token
+    assert max(errors) <= (SUMS if flash else ORACLE)  # token by token
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in MODELS if has_windows(name)])

@@ -685,6 +685,28 @@ def test_files_of_one_task_become_one_table(command: Callable[..., tuple[str, st
     assert "| chunk 240 | +0.000 (one document) | +0.000 (one document) |" in page
 
 
+def test_leads_are_taken_of_the_items_of_all_files(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    """Mesa's cell is that of its largest file; another method is compared with what any file has of Mesa on its own items."""
+    runs = {
+        "plain/linear": (("--samples", "1", "--method", "linear"), 1.0),
+        "plain/mesa": (("--samples", "1", "--method", "mesa"), 0.0),
+        "plain/larger": (("--samples", "2", "--method", "mesa", "--seed", "9"), 1.0),
+    }
+    for folder, (args, score) in runs.items():
+        command("passkey", "--length", "2T", *args)
+        (tmp_path / folder).parent.mkdir(exist_ok=True)
+        (tmp_path / "results").rename(tmp_path / folder)
+        path = tmp_path / folder / "passkey.json"
+        contents = json.loads(path.read_text())
+        for entry in contents["scores"]:
+            entry["values"] = dict.fromkeys(entry["values"], score)
+        path.write_text(json.dumps(contents))
+    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "plain", "--output", "RESULTS.md"]
+    subprocess.run(script, cwd=tmp_path, check=True)
+    (row,) = (line for line in (tmp_path / "RESULTS.md").read_text().splitlines() if line.startswith("| passkey | 2 T |"))
+    assert "| 1.00 [0.34, 1.00] | linear |" in row and row.endswith("| +1.000 (one document) |")
+
+
 def test_pairs_share_their_items() -> None:
     rows = [row(i, right=1, of=1) for i in range(4)] + [row(i, "origin", right=int(i > 2), of=1) for i in range(1, 4)]
     mesa, origin = (entry["values"] for entry in report.scores(rows))

@@ -3,6 +3,7 @@
     python benchmarks/measure.py reader                                          # the bundled model: hours on one core
     python benchmarks/measure.py language --model FILE.gguf --text FILE.txt      # log-loss: python -m training.language makes both
     python benchmarks/measure.py ablation [--model FILE.gguf --text FILE.txt]    # Mesa with other numbers than the default ones
+    python benchmarks/measure.py longer --model FILE.gguf [--text FILE.txt]      # Mesa's last chunk on a model of T = 1,024 or 2,048
     python benchmarks/measure.py mesa --model FILE.gguf --text FILE.txt          # Mesa alone, after its defaults changed
     python benchmarks/measure.py fresh                                           # ReRoPE's two hops, on seeds of their own
     python benchmarks/measure.py bench                                           # nothing else should run meanwhile
@@ -23,6 +24,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mesa_gguf import gguf_file
 from mesa_gguf.evaluate import report
 
 STOCK_LIKE = "--method origin --method linear --method dynamic-ntk --method yarn"
@@ -133,6 +135,8 @@ ABLATION = {
     "room-64": "--room 64",
     "width-256": "--stair-width 256",
 }
+# last chunks beside the default one, by T; training.train and training.language make such models with --context
+LONGER = {1024: (128, 512), 2048: (256, 1024)}
 BENCH = (
     ("reader", "--threads 2 --tokens 512,2048,8192,32768 --runs 2 --method stock,mesa,star"),
     ("smollm2-135m", "--shape smollm2-135m --train-length 2048 --threads 2 --tokens 2048,8192 --runs 1 --method stock,mesa"),
@@ -156,7 +160,7 @@ def forget_mesa(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["reader", "language", "mesa", "fresh", "ablation", "bench"])
+    parser.add_argument("part", choices=["reader", "language", "mesa", "fresh", "ablation", "longer", "bench"])
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     parser.add_argument("--model", help="a language model, for log-loss")
     parser.add_argument("--text", help="a text that it has not seen")
@@ -166,6 +170,8 @@ def main() -> None:
     language = f"-m {args.model} --text {args.text}" if args.model else ""
     if args.part in ("language", "mesa") and not args.text:
         parser.error(f"{args.part} takes --model and --text")
+    if args.part == "longer" and not args.model:
+        parser.error("longer takes --model")
     if args.part == "mesa" and not args.only:
         for folder in ({*READER} | {*LANGUAGE}) - {*MESA}:
             forget_mesa(args.output / folder)
@@ -183,6 +189,8 @@ def main() -> None:
                 commands.append(f"eval ppl {language} --samples 48 --length T --length 16T {where}")
             else:
                 commands.append(f"eval qa --documents 4 --length 2T --length 8T --length 32T {where}")
+    if args.part == "longer":
+        commands += longer(args.model, args.text, args.output)
     if args.part == "bench":
         args.output.mkdir(parents=True, exist_ok=True)
         for name, options in BENCH:
@@ -191,6 +199,25 @@ def main() -> None:
             run(f"bench {model}{options} {picture}")
     for command in commands:
         run(f"{command} --threads {args.threads}")
+
+
+def longer(model: str, text: str | None, output: Path) -> list[str]:
+    train_length = gguf_file.check(Path(model)).train_length
+    if train_length not in LONGER:
+        raise SystemExit(f"{model}: T is {train_length}; {' and '.join(map(str, LONGER))} are measured")
+    commands = []
+    for last in (None, *LONGER[train_length]):
+        where = f"{output}/longer-{train_length}/" + (f"last-{last} --last-chunk {last}" if last else "default")
+        common = f"-m {model} --method mesa -o {where}"
+        if text:
+            commands.append(f"eval ppl {common} --text {text} --samples 48 {TO_4} --length 16T")
+        else:
+            commands.append(f"eval qa {common} --seed 7001 --documents 20 --length 2T --length 4T")
+            commands.append(f"eval qa {common} --seed 7001 --documents 10 --length 8T --length 16T")
+    if not text:
+        methods = f"-m {model} --method mesa --method rerope -o {output}/reader-{train_length}"
+        commands.append(f"eval qa {methods} --seed 7001 --documents 10 --length 2T --length 4T")
+    return commands
 
 
 def bundled() -> str:

@@ -36,7 +36,7 @@ params params_default(int32_t train_length, int32_t method) {
     p.method       = method;
     p.first_chunk  = std::max(1, std::min(100, train_length/16));
     p.chunk        = train_length - p.first_chunk;
-    p.last_chunk   = std::max(1, std::min(512, std::max(train_length/8, std::min(128, train_length/4)))); // it pays for every key
+    p.last_chunk   = std::max(1, std::min(512, std::max(train_length/8, std::min(256, train_length/4)))); // it pays for every key
     p.room         = train_length/4;
 
     switch (method) {

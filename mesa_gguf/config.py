@@ -114,8 +114,8 @@ class MesaConfig:
         train_length: T, the length that the model was trained at. Default: from the GGUF.
         first_chunk: F, the tokens that every later chunk reads too. Default: 100, less for a short T.
         chunk: C, the longest middle chunk; F + C <= T. Default: T - F.
-        last_chunk: the least length of the last chunk, which reads everything before it. Default: 512, T/8 for a short T
-            (128 where T is 512).
+        last_chunk: the least length of the last chunk, which reads everything before it. Default: 512, for a short T
+            the more of T/8 and 256, at most T/4.
         stair_width: E, how many tokens share a step of the stair. "auto": the smallest that fits, with room to generate.
         log_scaling: scale the last chunk's queries by max(1, ln(i + 1)/ln(log_length)), i the token index. Default: on for
             "mesa" and "mesa-exact", off for the other methods, whose papers do not have it.

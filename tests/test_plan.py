@@ -280,6 +280,13 @@ def test_defaults_that_are_not_the_papers(length: int) -> None:
     assert (exact.stair_bias, exact.room, exact.log_length) == (0.0, length // 4, length)
 
 
+@pytest.mark.parametrize(
+    ("length", "last_chunk"), [(8, 2), (64, 16), (512, 128), (1024, 256), (2048, 256), (3072, 384), (4096, 512), (131072, 512)]
+)
+def test_the_last_chunk_is_a_quarter_of_a_short_trained_length(length: int, last_chunk: int) -> None:
+    assert _core.Params.default(length).last_chunk == last_chunk
+
+
 @pytest.mark.parametrize("last_chunk", [1, 64, 128, 200, 256, 383, 384, 400, 479])
 def test_a_long_last_chunk_leaves_positions_to_the_stair(last_chunk: int) -> None:
     """T/4 of them, if there are as many; the room is what is left, at most T/2."""

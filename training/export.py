@@ -22,7 +22,7 @@ from training.tokenizer import SPECIAL, Tokenizer
 NAME = "mesa-reader"
 DESCRIPTION = (
     "A very small reader: answers questions about the facts in a generated document. "
-    "Trained on at most 512 tokens, to show what an extension of the context does."
+    "Trained on at most {context} tokens, to show what an extension of the context does."
 )
 TYPES = {
     "f32": gguf.GGMLQuantizationType.F32,
@@ -46,13 +46,18 @@ def parameters_of(model: Model) -> dict[str, Tensor]:
     return named
 
 
+def file_name(name: str, shape: Shape, kind: str) -> str:
+    """With T in it where that is another than the bundled model's."""
+    return f"{name}-{kind}.gguf" if shape.context == Shape.context else f"{name}-{shape.context}-{kind}.gguf"
+
+
 def export(
     model: Model, tokenizer: Tokenizer, path: Path, kind: str, name: str = NAME, description: str = DESCRIPTION
 ) -> None:
     shape = model.shape
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
-    writer.add_description(description)
+    writer.add_description(description.format(context=shape.context))
     writer.add_license("mit")
     writer.add_file_type(FILE_TYPES[kind])
     writer.add_context_length(shape.context)
@@ -160,7 +165,7 @@ def main() -> None:
     model = models.load(args.run / "model.pt")
     tokenizer = Tokenizer.load(args.run / "tokenizer.json")
     for kind in args.types:
-        export(model, tokenizer, args.out / f"{NAME}-{kind}.gguf", kind)
+        export(model, tokenizer, args.out / file_name(NAME, model.shape, kind), kind)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 installed: ``mesa-language-q8_0.gguf`` and ``held-out.txt`` (long pages that are kept out of training). Neither is part of the
 project: they hold what the machine's pages hold. The same pages, steps and threads give the same weights.
 
-Trained as any model is: consecutive positions 0 … T - 1, T = 512, every token counts, nothing that would suit an extension.
+Trained as any model is: consecutive positions 0 … T - 1, T = 512 by default, every token counts, nothing that would suit an extension.
 Two things come from the bundled model's training: the optimizer, and the start that can copy (`wiring`).
 """
 
@@ -141,13 +141,13 @@ def held_out_loss(model: Model, tokenizer: Tokenizer, text: str, n_rows: int = 2
     return float(loss_of(model, batch(random.Random(5), ids, tokenizer, model.shape.context, n_rows)))
 
 
-def train(out: Path, folder: Path, steps: int, threads: int, seed: int, log_every: int) -> None:
+def train(out: Path, folder: Path, context: int, steps: int, threads: int, seed: int, log_every: int) -> None:
     torch.set_num_threads(threads)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # Muon asks how many it shares with
     tokenizer, ids = prepare(folder, out)
     held_out = (out / "held-out.txt").read_text()
     torch.manual_seed(seed)
-    model = Model(Shape(len(tokenizer), n_ff=512))
+    model = Model(Shape(len(tokenizer), n_ff=512, context=context))
     wiring.wire(model)
     matrices = [p for layer in model.layers for p in layer.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
@@ -158,7 +158,7 @@ def train(out: Path, folder: Path, steps: int, threads: int, seed: int, log_ever
     start, mean = time.time(), 0.0
     for step in range(steps):
         progress = step / steps
-        length = 256 if progress < 0.3 else model.shape.context
+        length = context // 2 if progress < 0.3 else context
         loss = loss_of(model, batch(random.Random(f"{seed}/{step}"), ids, tokenizer, length, TOKENS // length))
         model.zero_grad()
         loss.backward()
@@ -180,15 +180,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("run-language"))
     parser.add_argument("--man", type=Path, default=Path("/usr/share/man"), help="where manual pages are installed")
+    parser.add_argument("--context", type=int, default=Shape.context, help="T, the longest text that it is trained on")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log-every", type=int, default=50)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    train(args.out, args.man, args.steps, args.threads, args.seed, args.log_every)
+    train(args.out, args.man, args.context, args.steps, args.threads, args.seed, args.log_every)
     model, tokenizer = models.load(args.out / "model.pt"), Tokenizer.load(args.out / "tokenizer.json")
-    path = args.out / f"{NAME}-q8_0.gguf"
+    path = args.out / export.file_name(NAME, model.shape, "q8_0")
     export.export(model, tokenizer, path, "q8_0", name=NAME, description=DESCRIPTION)
     print(path)
 

@@ -18,6 +18,7 @@ import math
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -126,9 +127,11 @@ def work(rank: int, args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     torch.manual_seed(args.seed)
     if args.start:
-        model, _ = export.load(args.start)
+        started, _ = export.load(args.start)
+        model = Model(replace(started.shape, context=args.context))
+        model.load_state_dict(started.state_dict())
     else:
-        model = Model(Shape(len(tokenizer)))
+        model = Model(Shape(len(tokenizer), context=args.context))
         wiring.wire(model)
     matrices = [p for layer in model.layers for p in layer.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
@@ -157,6 +160,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
         if progress >= 1:
             break
         mix, tokens = next((mix, tokens) for end, mix, tokens in STAGES[-1 if args.start else 0 :] if progress < end)
+        mix = replace(mix, length=mix.length * args.context // STAGES[-1][1].length)
         rng = random.Random(f"{args.seed}/{step}/{rank}")
         ids, weights, _ = data.batch(rng, tokenizer, mix, tokens // mix.length)
         loss = loss_of(model, ids, weights, draw_sharpness(rng, len(ids)))
@@ -230,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("run"))
     parser.add_argument("--start", type=Path, help="a GGUF file that training.export wrote: go on from its weights")
+    parser.add_argument("--context", type=int, default=Shape.context, help="T, the longest text that it is trained on")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--lr", type=float, default=2e-3)

@@ -136,7 +136,7 @@ ABLATION = {
     "width-256": "--stair-width 256",
 }
 # last chunks beside the default one, by T; training.train and training.language make such models with --context
-LONGER = {1024: (128, 512), 2048: (256, 1024)}
+LONGER = {1024: (128, 512), 2048: (512, 1024)}
 BENCH = (
     ("reader", "--threads 2 --tokens 512,2048,8192,32768 --runs 2 --method stock,mesa,star"),
     ("smollm2-135m", "--shape smollm2-135m --train-length 2048 --threads 2 --tokens 2048,8192 --runs 1 --method stock,mesa"),
@@ -214,9 +214,11 @@ def longer(model: str, text: str | None, output: Path) -> list[str]:
         else:
             commands.append(f"eval qa {common} --seed 7001 --documents 20 --length 2T --length 4T")
             commands.append(f"eval qa {common} --seed 7001 --documents 10 --length 8T --length 16T")
+            commands.append(f"eval qa {common} --seed 7101 --documents 60 --length 2T")
     if not text:
         methods = f"-m {model} --method mesa --method rerope -o {output}/reader-{train_length}"
         commands.append(f"eval qa {methods} --seed 7001 --documents 10 --length 2T --length 4T")
+        commands.append(f"eval qa {methods} --seed 7101 --documents 60 --length 2T")
     return commands
 
 

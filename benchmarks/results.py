@@ -317,7 +317,7 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
                 name = f"{Path(first.model).stem}-{group}"
                 results.append(merge(files, name if number == 1 else f"{name}-{number}"))
                 yield from accuracy(group, results[-1], folder)
-        if results:
+        if any(entry["method"] != MESA for merged in results for entry in merged.contents["summary"]):
             yield "### Where Mesa is behind"
             yield ""
             rows = [row for merged in results for row in behind(merged)]

@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["reader", "language", "mesa", "fresh", "ablation", "longer", "bench"])
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("--model", help="a language model, for log-loss")
+    parser.add_argument("--model", help="a language model, for log-loss; for longer, one of another T")
     parser.add_argument("--text", help="a text that it has not seen")
     parser.add_argument("--only", metavar="FOLDER", help="what belongs into one of the folders")
     parser.add_argument("--threads", type=int, default=1)

@@ -34,6 +34,8 @@ TO_4 = "--length T --length 2T --length 4T"
 TO_16 = f"{TO_4} --length 8T --length 16T"
 TO_64 = f"{TO_16} --length 32T --length 64T"
 
+Parts = dict[str, tuple[str, ...]]
+
 # folder -> commands. A folder of its own where fewer methods read more, or longer, texts: Mesa reads those too
 READER = {
     "reader": (
@@ -137,6 +139,12 @@ ABLATION = {
 }
 # last chunks beside the default one, by T; training.train and training.language make such models with --context
 LONGER = {1024: (128, 512), 2048: (512, 1024)}
+LONGER_QA = (
+    "qa --seed 7001 --documents 20 --length 2T --length 4T",
+    "qa --seed 7001 --documents 10 --length 8T --length 16T",
+    "qa --seed 7101 --documents 60 --length 2T",
+)
+LONGER_RIVAL = ("qa --seed 7001 --documents 10 --length 2T --length 4T", "qa --seed 7101 --documents 60 --length 2T")
 BENCH = (
     ("reader", "--threads 2 --tokens 512,2048,8192,32768 --runs 2 --method stock,mesa,star"),
     ("smollm2-135m", "--shape smollm2-135m --train-length 2048 --threads 2 --tokens 2048,8192 --runs 1 --method stock,mesa"),
@@ -168,6 +176,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     language = f"-m {args.model} --text {args.text}" if args.model else ""
+    reader = f"-m {args.model}" if args.part == "longer" else ""
     if args.part in ("language", "mesa") and not args.text:
         parser.error(f"{args.part} takes --model and --text")
     if args.part == "longer" and not args.model:
@@ -175,22 +184,17 @@ def main() -> None:
     if args.part == "mesa" and not args.only:
         for folder in ({*READER} | {*LANGUAGE}) - {*MESA}:
             forget_mesa(args.output / folder)
-    parts = {"reader": READER, "language": LANGUAGE, "mesa": MESA, "fresh": FRESH}.get(args.part, {})
+    parts: Parts = {"reader": READER, "language": LANGUAGE, "mesa": MESA, "fresh": FRESH}.get(args.part, {})
+    if args.part == "ablation":
+        parts = ablation(bool(args.text))
+    if args.part == "longer":
+        parts = longer(args.model, bool(args.text))
     commands = [
-        f"eval {what} {language if what.startswith('ppl') else ''} -o {args.output}/{folder}"
+        f"eval {what} {language if what.startswith('ppl') else reader} -o {args.output}/{folder}"
         for folder, part in parts.items()
         for what in part
         if args.only in (None, folder)
     ]
-    if args.part == "ablation":
-        for name, options in ABLATION.items():
-            where = f"--method mesa {options} -o {args.output}/ablation/{name}"
-            if args.text:
-                commands.append(f"eval ppl {language} --samples 48 --length T --length 16T {where}")
-            else:
-                commands.append(f"eval qa --documents 4 --length 2T --length 8T --length 32T {where}")
-    if args.part == "longer":
-        commands += longer(args.model, args.text, args.output)
     if args.part == "bench":
         args.output.mkdir(parents=True, exist_ok=True)
         for name, options in BENCH:
@@ -201,25 +205,23 @@ def main() -> None:
         run(f"{command} --threads {args.threads}")
 
 
-def longer(model: str, text: str | None, output: Path) -> list[str]:
+def ablation(log_loss: bool) -> Parts:
+    what = "ppl --samples 48 --length T --length 16T" if log_loss else "qa --documents 4 --length 2T --length 8T --length 32T"
+    return {f"ablation/{name}": (f"{what} --method mesa {options}",) for name, options in ABLATION.items()}
+
+
+def longer(model: str, log_loss: bool) -> Parts:
     train_length = gguf_file.check(Path(model)).train_length
     if train_length not in LONGER:
         raise SystemExit(f"{model}: T is {train_length}; {' and '.join(map(str, LONGER))} are measured")
-    commands = []
-    for last in (None, *LONGER[train_length]):
-        where = f"{output}/longer-{train_length}/" + (f"last-{last} --last-chunk {last}" if last else "default")
-        common = f"-m {model} --method mesa -o {where}"
-        if text:
-            commands.append(f"eval ppl {common} --text {text} --samples 48 {TO_4} --length 16T")
-        else:
-            commands.append(f"eval qa {common} --seed 7001 --documents 20 --length 2T --length 4T")
-            commands.append(f"eval qa {common} --seed 7001 --documents 10 --length 8T --length 16T")
-            commands.append(f"eval qa {common} --seed 7101 --documents 60 --length 2T")
-    if not text:
-        methods = f"-m {model} --method mesa --method rerope -o {output}/reader-{train_length}"
-        commands.append(f"eval qa {methods} --seed 7001 --documents 10 --length 2T --length 4T")
-        commands.append(f"eval qa {methods} --seed 7101 --documents 60 --length 2T")
-    return commands
+    options = {"default": ""} | {f"last-{last}": f"--last-chunk {last}" for last in LONGER[train_length]}
+    parts: Parts = {}
+    for name, option in options.items():
+        what = (f"ppl --samples 48 {TO_4} --length 16T",) if log_loss else LONGER_QA
+        parts[f"longer-{train_length}/{name}"] = tuple(f"{one} --method mesa {option}" for one in what)
+    if not log_loss:
+        parts[f"reader-{train_length}"] = tuple(f"{one} --method mesa --method rerope" for one in LONGER_RIVAL)
+    return parts
 
 
 def bundled() -> str:

@@ -252,10 +252,10 @@ class Mesa:
 
     def to_flash(self, context: Context) -> None:
         """On with a context that has flash attention, from the keys and values as they are without it."""
-        self.read([0])  # llama.cpp moves keys when it decodes
-        self.n -= 1
-        llama_cpp.llama_memory_seq_rm(self.context.memory, 0, self._next_position(), -1)
-        saved = self.context.save(mrope=self.rope_type in (MROPE, IMROPE))
+        position = self._next_position()
+        self.context.decode([0], position)  # llama.cpp moves keys when it decodes
+        llama_cpp.llama_memory_seq_rm(self.context.memory, 0, position, -1)
+        saved = self._save()
         for cache in saved.caches:
             cache.turn_values()
         context.load(saved)
@@ -283,7 +283,7 @@ class Mesa:
 
     def _place_by_hand(self, before: NDArray[np.integer], after: Positions) -> None:
         assert self.by_hand is not None
-        saved = self.context.save(mrope=self.rope_type in (MROPE, IMROPE))
+        saved = self._save()
         cache, *windows = saved.caches
         assert np.array_equal(cache.positions, before)
         cache.positions[:] = after
@@ -300,6 +300,9 @@ class Mesa:
         logits = self.context.decode(tokens, self._next_position())
         self.n += len(tokens)
         return logits
+
+    def _save(self) -> SavedSequence:
+        return self.context.save(mrope=self.rope_type in (MROPE, IMROPE))
 
     def _next_position(self) -> int:
         return self.anchor // self.stair_width + self.n - self.anchor

@@ -586,13 +586,20 @@ def test_every_method_says_what_it_is() -> None:
 def command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[str, str]]:
     """Runs `mesa-gguf eval` into the test's folder; returns what it printed."""
 
-    def command(*args: object) -> tuple[str, str]:
-        code = cli.main(["eval", *(str(arg) for arg in args), "--output", str(tmp_path / "results"), *THREADS])
+    def command(*args: object, into: str = "results") -> tuple[str, str]:
+        code = cli.main(["eval", *(str(arg) for arg in args), "--output", str(tmp_path / into), *THREADS])
         out, err = capsys.readouterr()
         assert code == 0, err
         return out, err
 
     return command
+
+
+def results_page(folder: Path, *of: str) -> str:
+    """What benchmarks/results.py writes of these folders in there."""
+    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), *of, "--output", "RESULTS.md"]
+    subprocess.run(script, cwd=folder, check=True)
+    return (folder / "RESULTS.md").read_text()
 
 
 TINY = ("--samples", "1", "--length", "T", "--length", "2T", "--depths", "2", "--facts", "3")
@@ -611,9 +618,7 @@ def test_all_tasks(command: Callable[..., tuple[str, str]], tmp_path: Path) -> N
         assert contents["settings"]["style"] == "reader"
         assert {entry["length"] for entry in contents["summary"]} == {T, 2 * T}
 
-    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "results", "--output", "RESULTS.md"]
-    subprocess.run(script, cwd=tmp_path, check=True)
-    page = (tmp_path / "RESULTS.md").read_text()
+    page = results_page(tmp_path, "results")
     assert "## mesa-reader-q8_0.gguf" in page and "### Where Mesa is behind" in page
     assert "| method | T | 2 T |" in page and "![qa by length](results/qa.png)" in page
 
@@ -635,12 +640,9 @@ def test_answer_loss(command: Callable[..., tuple[str, str]], tmp_path: Path) ->
 
 def test_ablations_are_put_side_by_side(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     options = ("qa", "--method", "mesa", *TINY)
-    command(*options)
-    (tmp_path / "results").rename(tmp_path / "default")
+    command(*options, into="default")
     command(*options, "--chunk", "240", "--no-log-scaling")
-    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "default", "results", "--output", "RESULTS.md"]
-    subprocess.run(script, cwd=tmp_path, check=True)
-    page = (tmp_path / "RESULTS.md").read_text()
+    page = results_page(tmp_path, "default", "results")
     assert "### Ablation" in page and "| default | " in page and "| chunk 240, log_scaling False | " in page
 
 
@@ -670,12 +672,8 @@ def test_files_of_one_task_become_one_table(command: Callable[..., tuple[str, st
         "ablation/chunk": ("passkey", *TINY, "--method", "mesa", "--chunk", "240"),
     }
     for folder, args in runs.items():
-        command(*args)
-        (tmp_path / folder).parent.mkdir(exist_ok=True)
-        (tmp_path / "results").rename(tmp_path / folder)
-    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "plain", "ablation", "--output", "RESULTS.md"]
-    subprocess.run(script, cwd=tmp_path, check=True)
-    page = (tmp_path / "RESULTS.md").read_text()
+        command(*args, into=folder)
+    page = results_page(tmp_path, "plain", "ablation")
     assert "passkey: share that is right, 95 % interval; 1 to 2 items a cell." in page
     assert "![passkey by length](plain/mesa-reader-q8_0-passkey.png)" in page
     assert (tmp_path / "plain" / "mesa-reader-q8_0-passkey.png").exists()
@@ -693,17 +691,13 @@ def test_leads_are_taken_of_the_items_of_all_files(command: Callable[..., tuple[
         "plain/larger": (("--samples", "2", "--method", "mesa", "--seed", "9"), 1.0),
     }
     for folder, (args, score) in runs.items():
-        command("passkey", "--length", "2T", *args)
-        (tmp_path / folder).parent.mkdir(exist_ok=True)
-        (tmp_path / "results").rename(tmp_path / folder)
+        command("passkey", "--length", "2T", *args, into=folder)
         path = tmp_path / folder / "passkey.json"
         contents = json.loads(path.read_text())
         for entry in contents["scores"]:
             entry["values"] = dict.fromkeys(entry["values"], score)
         path.write_text(json.dumps(contents))
-    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "plain", "--output", "RESULTS.md"]
-    subprocess.run(script, cwd=tmp_path, check=True)
-    (row,) = (line for line in (tmp_path / "RESULTS.md").read_text().splitlines() if line.startswith("| passkey | 2 T |"))
+    (row,) = (line for line in results_page(tmp_path, "plain").splitlines() if line.startswith("| passkey | 2 T |"))
     assert "| 1.00 [0.34, 1.00] | linear |" in row and row.endswith("| +1.000 (one document) |")
 
 

@@ -9,9 +9,9 @@ Mesa-Extrapolation (NeurIPS 2024) inside llama.cpp, behind llama-cpp-python's AP
 
 from __future__ import annotations
 
-from . import _library
+from . import _llama_cpp
 
-_library.load()
+_llama_cpp.load()
 
 from ._core import METHODS  # noqa: E402
 from .config import MesaConfig, MesaPlan  # noqa: E402

@@ -18,9 +18,11 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from llama_cpp import LlamaState
 
-from . import _core, devices, gguf_file
+from . import _core, rpc
 from .config import MesaConfig, MesaPlan
-from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError
+from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError, Remedy
+from .model.header import SHOW_REASON, check_adapter, check_model, damaged, fingerprint
+from .model.memory import check_kv_types, check_memory, is_quantized
 from .state import MesaState
 
 Progress = Callable[[int, int], None]
@@ -73,7 +75,7 @@ class MesaLlama(llama_cpp.Llama):
         # what close() needs, if checks fail below
         self._stack = contextlib.ExitStack()
         self._sampler = None
-        self._servers: devices.Servers | None = None
+        self._servers: rpc.Servers | None = None
         self._with_logits = range(0)  # tokens whose logits llama.cpp holds: those of the last batch
 
         self.mesa = mesa if mesa is not None else MesaConfig()
@@ -84,34 +86,39 @@ class MesaLlama(llama_cpp.Llama):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
                 raise ConfigError(f"{name} is {value!r}: it must be a whole number of tokens, {least} or more")
 
-        gguf_file.check_kv_types(type_k=kwargs.get("type_k"), type_v=kwargs.get("type_v"))
+        check_kv_types(type_k=kwargs.get("type_k"), type_v=kwargs.get("type_v"))
         if flash_attn not in (True, False, "auto"):
             raise ConfigError(f'flash_attn is {flash_attn!r}: it must be True, False or "auto"')
         self._auto_flash_attn = flash_attn == "auto"
-        header = gguf_file.check(Path(model_path), kwargs.get("kv_overrides"))
+        if flash_attn is False and is_quantized(kwargs.get("type_v")):
+            raise ConfigError(
+                "a quantized V cache needs flash attention", Remedy("flash_attn", True), Remedy("type_v", 1, why="which is f16")
+            )
+        header = check_model(Path(model_path), kwargs.get("kv_overrides"))
         lora_path = kwargs.pop("lora_path", None)
         if lora_path is not None:
-            gguf_file.check_adapter(Path(lora_path))
+            check_adapter(Path(lora_path))
         # llama.cpp rounds it up; Llama makes its buffers of what it was given
         n_ctx = -(-(n_ctx or header.train_length) // N_CTX_STEP) * N_CTX_STEP
         vocab_only = kwargs.get("vocab_only", False)
         if not vocab_only:
             if rpc_servers is not None:
                 kwargs.setdefault("n_gpu_layers", -1)
-                self._servers = devices.Servers(rpc_servers)
-            offloads = self._servers is not None or devices.has_gpu()
+                self._servers = rpc.Servers(rpc_servers)
+            offloads = self._servers is not None or rpc.has_gpu()
             n_gpu_layers = kwargs.get("n_gpu_layers", 0) if offloads else 0
-            gguf_file.check_memory(header, n_ctx, kwargs.get("type_k"), kwargs.get("type_v"), n_gpu_layers)
+            check_memory(header, n_ctx, kwargs.get("type_k"), kwargs.get("type_v"), n_gpu_layers)
             reason = header.unsupported  # raises if llama.cpp cannot load it
             if self.mesa.enabled:
                 if reason is not None:
                     raise ModelError(
                         f"{header.path}: Mesa-Extrapolation does not support this model (architecture "
-                        f"{header.architecture}): {reason}; MesaConfig(enabled=False) runs it as stock llama.cpp"
+                        f"{header.architecture}): {reason}",
+                        Remedy("enabled", False, why="which runs it as stock llama.cpp"),
                     )
                 self.mesa.params(header.train_length)  # raises before anything is loaded
             elif header.rehearsal.fatal:
-                raise gguf_file.damaged(header.path, f"llama.cpp {header.rehearsal.reason}")
+                raise damaged(header.path, f"llama.cpp {header.rehearsal.reason}")
 
         kwargs.setdefault("verbose", False)
         if kwargs.get("draft_model") is not None:
@@ -122,11 +129,11 @@ class MesaLlama(llama_cpp.Llama):
             )
         except ValueError as err:
             if "Failed to load model" in str(err):
-                raise ModelError(f"{model_path}: llama.cpp cannot load this model; verbose=True shows its reason") from err
+                raise ModelError(f"{model_path}: llama.cpp cannot load this model", SHOW_REASON) from err
             if "Failed to create llama_context" in str(err):
                 raise OutOfMemoryError(
-                    f"no context of {n_ctx} tokens for {model_path}: too little memory, or options that exclude each other "
-                    "(a quantized V cache needs flash_attn=True); verbose=True shows llama.cpp's reason"
+                    f"no context of {n_ctx} tokens for {model_path}, for which there is too little memory, or options exclude each other",
+                    SHOW_REASON,
                 ) from err
             raise
         except TemplateError as err:  # llama_cpp compiles the template when it loads a model
@@ -359,8 +366,16 @@ class MesaLlama(llama_cpp.Llama):
     def _check(self, tokens: list[int]) -> None:
         n_total = self.n_tokens + len(tokens)
         if n_total > self._n_ctx:
-            raise PromptError(f"the text has {n_total} tokens, more than n_ctx ({self._n_ctx}): make n_ctx {n_total} or more")
+            raise self._too_long("the text", n_total)
         self._check_vocabulary(tokens)
+
+    def _too_long(self, what: str, n_tokens: int) -> PromptError:
+        return PromptError(
+            f"{what} has {n_tokens} tokens, more than n_ctx ({self._n_ctx})",
+            Remedy("n_ctx", n_tokens, "or more"),
+            needed=n_tokens,
+            available=self._n_ctx,
+        )
 
     def _check_vocabulary(self, tokens: list[int]) -> None:
         bad = next((t for t in tokens if not 0 <= t < self._n_vocab), None)
@@ -403,9 +418,8 @@ class MesaLlama(llama_cpp.Llama):
         if not tokens:
             raise PromptError("the prompt is empty: give at least one token")
         self._check_vocabulary(tokens)
-        n_ctx = self._n_ctx
-        if kwargs.get("reset", True) and len(tokens) > n_ctx:
-            raise PromptError(f"the prompt has {len(tokens)} tokens, more than n_ctx ({n_ctx}): make n_ctx {len(tokens)} or more")
+        if kwargs.get("reset", True) and len(tokens) > self._n_ctx:
+            raise self._too_long("the prompt", len(tokens))
         return super().generate(tokens, *args, **kwargs)
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
@@ -423,7 +437,7 @@ class MesaLlama(llama_cpp.Llama):
             yield from super()._create_completion(*args, **kwargs)
         except ValueError as err:
             if "exceed context window" in str(err):
-                raise PromptError(f"{err}: make n_ctx larger") from None
+                raise PromptError(f"{err}", Remedy("n_ctx", why="larger than now")) from None
             raise
 
     #
@@ -436,8 +450,8 @@ class MesaLlama(llama_cpp.Llama):
         p = self.context_params
         rope = (p.rope_scaling_type, p.rope_freq_base, p.rope_freq_scale, p.yarn_ext_factor, p.yarn_attn_factor)
         yarn = (p.yarn_beta_fast, p.yarn_beta_slow, p.yarn_orig_ctx, self._n_ctx if self._has_long_factors else 0)
-        lora = (gguf_file.fingerprint(Path(self.lora_path)), self.lora_scale) if self.lora_path is not None else None
-        model = gguf_file.fingerprint(Path(self.model_path))
+        lora = (fingerprint(Path(self.lora_path)), self.lora_scale) if self.lora_path is not None else None
+        model = fingerprint(Path(self.model_path))
         return hashlib.sha256(repr((model, lora, rope, yarn, self.kv_overrides)).encode()).hexdigest()
 
     def save_state(self) -> MesaState:

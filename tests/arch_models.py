@@ -507,9 +507,9 @@ def try_out(path: Path) -> None:
     """Let llama.cpp read some tokens plainly, if Mesa is for this model: what aborts, aborts here and not in a test."""
     import llama_cpp
 
-    from mesa_gguf import gguf_file
+    from mesa_gguf.model.header import check_model
 
-    if gguf_file.check(path).unsupported is None:
+    if check_model(path).unsupported is None:
         llm = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, n_threads_batch=1, verbose=False)
         if llama_cpp.llama_get_memory(llm._ctx.ctx):
             llm.eval([1, 2, 3, 4, 5])

@@ -29,7 +29,7 @@ from mesa_gguf.state import MesaState
 import llama_cpp  # isort: skip
 from llama_cpp import LlamaState  # isort: skip
 
-SECONDS = 90  # a variant that takes longer hangs. note: gguf_file stops llama.cpp itself after 60
+SECONDS = 90  # a variant that takes longer hangs. note: the rehearsal stops llama.cpp itself after 60
 
 
 # Where things lie in a file.

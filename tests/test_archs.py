@@ -26,7 +26,8 @@ import arch_table
 import oracle
 from arch_models import MODELS, T
 from conftest import SMALL, Opener, oracle_read, random_tokens, read, worst
-from mesa_gguf import MesaLlama, MesaPlan, ModelError, gguf_file
+from mesa_gguf import MesaLlama, MesaPlan, ModelError
+from mesa_gguf.model.header import check_model
 from stock_oracle import ByHand
 
 DEFAULT = (
@@ -169,7 +170,7 @@ def test_against_stock(
     """Inside T bit-identical to stock; chunks, last chunk and answer as stock llama.cpp computes them when it is led through
     the method by its own API. A model that Mesa does not support is refused, with the reason."""
     path = arch_path(name)
-    reason = gguf_file.check(path).unsupported or NO_ORDINARY_CACHE.get(name)
+    reason = check_model(path).unsupported or NO_ORDINARY_CACHE.get(name)
     if reason is not None:
         with pytest.raises(ModelError, match=re.escape(f"(architecture {MODELS[name].architecture}): {reason}")):
             open_llama(path, flash=flash)
@@ -252,7 +253,7 @@ def test_against_the_numpy_oracle(
 ) -> None:
     """Where the way through stock llama.cpp does not lead: windows see their true neighbours, the other layers weave."""
     path = arch_path(name)
-    reason = gguf_file.check(path).unsupported
+    reason = check_model(path).unsupported
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
     prompt, rest = random_tokens(380, seed=5), random_tokens(60, seed=6)
@@ -275,7 +276,7 @@ def test_windows_are_those_of_stock(
     arch_path: Callable[[str], Path], open_llama: Opener, stock_lib: Path, tmp_path: Path, name: str
 ) -> None:
     """Where only the attention of sliding-window layers counts, a plan changes nothing: they see their true neighbours."""
-    reason = gguf_file.check(arch_path(name)).unsupported
+    reason = check_model(arch_path(name)).unsupported
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
     path, prompt, rest = arch_path(f"{name}/windows"), random_tokens(N_PROMPT, seed=2), random_tokens(N_REST, seed=3)
@@ -330,7 +331,7 @@ def test_windows_at_their_edge(
 @pytest.mark.parametrize("name", [marked(name) for name in MODELS if has_windows(name)])
 def test_windows_in_batches_of_any_size(arch_path: Callable[[str], Path], open_llama: Opener, name: str) -> None:
     path = arch_path(name)
-    reason = gguf_file.check(path).unsupported
+    reason = check_model(path).unsupported
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
     tokens = random_tokens(N_PROMPT, seed=2)

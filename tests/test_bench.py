@@ -17,10 +17,12 @@ import pytest
 
 import mesa_gguf
 from conftest import BUNDLED, ROOT, ModelPath
-from mesa_gguf import ConfigError, MesaError, cli, cli_bench, gguf_file
-from mesa_gguf.bench import builds, measure, report, shapes
-from mesa_gguf.bench.measure import Job, Measurement, Settings
-from mesa_gguf.bench.shapes import SHAPES, Shape
+from mesa_gguf import ConfigError, MesaError, cli
+from mesa_gguf.cli import bench as cli_bench
+from mesa_gguf.lab.bench import builds, measure, report, shapes
+from mesa_gguf.lab.bench.measure import Job, Measurement, Settings
+from mesa_gguf.lab.bench.shapes import SHAPES, Shape
+from mesa_gguf.model.header import check_model
 
 MIB = 2**20
 THREADS = ("--threads", "1")
@@ -80,7 +82,7 @@ def test_llama_cpp_sees_the_real_shapes(
     size = path.stat().st_size + sum(-(-n // 32) * 32 for n in _tensor_bytes(shape, "q4_0"))
     os.truncate(path, size)
 
-    header = gguf_file.check(path)
+    header = check_model(path)
     unsupported, n_params, _ = header.llama_cpp_view
     assert unsupported is None
     assert 0 <= n_params - shape.n_params <= 64  # llama.cpp counts RoPE's frequency factors
@@ -149,7 +151,7 @@ def test_a_model_that_was_not_finished_is_not_taken(cache_folder: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             shapes.cached_model("tiny", "f16")
     assert not list(cache_folder.glob("tiny-f16*"))
-    assert gguf_file.check(shapes.cached_model("tiny", "f16")).weight_bytes == shapes.model_bytes("tiny", "f16")
+    assert check_model(shapes.cached_model("tiny", "f16")).weight_bytes == shapes.model_bytes("tiny", "f16")
 
 
 def test_no_room_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +326,7 @@ def test_bench_end_to_end(run: Callable[..., tuple[str, str]], tmp_path: Path) -
     assert saved["settings"]["tokens"] == [256, 1280] and saved["settings"]["threads"] == 1
     assert str(tmp_path) not in output.read_text()  # no paths of this machine
 
-    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), ".", "--output", "RESULTS.md"]
+    script = [sys.executable, str(ROOT / "experiments" / "results.py"), ".", "--output", "RESULTS.md"]
     subprocess.run(script, cwd=tmp_path, check=True)
     page = (tmp_path / "RESULTS.md").read_text()
     assert f"    {saved['command']}" in page and "![Memory, latency and decoding by length](bench.png)" in page
@@ -336,7 +338,7 @@ def test_bench_end_to_end(run: Callable[..., tuple[str, str]], tmp_path: Path) -
         (1280, "off"),
         (1280, "mesa"),
     ]
-    header = gguf_file.check(shapes.cached_model("tiny", "q8_0"))
+    header = check_model(shapes.cached_model("tiny", "q8_0"))
     for r in saved["results"]:
         assert 0 < r["prefill_s"] < r["first_token_s"] < r["prefill_s"] + 1
         assert r["prefill_tokens_per_s"] == pytest.approx(r["tokens"] / r["prefill_s"])
@@ -479,7 +481,7 @@ def test_an_interrupted_run_shows_what_it_has(
         (["--flash-attn", "auto"], "--flash-attn auto: it must be on or off"),
         (["--method", "off,mesa", "--decode-only"], "--decode-only needs --stock-max"),
         (["--method", "off", "--stock-max", "100"], "nothing is left to measure"),
-        (["--method", "mesa", "--train-length", "256", "--chunk", "300"], "--train-length (256)"),
+        (["--method", "mesa", "--train-length", "256", "--chunk", "300"], "train_length (256)"),
         (["--method", "mesa", "--tokens", "2000000000"], "GiB are free"),
         (["-m", "BUNDLED", "--shape", "tiny"], "-m names a file"),
         (["-m", "missing.gguf"], "missing.gguf: there is no such file"),
@@ -504,7 +506,7 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("something was measured"))
     monkeypatch.setattr(builds, "patched_build", patched_build)
-    names = {"BUNDLED": BUNDLED, "FOLDER": tmp_path, "OURS": Path(mesa_gguf._library.LIBRARY_DIR), "FALSE": "false"}
+    names = {"BUNDLED": BUNDLED, "FOLDER": tmp_path, "OURS": Path(mesa_gguf._llama_cpp.LIBRARY_DIR), "FALSE": "false"}
     given = [str(model_path("mamba") if arg == "MAMBA" else names.get(arg, arg)) for arg in args]
     if "-m" not in given and "--shape" not in given:
         given += ["--shape", "tiny"]

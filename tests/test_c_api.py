@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import mesa_gguf
 from conftest import F32, ROOT, ModelPath, Opener, Stock, random_tokens, read
-from mesa_gguf._library import LIBRARY_DIR
+from mesa_gguf._llama_cpp import LIBRARY_DIR
 
 N_VOCAB = 128
 

@@ -17,11 +17,16 @@ from huggingface_hub import errors as hub_errors
 from matplotlib.path import Path as Polygon
 
 from conftest import BUNDLED, READER, ModelPath
-from mesa_gguf import MesaConfig, MesaLlama, ModelError, cli, gguf_file, plot
-from mesa_gguf import ask as asking
-from mesa_gguf.ask import load_vocabulary, make_prompts
-from mesa_gguf.bundled import find_model
-from mesa_gguf.documents import Document, make_document
+from mesa_gguf import MesaConfig, MesaLlama, ModelError, cli
+from mesa_gguf.cli import output
+from mesa_gguf.lab import plot
+from mesa_gguf.lab.documents import Document, make_document
+from mesa_gguf.model.header import Header
+from mesa_gguf.model.hub import find_model
+from mesa_gguf.reading import reader as reading
+from mesa_gguf.reading.plans import summarize
+from mesa_gguf.reading.prompts import PromptForm
+from mesa_gguf.reading.reader import load_vocabulary
 
 T = 512  # of the bundled model
 THREADS = ("--threads", "1")
@@ -175,8 +180,8 @@ def test_flash_attention_reaches_the_engine(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch, option: str, expected: object
 ) -> None:
     given: list[object] = []
-    load = asking.load_model
-    monkeypatch.setattr(asking, "load_model", lambda *a, **kw: given.append(kw["flash_attn"]) or load(*a, **kw))
+    load = reading.load_model
+    monkeypatch.setattr(reading, "load_model", lambda *a, **kw: given.append(kw["flash_attn"]) or load(*a, **kw))
     run("ask", "-f", file, "Who?", "--flash-attn", option, "--max-tokens", "1", *THREADS)
     assert given == [expected]
 
@@ -204,10 +209,11 @@ def test_quiet_says_nothing_else(file: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == ""
 
 
-def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli._progress_bar(False) as progress:
+def test_progress_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with output.reading_bar(False) as progress:
         assert progress is None
-    with cli._progress_bar(True) as progress:
+    monkeypatch.setattr(output, "is_terminal", lambda stream: True)
+    with output.reading_bar(True) as progress:
         assert progress is not None
         progress(512, 2048)
         progress(2048, 2048)
@@ -237,30 +243,31 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_chat_template_has_the_document_before_the_question(chat_model: Path) -> None:
     vocabulary = load_vocabulary(chat_model)
-    prompts = make_prompts(vocabulary, "The bread was good.", ["Was it good?", "Who ate it?"])
-    before, after = (
-        vocabulary.detokenize(tokens, special=True).decode() for tokens in (prompts.document, prompts.questions[1])
-    )
-    assert prompts.document[0] == vocabulary.token_bos() != prompts.document[1]
-    assert "The bread was good.\n\nQuestion:" in before and "user" in before
-    assert after.strip() == "Who ate it?<|eos|>\n<|unused0|>"
-    assert not prompts.one_line
+    form = PromptForm(vocabulary)
+    head, tail = form.head("The bread was good."), form.tail("Who ate it?")
+    before, after = (vocabulary.detokenize(tokens, special=True).decode() for tokens in (head, tail))
+    assert head[0] == vocabulary.token_bos() != head[1]
+    assert before.endswith("The bread was good.\n\n") and "user" in before
+    assert after == "Question: Who ate it?<|eos|>\n<|unused0|>"
+    assert form.stop == () and not form.is_plain
 
 
 def test_control_tokens_in_a_document_are_text(chat_model: Path) -> None:
     vocabulary = load_vocabulary(chat_model)
     for plain in (False, True):
-        prompts = make_prompts(vocabulary, "One <|eos|> and two <|bos|>.", ["Who?"], plain=plain)
-        assert vocabulary.token_eos() not in prompts.document
-        assert prompts.document.count(vocabulary.token_bos()) == 1
+        form = PromptForm(vocabulary, plain=plain)
+        head, tail = form.head("One <|eos|> and two <|bos|>."), form.tail("Who is <|eos|>?")
+        assert vocabulary.token_eos() not in head
+        assert head.count(vocabulary.token_bos()) == 1
+        assert tail.count(vocabulary.token_eos()) == (0 if plain else 1)  # the template's own
 
 
 def test_plain_form(chat_model: Path) -> None:
-    prompts = [
-        make_prompts(load_vocabulary(model), "The bread was good.", ["Was it?"], plain=plain)
-        for model, plain in ((chat_model, True), (BUNDLED, False))
+    forms = [
+        PromptForm(load_vocabulary(model), plain=plain) for model, plain in ((chat_model, True), (BUNDLED, False))
     ]
-    assert prompts[0] == prompts[1] and prompts[0].one_line
+    prompts = [(form.head("The bread was good."), form.tail("Was it?")) for form in forms]
+    assert prompts[0] == prompts[1] and all(form.stop == ("\n",) for form in forms)
 
 
 def test_ask_with_a_chat_template(run: Run, chat_model: Path, file: Path) -> None:
@@ -358,7 +365,7 @@ def test_picture_shows_the_mask(n_tokens: int) -> None:
     points = np.stack([keys.ravel(), queries.ravel()], axis=1)
     drawn = np.any([area.contains_points(points) for area in areas], axis=0).reshape(n_tokens, n_tokens)
     np.testing.assert_array_equal(drawn, mask)
-    share = plot.summarize(made, n_tokens, 64).attention
+    share = summarize(made, n_tokens, 64).attention
     assert share == pytest.approx(mask.sum() / np.tril(np.ones_like(mask)).sum())
 
 
@@ -396,9 +403,9 @@ def test_demo(run: Run, tmp_path: Path) -> None:
         (["ask", "-f", "-", "--questions", "-"], "standard input"),
         (["ask", "-f", "DOC", "Who?", "--n-ctx", "500"], "--n-ctx 500"),
         (["ask", "-f", "DOC", "Who?", "--type-k", "q9_9"], "q9_9"),
-        (["ask", "-f", "DOC", "Who?", "--first-chunk", "600"], "--train-length (512)"),
+        (["ask", "-f", "DOC", "Who?", "--first-chunk", "600"], "train_length (512)"),
         (["ask", "-f", "DOC", "Who?", "--stair-width", "wide"], "--stair-width wide"),
-        (["ask", "-f", "DOC", "Who?", "--stair-width", "1"], "--stair-width 1 is too small"),
+        (["ask", "-f", "DOC", "Who?", "--stair-width", "1"], "stair_width 1 is too small"),
         (["ask", "-f", "DOC", "Who?", "--max-tokens", "0"], "--max-tokens"),
         (["ask", "-f", "DOC", "Who?", "--flash-attn", "off", "--type-v", "q8_0"], "--flash-attn on"),
         (["ask", "-f", "DOC", "Who?", "--flash-attn", "maybe"], "--flash-attn maybe: it must be on, off or auto"),
@@ -413,9 +420,9 @@ def test_demo(run: Run, tmp_path: Path) -> None:
         (["inspect", "DOC"], "not a GGUF file"),
         (["plan"], "--tokens"),
         (["plan", "--tokens", "0"], "--tokens"),
-        (["plan", "--tokens", "9000", "--chunk", "600"], "--train-length (512)"),
-        (["plan", "--tokens", "9000", "--stair-width", "1"], "--stair-width 1 is too small"),
-        (["plan", "--tokens", "9000", "--train-length", "1"], "--train-length"),
+        (["plan", "--tokens", "9000", "--chunk", "600"], "train_length (512)"),
+        (["plan", "--tokens", "9000", "--stair-width", "1"], "stair_width 1 is too small"),
+        (["plan", "--tokens", "9000", "--train-length", "1"], "train_length is 1"),
         (["plan", "--tokens", "9000", "--plot", "missing/plan.png"], "no such folder"),
         (["plan", "--tokens", "9000", "--plot", "plan.doc"], "plan.doc"),
         (["demo", "--output", "missing/demo.png"], "no such folder"),
@@ -455,7 +462,7 @@ def test_model_that_llama_cpp_does_not_know(fails: Callable[..., str], file: Pat
 def test_model_that_mesa_does_not_support(
     fails: Callable[..., str], run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_file.Header, "unsupported", "it is recurrent")
+    monkeypatch.setattr(Header, "unsupported", "it is recurrent")
     line = fails("ask", "-f", file, "Who?")
     assert "it is recurrent" in line and "--stock" in line
     run("ask", "-f", file, "Who?", "--stock", "--max-tokens", "2", *THREADS)

@@ -32,7 +32,7 @@ from conftest import (
     worst,
 )
 from mesa_gguf import MesaConfig, MesaLlama, _core
-from mesa_gguf.documents import make_document
+from mesa_gguf.lab.documents import make_document
 from mirror import Mirror
 
 T = 128

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mesa_gguf import documents
-from mesa_gguf.documents import LINKS, SUBJECTS, count_tokens, is_right, make_document
+from mesa_gguf.lab import documents
+from mesa_gguf.lab.documents import LINKS, SUBJECTS, count_tokens, is_right, make_document
 
 FACT_KINDS = [kind.name for kinds in SUBJECTS.values() for kind in kinds]
 

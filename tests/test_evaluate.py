@@ -20,13 +20,14 @@ import pytest
 
 import make_models
 from conftest import BUNDLED, ROOT, ModelPath, random_tokens, worst
-from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, ModelError, PromptError, cli, documents
-from mesa_gguf.evaluate import Evaluation, Options, report, scoring, texts
-from mesa_gguf.evaluate.loss import tail_losses, window_ends
-from mesa_gguf.evaluate.prompts import SLACK, Prompter
-from mesa_gguf.evaluate.store import Store
-from mesa_gguf.evaluate.tasks import TASKS, Brief, Sample, Style
-from mesa_gguf.methods import METHODS, open_model
+from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, ModelError, PromptError, cli
+from mesa_gguf.lab import documents
+from mesa_gguf.lab.evaluate import Evaluation, Options, report, scoring, texts
+from mesa_gguf.lab.evaluate.loss import tail_losses, window_ends
+from mesa_gguf.lab.evaluate.prompts import SLACK, Prompter
+from mesa_gguf.lab.evaluate.store import Store
+from mesa_gguf.lab.evaluate.tasks import TASKS, Brief, Sample, Style
+from mesa_gguf.lab.methods import METHODS, open_model
 from test_cli import TEMPLATE, with_template
 
 T = 512  # of the bundled model
@@ -67,8 +68,8 @@ def test_prompt_and_answer_have_the_length(task: str, style: Style, length: int)
     )
     # the token that begins a text; a new line before each later turn
     assert length - SLACK <= longest + 1 <= length
-    assert prompts.document[0] == p.vocabulary.token_bos()
-    text = p.vocabulary.detokenize(prompts.document).decode()
+    assert prompts.head[0] == p.vocabulary.token_bos()
+    text = p.vocabulary.detokenize(prompts.head).decode()
     assert text.startswith(made.document)
 
 
@@ -76,7 +77,7 @@ def test_chat_models_get_their_template(tmp_path: Path) -> None:
     path = with_template(tmp_path / "chat.gguf", TEMPLATE)
     p = Prompter(path, "natural")
     made, prompts = p.fit(TASKS["passkey"], 3 * T, lambda n: Brief("natural", "7", n, p.count))
-    tokens = prompts.document + prompts.questions[0]
+    tokens = prompts.head + prompts.tails[0]
     text = p.vocabulary.detokenize(tokens, special=True).decode()
     assert made.document in text and "Question: What is the pass key?" in text
     assert text.endswith("<|unused0|>") and "The pass key is" not in text.rsplit("Question:", 1)[1]
@@ -84,7 +85,7 @@ def test_chat_models_get_their_template(tmp_path: Path) -> None:
 
     plain = Prompter(path, "reader")  # what the bundled model knows has no template
     _, prompts = plain.fit(TASKS["passkey"], 3 * T, lambda n: Brief("reader", "7", n, plain.count))
-    assert plain.vocabulary.detokenize(prompts.questions[0]).decode().endswith("?\nAnswer:")
+    assert plain.vocabulary.detokenize(prompts.tails[0]).decode().endswith("?\nAnswer:")
 
 
 def test_too_short_a_length() -> None:
@@ -596,8 +597,8 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...,
 
 
 def results_page(folder: Path, *of: str) -> str:
-    """What benchmarks/results.py writes of these folders in there."""
-    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), *of, "--output", "RESULTS.md"]
+    """What experiments/results.py writes of these folders in there."""
+    script = [sys.executable, str(ROOT / "experiments" / "results.py"), *of, "--output", "RESULTS.md"]
     subprocess.run(script, cwd=folder, check=True)
     return (folder / "RESULTS.md").read_text()
 
@@ -630,7 +631,7 @@ def test_answer_loss(command: Callable[..., tuple[str, str]], tmp_path: Path) ->
     options = ("--length", "4T", "--seed", "3", "--documents", "2", "--set", "stair_bias=1.5")
     out = ""
     for more in (("-o", "own.json"), ("-o", "again.json", "--against", "own.json")):
-        script = [sys.executable, str(ROOT / "benchmarks" / "answer_loss.py"), *options, *more]
+        script = [sys.executable, str(ROOT / "experiments" / "answer_loss.py"), *options, *more]
         out = subprocess.run(script, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     right = json.loads((tmp_path / "own.json").read_text())["scores"][str(4 * T)]["right"]
     written = next(entry["right"] for entry in summary if entry["task"] == "qa/two-hop")
@@ -657,7 +658,7 @@ def test_results_of_other_defaults_are_not_mixed(command: Callable[..., tuple[st
     own["room"] = 64
     (tmp_path / "older").mkdir()
     (tmp_path / "older" / "passkey.json").write_text(json.dumps(contents))
-    script = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "older", "results", "--output", "RESULTS.md"]
+    script = [sys.executable, str(ROOT / "experiments" / "results.py"), "older", "results", "--output", "RESULTS.md"]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and not (tmp_path / "RESULTS.md").exists()
     assert "other defaults of mesa (room 64 and 256)" in done.stderr
@@ -764,7 +765,7 @@ def test_all_leaves_out_ppl_without_a_text(command: Callable[..., tuple[str, str
 
 
 def test_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mesa_gguf import cli_eval
+    from mesa_gguf.cli import evaluate as cli_eval
 
     with cli_eval._bar(False) as watch:
         assert watch is None
@@ -777,7 +778,7 @@ def test_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "tokens"), [("T", 512), ("4T", 2048), ("T/2", 256), ("1.5T", 768), ("0.5T", 256), ("3000", 3000)]
 )
 def test_lengths(text: str, tokens: int) -> None:
-    from mesa_gguf.cli_eval import _tokens
+    from mesa_gguf.cli.evaluate import _tokens
 
     assert _tokens(text, T, "--length") == tokens
 
@@ -797,7 +798,7 @@ def test_lengths(text: str, tokens: int) -> None:
         (["qa", "--style", "modern"], "there is no style modern"),
         (["qa", "--samples", "0"], "--samples"),
         (["qa", "--type-k", "q9_9"], "q9_9"),
-        (["qa", "--first-chunk", "600"], "--train-length (512)"),
+        (["qa", "--first-chunk", "600"], "train_length (512)"),
         (["qa", "--stair-width", "wide"], "--stair-width wide"),
         (["qa", "--method", "yarn", "--chunk", "200"], "--chunk changes nothing for yarn"),
         (["qa", "-m", "missing.gguf"], "missing.gguf: there is no such file"),
@@ -837,9 +838,9 @@ def test_mistakes(
 def test_model_that_mesa_does_not_support(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from mesa_gguf import gguf_file
+    from mesa_gguf.model.header import Header
 
-    monkeypatch.setattr(gguf_file.Header, "unsupported", "it is recurrent")
+    monkeypatch.setattr(Header, "unsupported", "it is recurrent")
     assert cli.main(["eval", "qa", "--output", str(tmp_path), *THREADS]) == 2
     assert "mesa cannot read with this model (architecture llama): it is recurrent" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import pytest
 import oracle
 from conftest import BUNDLED, ModelPath, Opener, oracle_read, random_tokens, read, rms, worst
 from mesa_gguf import MesaConfig, MesaLlama
-from mesa_gguf.ask import KV_TYPES
+from mesa_gguf.model.memory import KV_TYPES
 from test_engine import oracle_model, oracle_state
 
 T = 128

@@ -24,7 +24,7 @@ from conftest import (
     worst,
 )
 from mesa_gguf import ConfigError, MesaConfig, MesaLlama, MesaPlan, PromptError
-from mesa_gguf.documents import make_document
+from mesa_gguf.lab.documents import make_document
 
 DOCUMENT = make_document(3, 1400)
 PROMPT = DOCUMENT.prompt()

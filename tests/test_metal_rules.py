@@ -22,7 +22,7 @@ from cffi import FFI
 from conftest import F16, F32, Q8_0, ROOT, random_tokens
 from make_models import Shape, write_llama
 from mesa_gguf import MesaConfig, _core
-from mesa_gguf._library import LIBRARY_DIR
+from mesa_gguf._llama_cpp import LIBRARY_DIR
 
 PROGRAM = """
 #include "ggml.h"

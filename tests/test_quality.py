@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import BUNDLED
-from mesa_gguf.evaluate import Evaluation, Options
+from mesa_gguf.lab.evaluate import Evaluation, Options
 
 T = 512  # of the bundled model
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mesa_gguf import bundled, documents
+from mesa_gguf.lab import documents
+from mesa_gguf.model import bundled
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

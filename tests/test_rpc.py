@@ -43,8 +43,8 @@ from conftest import (
     worst,
 )
 from make_models import YARN, Shape, write_gptneox, write_llama, write_mpt, write_qwen2
-from mesa_gguf import METHODS, ConfigError, DeviceError, MesaConfig, MesaLlama, MesaPlan, cli, devices
-from mesa_gguf.documents import make_document
+from mesa_gguf import METHODS, ConfigError, DeviceError, MesaConfig, MesaLlama, MesaPlan, cli, rpc
+from mesa_gguf.lab.documents import make_document
 from test_engine import DECIDED
 
 pytestmark = pytest.mark.skipif(not llama_cpp.llama_supports_rpc(), reason="built without GGML_RPC")
@@ -63,7 +63,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 }
 
 # what computes here when nothing else is asked for computes on the servers
-SAME_KERNELS = not devices._local(devices.GPU, devices.INTEGRATED_GPU, devices.ACCELERATOR)
+SAME_KERNELS = not rpc._local(rpc.GPU, rpc.INTEGRATED_GPU, rpc.ACCELERATOR)
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1"}
 
@@ -101,7 +101,7 @@ def server(port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[byte
         deadline = time.monotonic() + 60
         while True:
             try:
-                devices.check_server(devices.Endpoint("127.0.0.1", port))
+                rpc.check_server(rpc.Endpoint("127.0.0.1", port))
                 break
             except DeviceError:
                 assert process.poll() is None, "the server has ended"
@@ -445,13 +445,13 @@ def listener(behave: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def refused(path: Path, servers: str) -> str:
-    endpoints = devices.parse(servers)
-    before = devices._connections(endpoints)
+    endpoints = rpc.parse(servers)
+    before = rpc._connections(endpoints)
     start = time.monotonic()
     with pytest.raises(DeviceError) as caught:
         MesaLlama(path, rpc_servers=servers)
-    assert time.monotonic() - start < devices.TIMEOUT + 5
-    assert devices._connections(endpoints) == before  # none is left open
+    assert time.monotonic() - start < rpc.TIMEOUT + 5
+    assert rpc._connections(endpoints) == before  # none is left open
     return str(caught.value)
 
 
@@ -471,7 +471,7 @@ def test_no_such_host(path: Callable[[str], Path]) -> None:
 
 
 def test_a_listener_that_keeps_silent(path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "TIMEOUT", 1.0)
+    monkeypatch.setattr(rpc, "TIMEOUT", 1.0)
     release = threading.Event()
     with listener(lambda connection: release.wait(30) and None) as endpoint:
         message = refused(path("llama"), endpoint)
@@ -497,7 +497,7 @@ def test_a_listener_of_another_kind(path: Callable[[str], Path], answer: bytes) 
 def test_a_server_of_another_version(path: Callable[[str], Path]) -> None:
     def behave(connection: socket.socket) -> None:
         connection.recv(1000)
-        connection.sendall(devices.HELLO_ANSWER.pack(28, 99, 1, 2, 0))
+        connection.sendall(rpc.HELLO_ANSWER.pack(28, 99, 1, 2, 0))
 
     with listener(behave) as endpoint:
         message = refused(path("llama"), endpoint)
@@ -506,7 +506,7 @@ def test_a_server_of_another_version(path: Callable[[str], Path]) -> None:
 
 def test_a_server_that_has_a_client_already(path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process uses it. It is free again when that one is done."""
-    monkeypatch.setattr(devices, "TIMEOUT", 1.0)
+    monkeypatch.setattr(rpc, "TIMEOUT", 1.0)
     with server() as (endpoint, _):
         client = "import socket, sys; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); print(); sys.stdin.read()"
         arguments = [sys.executable, "-uc", client, endpoint.split(":")[1]]
@@ -611,7 +611,7 @@ def test_server_says_why_it_cannot_listen(capsys: pytest.CaptureFixture[str]) ->
 
 def test_server_warns_of_other_machines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(devices, "serve", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(rpc, "serve", lambda *arguments: started.append(arguments))
     for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
         assert cli.main(["rpc-server", "--host", host, "--port", "50055"]) == 0
         assert ("warning" in capsys.readouterr().err) == warned
@@ -624,7 +624,7 @@ def test_server_ends_when_it_is_told_to(number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.wait(timeout=10) == -number
         with pytest.raises(DeviceError, match=endpoint):
-            devices.check_server(*devices.parse(endpoint))
+            rpc.check_server(*rpc.parse(endpoint))
 
 
 def test_nothing_listens_or_connects_by_itself(path: Callable[[str], Path]) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mesa_gguf import documents
-from mesa_gguf.documents import Fact, TwoHop
+from mesa_gguf.lab import documents
+from mesa_gguf.lab.documents import Fact, TwoHop
 from training.tokenizer import Tokenizer
 
 VALUE_WEIGHT, ANSWER_WEIGHT, TEXT_WEIGHT = 1.0, 0.5, 0.15

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from mesa_gguf import documents
-from mesa_gguf.documents import Document, Fact
+from mesa_gguf.lab import documents
+from mesa_gguf.lab.documents import Document, Fact
 from training import extend
 from training import model as models
 from training.model import Model

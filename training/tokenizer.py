@@ -16,7 +16,7 @@ from pathlib import Path
 
 import regex
 
-from mesa_gguf import documents
+from mesa_gguf.lab import documents
 
 PATTERN = regex.compile(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"

@@ -1,0 +1,358 @@
+"""The command ``mesa-gguf eval``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from ..errors import ConfigError
+from ..model.hub import find_model
+from ..reading.text import read_text
+from . import output as out
+from .options import (
+    MESA,
+    Batch,
+    Chunk,
+    Encoding,
+    FirstChunk,
+    FlashAttn,
+    JsonOption,
+    LastChunk,
+    ModelOption,
+    NGpuLayers,
+    StairBias,
+    StairWidth,
+    Threads,
+    TrainLength,
+    TypeK,
+    TypeV,
+    UBatch,
+    Verbose,
+    flash_attn_of,
+    kv_type_of,
+    option,
+    stair_width_of,
+)
+
+if TYPE_CHECKING:
+    from ..lab.evaluate import Evaluation, Options
+    from ..lab.evaluate.run import Watch
+
+TASKS = ("passkey", "niah", "ruler", "ppl", "qa")
+ALL = "all"
+
+# how much is run: documents of a length (of "niah": of each depth; of "ppl": windows)
+SAMPLES = {"passkey": 40, "niah": 4, "ruler": 20, "ppl": 32, "qa": 5}
+QUICK_SAMPLES = {"passkey": 12, "niah": 2, "ruler": 5, "ppl": 12, "qa": 2}
+LENGTHS = ("T", "2T", "4T", "8T", "16T")
+DEPTHS, QUICK_DEPTHS = 11, 5
+QUICK_MAX_LENGTH_FULL = "4T"
+
+SIZE = "How much is run"
+TASK = "Of single tasks"
+
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?)?T(?:/(\d+))?|(\d+)")
+
+
+def _tokens(text: str, train_length: int, option: str) -> int:
+    """A length as it is written in an option, 4T, T/2 or 4096, in tokens."""
+    match = _LENGTH.fullmatch(text.strip())
+    if match is None or match[2] == "0":
+        raise ConfigError(f"{option} {text}: write a number of tokens, or of trained lengths such as 4T or T/2")
+    times, parts, tokens = match.groups()
+    length = int(tokens) if tokens else int(Fraction(times or "1") / int(parts or 1) * train_length)
+    if not 1 <= length < 2**31:
+        raise ConfigError(f"{option} {text}: a length of {length} tokens cannot be read")
+    return length
+
+
+def _groups(tasks: list[str]) -> list[str]:
+    unknown = [task for task in tasks if task not in (*TASKS, ALL)]
+    if unknown:
+        raise ConfigError(f"there is no task {unknown[0]}: use one of {', '.join((*TASKS, ALL))}")
+    return [task for task in TASKS if task in tasks or ALL in tasks]
+
+
+def _methods(names: list[str]) -> list[str]:
+    from ..lab.methods import METHODS, find_method
+
+    if ALL in names:
+        return list(METHODS)
+    given = {find_method(name).name for name in names}
+    return [name for name, method in METHODS.items() if (name in given if names else method.default)]
+
+
+EXAMPLES = """\
+Examples:\n
+  mesa-gguf eval all --quick\n
+  mesa-gguf eval qa passkey --length 2T --length 8T --samples 10\n
+  mesa-gguf eval ppl -m model.gguf --text book.txt --method mesa --method yarn\n
+  mesa-gguf eval qa --method mesa --chunk 240 --output chunk-240
+"""
+
+
+def evaluate(
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help=f"{', '.join((*TASKS, ALL))}.")],
+    model: ModelOption = None,
+    methods: Annotated[
+        list[str] | None,
+        option("--method", metavar="NAME", help="What to compare; may be repeated; all: every method."),
+    ] = None,
+    lengths: Annotated[
+        list[str] | None,
+        option(
+            "--length",
+            metavar="N",
+            help=f"Of prompt and answer, in tokens or as 4T; may be repeated. Default: {', '.join(LENGTHS)}.",
+        ),
+    ] = None,
+    seed: Annotated[int, option("--seed", min=0, metavar="N", help="Of the texts.")] = 1,
+    quick: Annotated[bool, option("--quick", help="Fewer samples; quadratic methods up to 4T.", panel=SIZE)] = False,
+    samples: Annotated[
+        int | None,
+        option(
+            "--samples",
+            "--documents",
+            min=1,
+            metavar="N",
+            help="Documents of a length; for niah of each depth, for ppl windows. Default: by task.",
+            panel=SIZE,
+        ),
+    ] = None,
+    max_length_full: Annotated[
+        str | None,
+        option(
+            "--max-length-full", metavar="N", help="Longest for methods whose time grows as its square.", panel=SIZE
+        ),
+    ] = None,
+    style: Annotated[
+        str,
+        option("--style", metavar="NAME", help="natural, or reader: what the bundled model can read. auto: by model."),
+    ] = "auto",
+    output: Annotated[
+        Path, option("-o", "--output", metavar="FOLDER", help="Where results are kept, and found again.")
+    ] = Path("mesa-eval"),
+    as_json: JsonOption = False,
+    verbose: Verbose = False,
+    depths: Annotated[
+        int | None, option("--depths", min=2, metavar="N", help="niah: depths from 0 to 1. Default: 11.", panel=TASK)
+    ] = None,
+    kinds: Annotated[
+        list[str] | None,
+        option("--kind", metavar="NAME", help="ruler: one of its kinds; may be repeated. Default: all.", panel=TASK),
+    ] = None,
+    facts: Annotated[
+        int,
+        option(
+            "--facts",
+            min=1,
+            max=200,
+            metavar="N",
+            help="qa: facts in a document; of two hops, facts and links.",
+            panel=TASK,
+        ),
+    ] = 20,
+    text: Annotated[
+        str | None,
+        option("--text", metavar="FILE", help="ppl: a text file. Default, in reader style: generated.", panel=TASK),
+    ] = None,
+    encoding: Encoding = None,
+    tail: Annotated[
+        int | None,
+        option(
+            "--tail",
+            min=1,
+            metavar="N",
+            help="ppl: last tokens of a window that count. Default: T/8, at most 256.",
+            panel=TASK,
+        ),
+    ] = None,
+    train_length: TrainLength = None,
+    first_chunk: FirstChunk = None,
+    chunk: Chunk = None,
+    last_chunk: LastChunk = None,
+    stair_width: StairWidth = "auto",
+    stair_bias: StairBias = None,
+    room: Annotated[
+        int | None,
+        option(
+            "--room",
+            min=0,
+            metavar="N",
+            help="Positions that a plan leaves free to generation. Default: T/2; of other methods T/4.",
+            panel=MESA,
+        ),
+    ] = None,
+    log_scaling: Annotated[
+        bool | None,
+        option(
+            "--log-scaling/--no-log-scaling",
+            help="Scale queries with the logarithm of the length. Default: as the method has it.",
+            panel=MESA,
+        ),
+    ] = None,
+    log_length: Annotated[
+        int | None,
+        option(
+            "--log-length",
+            min=2,
+            metavar="N",
+            help="The length from which on queries are scaled. Default: 4T; of other methods T.",
+            panel=MESA,
+        ),
+    ] = None,
+    type_k: TypeK = "f16",
+    type_v: TypeV = "f16",
+    flash_attn: FlashAttn = "on",
+    threads: Threads = None,
+    n_gpu_layers: NGpuLayers = None,
+    batch: Batch = 512,
+    ubatch: UBatch = 512,
+) -> None:
+    """Measure what methods that extend the context still find in texts longer than the trained length T.
+
+    A run that was cut off goes on where it was when the same command is given again.
+    """
+    from ..lab.evaluate import Evaluation, Options
+    from ..lab.plot import new_figure
+
+    new_figure(1, 1)  # raises where matplotlib is missing, before anything is computed
+    groups = _groups(tasks)
+    names = _methods(methods or [])
+    if style not in ("auto", "natural", "reader"):
+        raise ConfigError(f"there is no style {style}: use natural, reader or auto")
+    kv_type_of(type_k), kv_type_of(type_v)
+    path = find_model(model)
+    given = {
+        "train_length": train_length,
+        "first_chunk": first_chunk,
+        "chunk": chunk,
+        "last_chunk": last_chunk,
+        "stair_width": None if stair_width == "auto" else stair_width_of(stair_width),
+        "stair_bias": stair_bias,
+        "room": room,
+        "log_scaling": log_scaling,
+        "log_length": log_length,
+    }
+    _check_overrides(given, names)
+    sizes = QUICK_SAMPLES if quick else SAMPLES
+    options = Options(
+        path=path,
+        methods=names,
+        lengths=(),
+        seed=seed,
+        samples=sizes if samples is None else dict.fromkeys(sizes, samples),
+        kinds=kinds or (),
+        n_depths=depths if depths is not None else QUICK_DEPTHS if quick else DEPTHS,
+        n_facts=facts,
+        text=None if text is None else read_text(text, encoding),
+        tail=tail,
+        style=None if style == "auto" else cast(Literal["natural", "reader"], style),
+        overrides={name: value for name, value in given.items() if value is not None},
+        engine={
+            "type_k": kv_type_of(type_k),
+            "type_v": kv_type_of(type_v),
+            "flash_attn": flash_attn_of(flash_attn),
+            "n_batch": batch,
+            "n_ubatch": ubatch,
+        },
+        machine={
+            "n_threads": threads,
+            "n_threads_batch": threads,
+            "n_gpu_layers": n_gpu_layers,
+            "verbose": verbose,
+        },
+    )
+    limit = max_length_full if max_length_full is not None else QUICK_MAX_LENGTH_FULL if quick else None
+    options = _with_lengths(options, list(lengths or LENGTHS), limit)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output}: is a file: --output names a folder")
+    out.call_option("enabled", False, "--method stock")
+    evaluations = []
+    for group in groups:
+        if group == "ppl" and ALL in tasks and _has_no_text(options):
+            out.say("mesa-gguf: ppl is left out: it needs a text (--text FILE)")
+            continue
+        evaluations.append(Evaluation(group, options, output))
+    for evaluation in evaluations:
+        _run(evaluation, options, output, as_json)
+
+
+def _check_overrides(given: dict[str, Any], names: list[str]) -> None:
+    """Raise ConfigError for options of Mesa where no method is run that has them."""
+    from ..lab.methods import METHODS
+
+    options = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if options and options != ["--train-length"] and all(METHODS[name].engine is None for name in names):
+        raise ConfigError(f"{options[-1]} changes nothing for {', '.join(names)}: leave it out, or add --method mesa")
+
+
+def _with_lengths(options: Options, lengths: list[str], limit: str | None) -> Options:
+    train_length = options.train_length
+    return replace(
+        options,
+        lengths=sorted({_tokens(text, train_length, "--length") for text in lengths}),
+        max_length_full=None if limit is None else _tokens(limit, train_length, "--max-length-full"),
+    )
+
+
+def _has_no_text(options: Options) -> bool:
+    from ..lab.evaluate.prompts import Prompter
+
+    return options.text is None and Prompter(options.path, options.style).style != "reader"
+
+
+def _run(evaluation: Evaluation, options: Options, output: Path, as_json: bool) -> None:
+    from ..lab.evaluate import report
+
+    if evaluation.n_there:
+        out.say(f"{evaluation.store.path}: {evaluation.n_there} results are there already")
+    with _bar(out.is_terminal(sys.stderr)) as watch:
+        evaluation.run(watch)
+    command = _commands(output / f"{evaluation.group}.json", out.command_line())
+    rows = evaluation.store.rows.values()
+    contents = report.document(evaluation.settings(), rows, command, options.machine["n_threads"])
+    report.write_json(output / f"{evaluation.group}.json", contents)
+    picture = output / f"{evaluation.group}.png"
+    report.figure(contents).savefig(picture, dpi=90)
+    if as_json:
+        shown = {key: contents[key] for key in ("settings", "not_able", "summary")}
+        out.write_json(shown)
+        return
+    console = out.console(160)
+    for part in report.rich_tables(contents):
+        console.print(part, highlight=False)
+    console.print(f"{picture.with_suffix('.json')}, {picture}", highlight=False, soft_wrap=True)
+
+
+def _commands(path: Path, command: str) -> str:
+    """The commands that results come from, a line each: those that a file of results names, and this one."""
+    try:
+        before = str(json.loads(path.read_text(encoding="utf-8"))["run"]["command"]).splitlines()
+    except (OSError, ValueError, KeyError, TypeError):
+        before = []
+    return "\n".join(dict.fromkeys([*before, command]))
+
+
+@contextlib.contextmanager
+def _bar(shown: bool) -> Iterator[Watch | None]:
+    """A bar on standard error that an evaluation moves; None if it is not to be shown."""
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task: Any = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -1,0 +1,214 @@
+"""What commands print: answers and results on standard output, everything else on standard error.
+
+Both may be anything: closed, a pipe whose reader has gone, or of an encoding that lacks half of an answer. What can be delivered is.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import _llama_cpp
+from ..errors import ConfigError, MesaError, Remedy
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..llama import Progress
+
+_given: list[str] = []  # the arguments of this process's command
+
+
+def set_up(arguments: Sequence[str]) -> None:
+    """Make standard output and standard error fit to be written to, whatever they are."""
+    _given[:] = arguments
+    _flags.clear()
+    _flags.update(_FLAGS)
+    _open_closed()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _open_closed() -> None:
+    """What was closed leads nowhere: the next file that is opened must not take its place."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def give_up_stdout() -> None:
+    """Nobody reads it any more: the flush at exit must not fail."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def flush() -> None:
+    with contextlib.suppress(ValueError):  # closed
+        sys.stdout.flush()
+
+
+def write(text: str) -> None:
+    """To standard output, at once. Characters that it cannot have are escaped."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except UnicodeEncodeError:  # a stream that set_up could not change
+        encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """A line of JSON to standard output; where that is not Unicode, JSON's own escapes stand for what it lacks."""
+    write(json.dumps(value, ensure_ascii=not _is_unicode(sys.stdout)) + "\n")
+
+
+def _is_unicode(stream: Any) -> bool:
+    try:
+        return codecs.lookup(stream.encoding or "ascii").name.startswith("utf")
+    except (AttributeError, LookupError, TypeError):
+        return True  # a StringIO has no encoding, and takes everything
+
+
+def say(text: str) -> None:
+    """A line to standard error, if anybody listens there."""
+    with contextlib.suppress(OSError, ValueError):
+        try:
+            print(text, file=sys.stderr, flush=True)
+        except UnicodeEncodeError:
+            print(text.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a person sees the stream."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
+def console(width: int) -> Console:
+    """Standard output for tables.
+
+    Args:
+        width: in characters, where it is no terminal.
+    """
+    from rich.console import Console
+
+    return Console(width=None if is_terminal(sys.stdout) else width, highlight=False)
+
+
+def command_line() -> str:
+    """The command as it was given, to be kept with results: of absolute paths only the last part."""
+    words = (Path(word).name if Path(word).is_absolute() else word for word in _given)
+    return "mesa-gguf " + shlex.join(words)
+
+
+def check_output(path: Path, what: str) -> None:
+    """Raise ConfigError if a file cannot be saved there, before work is spent on it."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path}: {what} cannot be saved there: no such folder, or it is one")
+
+
+#
+# errors
+#
+
+# arguments whose options are not their names with dashes
+_OPTIONS = {"enabled": "stock", "rpc_servers": "rpc", "n_threads": "threads", "n_batch": "batch", "n_ubatch": "ubatch"}
+_FLAGS = {("enabled", False): "--stock", ("verbose", True): "--verbose", ("plain", True): "--plain"}
+_flags: dict[tuple[str, Any], str] = {}  # of this process's command: _FLAGS, and what call_option added
+
+
+def call_option(option: str, value: Any, flag: str) -> None:
+    """In this command, that value of an argument is given by another flag than elsewhere."""
+    _flags[option, value] = flag
+
+
+def worded(err: BaseException) -> str:
+    """An error in one sentence, with this program's options where the library names arguments."""
+    if not isinstance(err, MesaError) or not err.remedies:
+        return str(err)
+    return f"{err.what}: {', or '.join(map(_worded, err.remedies))}"
+
+
+def _worded(remedy: Remedy) -> str:
+    option = f"--{_OPTIONS.get(remedy.option, remedy.option).replace('_', '-')}"
+    if (remedy.option, remedy.value) in _flags:
+        said = f"give {_flags[remedy.option, remedy.value]}"
+    elif remedy.value is None:
+        said = f"give another {option}"
+    elif remedy.bound:
+        said = f"make {option} {remedy.value} {remedy.bound}"
+    else:
+        value = (
+            {True: "on", False: "off"}.get(remedy.value, remedy.value)
+            if remedy.option == "flash_attn"
+            else remedy.value
+        )
+        said = f"give {option} {value}"
+    return f"{said}, {remedy.why}" if remedy.why else said
+
+
+#
+# llama.cpp's messages, and progress
+#
+
+
+@contextlib.contextmanager
+def llama_cpp_log(shown: bool) -> Iterator[None]:
+    """llama.cpp's log, or nothing of it, errors included: they come back as exceptions, which are told in one line."""
+    if shown:
+        yield
+        return
+    import llama_cpp
+
+    silence = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
+    llama_cpp.llama_log_set(silence, None)
+    try:
+        yield
+    finally:
+        llama_cpp.llama_log_set(_llama_cpp._callback, None)
+
+
+@contextlib.contextmanager
+def reading_bar(shown: bool) -> Iterator[Progress | None]:
+    """A bar on standard error that MesaLlama moves while it reads; None if it is not to be shown."""
+    if not shown or not is_terminal(sys.stderr):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> str:
+            return "" if task.speed is None else f"{task.speed:.0f} tokens/s"
+
+    columns = (
+        TextColumn("reading"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} tokens"),
+        Speed(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda n_done, n_all: bar.update(task, completed=n_done, total=n_all)

@@ -1,0 +1,76 @@
+"""``mesa-gguf plan``: how a text of some length is read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from ..model.hub import find_model
+from . import output
+from .options import (
+    Chunk,
+    FirstChunk,
+    JsonOption,
+    LastChunk,
+    LogScaling,
+    Method,
+    ModelOption,
+    StairBias,
+    StairWidth,
+    TrainLength,
+    config_of,
+    option,
+)
+
+EXAMPLES = """\
+Examples:\n
+  mesa-gguf plan -m model.gguf --tokens 32768\n
+  mesa-gguf plan --train-length 2048 --tokens 16384 --plot plan.png
+"""
+
+
+def plan(
+    tokens: Annotated[int, option("--tokens", min=1, max=2**31 - 1, metavar="N", help="Length of the text.")],
+    model: ModelOption = None,
+    plot: Annotated[
+        Path | None, option("--plot", metavar="FILE.png", help="Save a picture: mask and positions.")
+    ] = None,
+    as_json: JsonOption = False,
+    train_length: TrainLength = None,
+    first_chunk: FirstChunk = None,
+    chunk: Chunk = None,
+    last_chunk: LastChunk = None,
+    stair_width: StairWidth = "auto",
+    log_scaling: LogScaling = None,
+    stair_bias: StairBias = None,
+    method: Method = "mesa",
+) -> None:
+    """Show how a text of some length is read: its chunks, the anchor, the stair width and the positions.
+
+    Borders lie on the grid here; in a real text they move back to the ends of its sentences.
+    """
+    from ..reading.plans import format_summary, summarize
+
+    if plot is not None:
+        from ..lab.plot import check_picture, plan_figure
+
+        check_picture(plot)
+    config = config_of(
+        False, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, stair_bias, method
+    )
+    length = train_length if train_length is not None and model is None else _train_length(model)
+    made = config.make_plan(tokens, length)
+    summary = summarize(made, tokens, config.train_length or length)
+    if as_json:
+        output.write_json(asdict(summary))
+    else:
+        output.write(format_summary(summary) + "\n")
+    if plot is not None:
+        plan_figure(made, tokens, summary.train_length).savefig(plot)
+
+
+def _train_length(model: str | None) -> int:
+    from ..model.header import check_model
+
+    return check_model(find_model(model)).train_length

@@ -1,0 +1,1 @@
+"""The laboratory: generated documents, other methods, evaluation and benchmarks. Nothing outside needs it."""

@@ -1,0 +1,65 @@
+"""The KV cache: its types, and whether it fits into memory."""
+
+from __future__ import annotations
+
+import llama_cpp
+
+from ..errors import ConfigError, OutOfMemoryError, Remedy
+from .header import Header
+
+# the types that llama.cpp takes for a KV cache
+KV_TYPES = {
+    "f32": llama_cpp.GGML_TYPE_F32,
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "bf16": 30,  # GGML_TYPE_BF16, which llama_cpp does not name
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q5_1": llama_cpp.GGML_TYPE_Q5_1,
+    "q5_0": llama_cpp.GGML_TYPE_Q5_0,
+    "q4_1": llama_cpp.GGML_TYPE_Q4_1,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+    "iq4_nl": llama_cpp.GGML_TYPE_IQ4_NL,
+}
+
+
+def is_quantized(kv_type: int | None) -> bool:
+    """Whether keys or values of that type are kept in blocks of several."""
+    return kv_type in (KV_TYPES[name] for name in KV_TYPES if name not in ("f32", "f16", "bf16"))
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that a new process could use; None where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def check_kv_types(**types: int | None) -> None:
+    """Raise ConfigError for a type that llama.cpp keeps no keys and values in: it would crash when it writes the first ones."""
+    for name, kv_type in types.items():
+        if kv_type is not None and kv_type not in KV_TYPES.values():
+            possible = ", ".join(f"{number} ({kind})" for kind, number in KV_TYPES.items())
+            raise ConfigError(f"{name} is {kv_type!r}, which is no type of a KV cache: use one of {possible}")
+
+
+def check_memory(header: Header, n_ctx: int, type_k: int | None, type_v: int | None, n_gpu_layers: int) -> None:
+    """Raise OutOfMemoryError if the KV cache of n_ctx tokens alone is more than the memory that is free.
+
+    Weights are mapped from the file and need not fit; a cache on a GPU is that device's business.
+    """
+    free = available_memory()
+    if free is None or n_gpu_layers != 0:
+        return
+    n_tokens = n_ctx or header.train_length
+    need = header.kv_bytes(n_tokens, type_k, type_v)
+    if need > free:
+        fits = n_tokens * free // max(1, need)
+        raise OutOfMemoryError(
+            f"a KV cache of n_ctx = {n_tokens} tokens needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
+            Remedy("n_ctx", fits, "or less"),
+            Remedy("type_k", KV_TYPES["q8_0"], why="which is q8_0, and the same for the values: about half the size"),
+            needed=need,
+            available=free,
+        )

@@ -1,0 +1,1 @@
+"""Reading a document and answering questions about it."""

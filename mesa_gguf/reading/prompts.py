@@ -1,0 +1,173 @@
+"""The prompt of a question about a document, as token ids: a head with the document, then a tail with the question.
+
+Both are made of pieces that are tokenized apart, so that a head does not depend on the question, and a text from outside that
+spells a control token, such as ``<|im_end|>``, stays text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import llama_cpp
+from jinja2 import TemplateError
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from ..errors import ModelError, Remedy
+from ..llama import MesaLlama
+from .text import check_text
+
+TASK = "Answer the question that follows this text.\n\n"  # first, so that it lies in the first chunk, which every chunk reads
+QUESTION = "Question: {question}"
+ANSWER = "\nAnswer:"
+
+# what stands for the texts from outside while the chat template is rendered; nobody writes that, and no template changes it
+_FIRST, _REPLY, _SECOND = "\ue000mesa-first\ue001", "\ue000mesa-reply\ue001", "\ue000mesa-second\ue001"
+
+
+class PromptForm:
+    """How documents and questions become prompts for a model.
+
+    With a chat template, document and question are one message of the user. Without one, or with plain=True, they follow
+    each other, then comes ``Answer:``, and the model goes on with a line.
+
+    Args:
+        vocabulary: the model; its weights are not needed (`load_vocabulary`).
+        plain: do not use the model's chat template.
+
+    Attributes:
+        stop: strings that end an answer, besides the model's own end of generation.
+
+    Raises:
+        ModelError: the model's chat template cannot be rendered.
+    """
+
+    def __init__(self, vocabulary: MesaLlama, *, plain: bool = False) -> None:
+        self._vocabulary = vocabulary
+        template = vocabulary.metadata.get("tokenizer.chat_template")
+        self._template = None if plain or template is None else _Template(vocabulary, template)
+        self.stop: tuple[str, ...] = ("\n",) if self.is_plain else ()
+
+    @property
+    def is_plain(self) -> bool:
+        """The model's chat template is not used: it has none, or was told so."""
+        return self._template is None
+
+    def head(self, document: str) -> list[int]:
+        """The tokens of the prompt up to the end of the document.
+
+        Raises:
+            PromptError: the document is empty, or not text.
+        """
+        text = check_text(document, "the document")
+        if self._template is None:
+            return [*begin(self._vocabulary), *self.tokenize(f"{text}\n\n")]
+        return [*self._template.head, *self.tokenize(TASK), *self.tokenize(f"{text}\n\n")]
+
+    def tail(self, question: str, *, begun: str = "") -> list[int]:
+        """The tokens of the prompt after the document.
+
+        Args:
+            begun: what the answer begins with.
+
+        Raises:
+            PromptError: the question is empty, or not text.
+        """
+        asked = QUESTION.format(question=check_text(question, "the question"))
+        if self._template is None:
+            return self.tokenize(f"{asked}{ANSWER}{begun}")
+        return [*self.tokenize(asked), *self._template.tail, *self.tokenize(begun)]
+
+    def follow_up(self, question: str, answer: str) -> list[int]:
+        """The tokens of a further question, after those of an answer that stays in the context.
+
+        Args:
+            answer: the text of that answer as the model wrote it.
+        """
+        asked = check_text(question, "the question")
+        if self._template is None:
+            new_line = "" if answer.endswith("\n") else "\n"
+            return self.tokenize(f"{new_line}{QUESTION.format(question=asked)}{ANSWER}")
+        return [*self._template.between, *self.tokenize(asked), *self._template.tail]
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text from outside: no control token among them."""
+        return tokenize_piece(self._vocabulary, text)
+
+
+class _Template:
+    """A chat template, rendered once: the tokens of what stands around the texts of a conversation.
+
+    Attributes:
+        head: before the user's first message.
+        tail: between a message of the user and the answer.
+        between: between an answer and the user's next message.
+    """
+
+    def __init__(self, vocabulary: MesaLlama, template: str) -> None:
+        def text_of(token: int) -> str:
+            return vocabulary._model.token_get_text(token) if token != llama_cpp.LLAMA_TOKEN_NULL else ""
+
+        bos, eos = text_of(vocabulary.token_bos()), text_of(vocabulary.token_eos())
+        user, reply, user_again = (
+            {"role": role, "content": content}
+            for role, content in (("user", _FIRST), ("assistant", _REPLY), ("user", _SECOND))
+        )
+        try:
+            formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+            once = formatter(messages=[user]).prompt  # type: ignore[list-item]
+            twice = formatter(messages=[user, reply, user_again]).prompt  # type: ignore[list-item]
+        except (TemplateError, ValueError, TypeError, AttributeError, KeyError) as err:
+            raise _unusable(f"it cannot be rendered: {err}") from None
+
+        head, tail = _split(once, _FIRST)
+        rest = _split(_split(twice, _FIRST)[1], _REPLY)[1]
+        given = [] if bos and head.startswith(bos) else begin(vocabulary)
+        self.head = [*given, *tokenize_piece(vocabulary, head, special=True)]
+        self.tail = tokenize_piece(vocabulary, tail, special=True)
+        self.between = tokenize_piece(vocabulary, _split(rest, _SECOND)[0], special=True)
+
+
+def _split(text: str, mark: str) -> Sequence[str]:
+    parts = text.split(mark)
+    if len(parts) != 2:
+        raise _unusable(f"it gives a message {len(parts) - 1} times")
+    return parts
+
+
+def _unusable(reason: str) -> ModelError:
+    return ModelError(
+        f"the model's chat template cannot be used ({reason})", Remedy("plain", True, why="which does without it")
+    )
+
+
+def begin(vocabulary: MesaLlama) -> list[int]:
+    """The token that begins a text, for the models that want one."""
+    return [vocabulary.token_bos()] if vocabulary._model.add_bos_token() else []
+
+
+def tokenize_piece(vocabulary: MesaLlama, text: str, *, special: bool = False) -> list[int]:
+    """The tokens of a part of a prompt, as they are after other parts.
+
+    note: SentencePiece vocabularies put a space before a text, as if it were the first. So they get a line end to put it
+    before, and what that gives is taken away again.
+
+    Args:
+        special: take the names of control tokens for these tokens.
+    """
+    if not text:
+        return []
+
+    def tokenize(data: str) -> list[int]:
+        return vocabulary.tokenize(data.encode(), add_bos=False, special=special)
+
+    if _puts_space(vocabulary):
+        before, both = tokenize("\n"), tokenize(f"\n{text}")
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return tokenize(text)
+
+
+def _puts_space(vocabulary: MesaLlama) -> bool:
+    if llama_cpp.llama_vocab_type(vocabulary._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_SPM:
+        return False
+    return str(vocabulary.metadata.get("tokenizer.ggml.add_space_prefix", "true")) == "true"

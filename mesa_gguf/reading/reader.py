@@ -1,0 +1,350 @@
+"""`Reader`: read a document once, then ask about it.
+
+In short::
+
+    reader = Reader(MesaLlama("model.gguf", n_ctx=32768))
+    reader.read(open("document.txt").read())
+    for piece in reader.ask("What was decided in March?"):
+        print(piece, end="")
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import llama_cpp
+
+from .. import rpc
+from ..config import MesaConfig, MesaPlan
+from ..errors import ModelError, PromptError, Remedy
+from ..llama import N_CTX_STEP, MesaLlama
+from .prompts import PromptForm
+
+MAX_TOKENS = 256  # of an answer, where nothing else is asked for
+
+FinishReason = Literal["stop", "length", "closed"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read.
+
+    Attributes:
+        n_tokens: of the document, the prompt's head included.
+        seconds: that it took.
+        plan: how it was read.
+    """
+
+    n_tokens: int
+    seconds: float
+    plan: MesaPlan
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.n_tokens / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and what it took.
+
+    Attributes:
+        text: without white space around it and without what ended it.
+        written: all that the model wrote.
+        tokens: the same as token ids.
+        n_question: tokens of the question that were read.
+        finish_reason: "stop" where the model or a stop string ended it, "length" where max_tokens or n_ctx did, "closed" where
+            the caller did.
+        first_token_seconds: until the first token, the reading of the question included.
+        seconds: in all.
+    """
+
+    text: str
+    written: str
+    tokens: tuple[int, ...]
+    n_question: int
+    finish_reason: FinishReason
+    first_token_seconds: float
+    seconds: float
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that were generated."""
+        return len(self.tokens)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class AnswerStream(Iterator[str]):
+    """The pieces of an answer as they are generated; in the end, or when it is closed, `answer` is there."""
+
+    def __init__(self, reader: Reader, pieces: Iterator[str]) -> None:
+        self._reader = reader
+        self._pieces = pieces
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; what is not generated yet is generated first."""
+        for _ in self:
+            pass
+        if self._answer is None:
+            raise PromptError("this answer was given up before it began")
+        return self._answer
+
+    def close(self) -> None:
+        """Stop generating. The reader can be asked again at once."""
+        self._pieces.close()  # type: ignore[attr-defined]  # a generator
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Reader:
+    """A document in a model's context, and questions about it.
+
+    For each question the context is rolled back to the document's end, so that no answer depends on the questions before it.
+
+    Args:
+        llm: the model. The reader takes over its context.
+        form: how prompts are made; default: the model's chat template, where it has one.
+
+    Raises:
+        ModelError: the model has no vocabulary, or its chat template cannot be rendered.
+    """
+
+    def __init__(self, llm: MesaLlama, form: PromptForm | None = None) -> None:
+        self.llm = llm
+        self.form = form if form is not None else PromptForm(llm)
+        self._document: list[int] = []
+        self._last: AnswerStream | None = None
+        self._turns: list[int] = []  # tokens of the last question and its answer
+        self.reading: Reading | None = None
+
+    def read(self, document: str | Sequence[int]) -> Reading:
+        """Read a document, in place of the one before.
+
+        Args:
+            document: text, or the token ids of a prompt's head (`PromptForm.head`).
+
+        Raises:
+            PromptError: the document is empty, or does not fit into n_ctx.
+        """
+        tokens = self.form.head(document) if isinstance(document, str) else list(document)
+        self._stop()
+        self.reading, self._document = None, []
+        start = time.perf_counter()
+        self.llm.reset()
+        self.llm.eval(tokens)
+        seconds = time.perf_counter() - start
+        self._document = tokens
+        self.reading = Reading(len(tokens), seconds, self.llm.plan())
+        return self.reading
+
+    def ask(
+        self,
+        question: str | Sequence[int],
+        *,
+        max_tokens: int = MAX_TOKENS,
+        temperature: float = 0.0,
+        stop: Sequence[str] | None = None,
+        follow_up: bool = False,
+    ) -> AnswerStream:
+        """Answer a question about the document that was read.
+
+        Args:
+            question: text, or the token ids of a prompt's tail (`PromptForm.tail`).
+            max_tokens: longest answer; the context's end cuts it short too.
+            temperature: 0 takes the most likely token.
+            stop: strings that end the answer; default: the prompt form's.
+            follow_up: the last question and its answer stay in the context, before this question.
+
+        Raises:
+            PromptError: nothing was read, the question is empty, or there is no room for it and an answer in n_ctx.
+        """
+        if not self._document:
+            raise PromptError("no document was read: call read() first")
+        if max_tokens < 1:
+            raise PromptError(f"an answer of {max_tokens} tokens: it must be 1 or more")
+        before = self._document
+        if follow_up:
+            if self._last is None:
+                raise PromptError("there is no question before this one that it could follow")
+            last = self._last.answer
+            before = [*self._document, *self._turns, *last.tokens]
+            tail = self.form.follow_up(question, last.written) if isinstance(question, str) else list(question)
+        else:
+            tail = self.form.tail(question) if isinstance(question, str) else list(question)
+        self._stop()
+        prompt = [*before, *tail]
+        n_ctx = self.llm.n_ctx()
+        if len(prompt) >= n_ctx:
+            raise PromptError(
+                f"document and question have {len(prompt)} tokens, which leaves no room for an answer in n_ctx ({n_ctx})",
+                Remedy("n_ctx", len(prompt) + max_tokens, "or more"),
+                needed=len(prompt) + max_tokens,
+                available=n_ctx,
+            )
+        self._turns = prompt[len(self._document) :]
+        limit = min(max_tokens, n_ctx - len(prompt))
+        # generate() keeps these and reads what follows, the last token of an answer among it
+        self.llm.n_tokens = min(self.llm.n_tokens, len(before))
+        ends = self.form.stop if stop is None else tuple(stop)
+        stream = AnswerStream(self, iter(()))
+        stream._pieces = self._generate(stream, prompt, len(tail), limit, temperature, ends)
+        self._last = stream
+        return stream
+
+    def _stop(self) -> None:
+        if self._last is not None:
+            self._last.close()
+            self._last = None
+
+    def _generate(
+        self, stream: AnswerStream, prompt: list[int], n_question: int, limit: int, temperature: float, stop: tuple[str, ...]
+    ) -> Iterator[str]:
+        start = time.perf_counter()
+        first: float | None = None
+        text = _Text(stop)
+        tokens: list[int] = []
+        reason: FinishReason = "closed"
+        try:
+            for token in self.llm.generate(prompt, temp=temperature):
+                first = first if first is not None else time.perf_counter() - start
+                if llama_cpp.llama_vocab_is_eog(self.llm._model.vocab, token):
+                    reason = "stop"
+                    break
+                tokens.append(token)
+                piece = text.add(self.llm.token_bytes(token))
+                if piece:
+                    yield piece
+                if text.complete:
+                    reason = "stop"
+                    break
+                if len(tokens) == limit:
+                    reason = "length"
+                    break
+            piece = text.end()
+            if piece:
+                yield piece
+        finally:
+            seconds = time.perf_counter() - start
+            written = text.written
+            stream._answer = Answer(
+                text.shown.strip(), written, tuple(tokens), n_question, reason, first if first is not None else seconds, seconds
+            )
+
+
+class _Text:
+    """Text from the bytes of tokens, as they come, up to a stop string.
+
+    Attributes:
+        written: all of it.
+        shown: what was given to the caller: without white space at its beginning, the stop string and what follows that.
+        complete: a stop string was met.
+    """
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._decoder: Any = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = tuple(filter(None, stop))
+        self._held = ""  # not shown yet: it may be the beginning of a stop string, or white space at the end
+        self.written = ""
+        self.shown = ""
+        self.complete = False
+
+    def add(self, data: bytes) -> str:
+        """What can be shown now."""
+        return self._take(self._decoder.decode(data))
+
+    def end(self) -> str:
+        """What is left to be shown."""
+        piece = self._take(self._decoder.decode(b"", True))
+        held, self._held = self._held.rstrip(), ""
+        if self.complete or not held:
+            return piece
+        self.shown += held
+        return piece + held
+
+    def _take(self, piece: str) -> str:
+        self.written += piece
+        if self.complete:
+            return ""
+        text = self._held + piece
+        if not self.shown:
+            text = text.lstrip()
+        found = [at for at in (text.find(end) for end in self._stop) if at >= 0]
+        if found:
+            self.complete, text = True, text[: min(found)].rstrip()
+            self._held = ""
+        else:
+            self._held = self._hold(text)
+            text = text[: len(text) - len(self._held)]
+        self.shown += text
+        return text
+
+    def _hold(self, text: str) -> str:
+        """The end of a text that may turn out not to be shown."""
+        kept = len(text)
+        for end in self._stop:
+            for n in range(min(len(end) - 1, len(text)), 0, -1):
+                if text.endswith(end[:n]):
+                    kept = min(kept, len(text) - n)
+                    break
+        return text[len(text[:kept].rstrip()) :]
+
+
+#
+# models
+#
+
+
+def load_vocabulary(path: Path, verbose: bool = False) -> MesaLlama:
+    """A model without its weights, to count tokens before a context is made for them.
+
+    Raises:
+        ModelError: the file cannot be used, or has no vocabulary.
+    """
+    config = MesaConfig(enabled=False)  # nothing is read with it
+    llm = MesaLlama(path, mesa=config, vocab_only=True, n_ctx=1, n_batch=1, n_ubatch=1, verbose=verbose)
+    if llama_cpp.llama_vocab_type(llm._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+        raise ModelError(f"{path}: this model has no vocabulary: it cannot read text")
+    return llm
+
+
+def load_model(
+    path: Path,
+    *,
+    n_gpu_layers: int | None = None,
+    rpc_servers: str | None = None,
+    seed: int | None = None,
+    verbose: bool = False,
+    **kwargs: Any,
+) -> MesaLlama:
+    """`MesaLlama` with all layers on the GPU, or on RPC servers, where there are any; seed None: another one each time.
+
+    Raises:
+        MesaError: as `MesaLlama` does.
+    """
+    if n_gpu_layers is None:
+        n_gpu_layers = -1 if rpc_servers is not None or rpc.has_gpu() else 0
+    llm = MesaLlama(path, n_gpu_layers=n_gpu_layers, rpc_servers=rpc_servers, verbose=verbose, **kwargs)
+    if seed is not None:
+        llm.set_seed(seed)  # the constructor takes 0 for none
+    return llm
+
+
+def context_for(n_prompt: int, max_tokens: int) -> int:
+    """The n_ctx that a prompt and an answer need, in tokens: a multiple of llama.cpp's step."""
+    return -(-(n_prompt + max_tokens) // N_CTX_STEP) * N_CTX_STEP

@@ -215,7 +215,7 @@ def _write_header(path: Path, shape: Shape, quant: str, name: str) -> GGUFWriter
     return writer
 
 
-def _file(writer: gguf.GGUFWriter) -> BinaryIO:
+def _file(writer: GGUFWriter) -> BinaryIO:
     assert writer.fout is not None
     return writer.fout[0]
 
@@ -228,7 +228,8 @@ def _check_quant(quant: str) -> None:
 def _tensor_type(tensor: tuple[int, ...], quant: str) -> GGMLQuantizationType:
     gguf = _gguf()
     _check_quant(quant)
-    kind: GGMLQuantizationType = gguf gguf.GGMLQuantizationType[quant.upper() if len(tensor) > 1 else "F32"]
+    kind: GGMLQuantizationType = gguf.GGMLQuantizationType[quant.upper() if len(tensor) > 1 else "F32"]
+    return kind
 
 
 def _n_bytes(tensor: tuple[int, ...], kind: GGMLQuantizationType) -> int:

@@ -2,9 +2,10 @@
 
 Mesa-Extrapolation (NeurIPS 2024) inside llama.cpp, behind llama-cpp-python's API::
 
-    from mesa_gguf import MesaLlama
-    llm = MesaLlama("model.gguf", n_ctx=32768)
-    print(llm("..." , max_tokens=64)["choices"][0]["text"])
+    from mesa_gguf import MesaLlama, Reader
+    reader = Reader(MesaLlama("model.gguf", n_ctx=32768))
+    reader.read(open("report.txt").read())
+    print(reader.ask("What was decided in March?").answer)
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from ._core import METHODS  # noqa: E402
 from .config import MesaConfig, MesaPlan  # noqa: E402
 from .errors import ConfigError, DeviceError, MesaError, ModelError, OutOfMemoryError, PromptError  # noqa: E402
 from .llama import MesaLlama  # noqa: E402
+from .reading.reader import Answer, Reader, Reading  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Answer",
     "ConfigError",
     "DeviceError",
     "MesaConfig",
@@ -31,5 +34,7 @@ __all__ = [
     "ModelError",
     "OutOfMemoryError",
     "PromptError",
+    "Reader",
+    "Reading",
     "__version__",
 ]

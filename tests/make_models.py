@@ -8,7 +8,7 @@ Query and key weights are large, so that attention is sharp and an error in a po
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,8 +95,23 @@ class Weights:
         if bias:
             self.vector(f"{name}.bias", n)
 
-    def begin(self, shape: Shape, rms: bool = True) -> None:
-        """What every model has: sizes, no vocabulary, token embedding."""
+    def sentencepiece(self, pieces: Sequence[str], n_vocab: int) -> None:
+        """A vocabulary as Llama 2 has it: control tokens, bytes, and pieces, the first the likeliest."""
+        control = ["<unk>", "<s>", "</s>"]
+        tokens = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+        assert len(tokens) == n_vocab
+        kinds = gguf.TokenType
+        self.set("tokenizer.ggml.model", "llama")
+        self.writer.add_token_list(tokens)
+        self.writer.add_token_scores([0.0] * (len(tokens) - len(pieces)) + [-float(i) for i in range(len(pieces))])
+        self.writer.add_token_types(
+            [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *([kinds.BYTE] * 256), *([kinds.NORMAL] * len(pieces))]
+        )
+        self.writer.add_bos_token_id(1)
+        self.writer.add_eos_token_id(2)
+
+    def begin(self, shape: Shape, rms: bool = True, pieces: Sequence[str] = ()) -> None:
+        """What every model has: sizes, no vocabulary (or a SentencePiece one of these pieces), token embedding."""
         self.set("context_length", shape.train_length)
         self.set("embedding_length", shape.n_embd)
         self.set("block_count", shape.n_layer)
@@ -108,7 +123,10 @@ class Weights:
             self.set("attention.key_length", shape.head_size)
             self.set("attention.value_length", shape.head_size)
         self.set("vocab_size", shape.n_vocab)
-        self.set("tokenizer.ggml.model", "no_vocab")
+        if pieces:
+            self.sentencepiece(pieces, shape.n_vocab)
+        else:
+            self.set("tokenizer.ggml.model", "no_vocab")
         self.matrix("token_embd.weight", shape.n_vocab, shape.n_embd, gain=np.sqrt(shape.n_embd))
 
     def rope(self, shape: Shape, scaling: RopeScaling) -> None:
@@ -178,10 +196,11 @@ def write_llama(
     tied: bool = False,
     seed: int = 1,
     weight_type: gguf.GGMLQuantizationType = F32,
+    pieces: Sequence[str] = (),
 ) -> Path:
     """RoPE in NORM order, RMSNorm, SwiGLU. tied: the output projection is the token embedding."""
     w = Weights(path, "llama", seed, weight_type)
-    w.begin(shape)
+    w.begin(shape, pieces=pieces)
     w.rope(shape, scaling)
     for layer in range(shape.n_layer):
         w.norm(f"blk.{layer}.attn_norm", shape.n_embd)
@@ -192,6 +211,14 @@ def write_llama(
     if not tied:
         w.matrix("output.weight", shape.n_vocab, shape.n_embd, gain=3.0)
     return w.write()
+
+
+PIECES = ("▁the", "▁Question", "▁Answer", "▁", "e", "t", "h", "th", "▁t", "▁th", "a", "s", "n", "w", "r", "Q", "A", ":", ".", "?")
+
+
+def write_sentencepiece(path: Path) -> Path:
+    """A llama with the vocabulary of Llama 2's kind, which puts a space before every text."""
+    return write_llama(path, Shape(n_vocab=259 + len(PIECES)), pieces=PIECES)
 
 
 def write_qwen2(

@@ -142,7 +142,7 @@ class Reader:
         Raises:
             PromptError: the document is empty, or does not fit into n_ctx.
         """
-        tokens = self.form.head(document) if isinstance(document, str) else list(document)
+        tokens = _tokens(document) or self.form.head(document)  # type: ignore[arg-type]
         self._stop()
         self.reading, self._document = None, []
         start = time.perf_counter()
@@ -184,9 +184,9 @@ class Reader:
                 raise PromptError("there is no question before this one that it could follow")
             last = self._last.answer
             before = [*self._document, *self._turns, *last.tokens]
-            tail = self.form.follow_up(question, last.written) if isinstance(question, str) else list(question)
+            tail = _tokens(question) or self.form.follow_up(question, last.written)  # type: ignore[arg-type]
         else:
-            tail = self.form.tail(question) if isinstance(question, str) else list(question)
+            tail = _tokens(question) or self.form.tail(question)  # type: ignore[arg-type]
         self._stop()
         prompt = [*before, *tail]
         n_ctx = self.llm.n_ctx()
@@ -245,6 +245,11 @@ class Reader:
             stream._answer = Answer(
                 text.shown.strip(), written, tuple(tokens), n_question, reason, first if first is not None else seconds, seconds
             )
+
+
+def _tokens(given: object) -> list[int]:
+    """Token ids, if that is what was given."""
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
 
 
 class _Text:

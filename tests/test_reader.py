@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import gc
 import pickle
+import weakref
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -172,6 +174,23 @@ def test_a_stream_shows_what_the_answer_has(pieces: list[bytes], stop: list[str]
     ends = [at for at in map(expected.find, stop) if at >= 0]
     assert text.complete == bool(ends)
     assert shown == (expected[: min(ends)] if ends else expected).rstrip()
+
+
+def test_a_reader_does_not_keep_its_model() -> None:
+    """In a circle of references it would stay in memory until Python looks for such."""
+    gc.disable()
+    try:
+        llm = MesaLlama(BUNDLED, n_ctx=512, n_threads=1, n_threads_batch=1)
+        reader = Reader(llm)
+        reader.read("The bread was good.")
+        stream = reader.ask("Was it good?")
+        next(stream)
+        gone = weakref.ref(reader)
+        del reader, stream
+        assert gone() is None
+    finally:
+        gc.enable()
+        llm.close()
 
 
 #

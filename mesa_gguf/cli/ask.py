@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -136,24 +137,24 @@ def ask(
         **attention,
     )
     load_s = time.perf_counter() - start
-    reader = Reader(llm, form)
-    show = not quiet and not verbose
-    with output.reading_bar(show) as llm.progress:
-        reading = reader.read(head)
-    llm.progress = None
-    if show and not as_json:
-        output.say(_reading_line(reader, reading))
-
-    for index, text in enumerate(asked):
-        stream = reader.ask(tails[index], max_tokens=max_tokens, temperature=temperature)
-        if as_json:
-            output.write_json(_result(text, stream.answer, reader, reading, path, load_s))
-            continue
-        if len(asked) > 1 and not quiet:
-            output.write(f"> {text}\n")
-        for piece in stream:
-            output.write(piece)
-        output.write("\n\n" if len(asked) > index + 1 and not quiet else "\n")
+    with contextlib.closing(llm):
+        reader = Reader(llm, form)
+        show = not quiet and not verbose
+        with output.reading_bar(show) as llm.progress:
+            reading = reader.read(head)
+        llm.progress = None
+        if show and not as_json:
+            output.say(_reading_line(reader, reading))
+        for index, text in enumerate(asked):
+            stream = reader.ask(tails[index], max_tokens=max_tokens, temperature=temperature)
+            if as_json:
+                output.write_json(_result(text, stream.answer, reader, reading, path, load_s))
+                continue
+            if len(asked) > 1 and not quiet:
+                output.write(f"> {text}\n")
+            for piece in stream:
+                output.write(piece)
+            output.write("\n\n" if len(asked) > index + 1 and not quiet else "\n")
 
 
 def _questions(first: str | None, others: list[str], file: str | None, encoding: str | None) -> list[str]:

@@ -127,6 +127,10 @@ def read_header(path: Path) -> _core.GgufContents:
     Raises:
         ModelError: the file is missing, is no GGUF file, or is damaged or cut short.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ModelError(f"{str(path).encode('utf-8', 'backslashreplace').decode()}: its name is not UTF-8, which llama.cpp wants: rename it") from None
     if not path.exists():
         raise ModelError(f"{path}: there is no such file")
     if path.is_dir():

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,10 +85,9 @@ class Answer:
 class AnswerStream(Iterator[str]):
     """The pieces of an answer as they are generated; in the end, or when it is closed, `answer` is there."""
 
-    def __init__(self, reader: Reader, pieces: Iterator[str]) -> None:
-        self._reader = reader
+    def __init__(self, pieces: Generator[str, None, None], answers: list[Answer]) -> None:
         self._pieces = pieces
-        self._answer: Answer | None = None
+        self._answers = answers  # of one, in the end
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -97,13 +97,13 @@ class AnswerStream(Iterator[str]):
         """The whole answer; what is not generated yet is generated first."""
         for _ in self:
             pass
-        if self._answer is None:
+        if not self._answers:
             raise PromptError("this answer was given up before it began")
-        return self._answer
+        return self._answers[0]
 
     def close(self) -> None:
         """Stop generating. The reader can be asked again at once."""
-        self._pieces.close()  # type: ignore[attr-defined]  # a generator
+        self._pieces.close()
 
     def __enter__(self) -> AnswerStream:
         return self
@@ -129,8 +129,10 @@ class Reader:
         self.llm = llm
         self.form = form if form is not None else PromptForm(llm)
         self._document: list[int] = []
-        self._last: AnswerStream | None = None
-        self._turns: list[int] = []  # tokens of the last question and its answer
+        # the last answer. note: a strong reference would be one to the reader itself, and keep the model in memory
+        self._stream: weakref.ref[AnswerStream] | None = None
+        self._answers: list[Answer] = []
+        self._turns: list[int] = []  # the tokens before it, since the document
         self.reading: Reading | None = None
 
     def read(self, document: str | Sequence[int]) -> Reading:
@@ -180,9 +182,10 @@ class Reader:
             raise PromptError(f"an answer of {max_tokens} tokens: it must be 1 or more")
         before = self._document
         if follow_up:
-            if self._last is None:
+            self._finish()
+            if not self._answers:
                 raise PromptError("there is no question before this one that it could follow")
-            last = self._last.answer
+            last = self._answers[0]
             before = [*self._document, *self._turns, *last.tokens]
             tail = _tokens(question) or self.form.follow_up(question, last.written)  # type: ignore[arg-type]
         else:
@@ -202,19 +205,33 @@ class Reader:
         # generate() keeps these and reads what follows, the last token of an answer among it
         self.llm.n_tokens = min(self.llm.n_tokens, len(before))
         ends = self.form.stop if stop is None else tuple(stop)
-        stream = AnswerStream(self, iter(()))
-        stream._pieces = self._generate(stream, prompt, len(tail), limit, temperature, ends)
-        self._last = stream
+        answers: list[Answer] = []
+        stream = AnswerStream(self._generate(answers, prompt, len(tail), limit, temperature, ends), answers)
+        self._stream, self._answers = weakref.ref(stream), answers
         return stream
 
+    def _finish(self) -> None:
+        """Generate what is left of the last answer."""
+        stream = self._stream() if self._stream is not None else None
+        for _ in stream or ():
+            pass
+
     def _stop(self) -> None:
-        if self._last is not None:
-            self._last.close()
-            self._last = None
+        """Leave the last answer as it is."""
+        stream = self._stream() if self._stream is not None else None
+        if stream is not None:
+            stream.close()
+        self._stream, self._answers = None, []
 
     def _generate(
-        self, stream: AnswerStream, prompt: list[int], n_question: int, limit: int, temperature: float, stop: tuple[str, ...]
-    ) -> Iterator[str]:
+        self,
+        answers: list[Answer],
+        prompt: list[int],
+        n_question: int,
+        limit: int,
+        temperature: float,
+        stop: tuple[str, ...],
+    ) -> Generator[str, None, None]:
         start = time.perf_counter()
         first: float | None = None
         text = _Text(stop)
@@ -241,10 +258,8 @@ class Reader:
                 yield piece
         finally:
             seconds = time.perf_counter() - start
-            written = text.written
-            stream._answer = Answer(
-                text.shown.strip(), written, tuple(tokens), n_question, reason, first if first is not None else seconds, seconds
-            )
+            first = first if first is not None else seconds
+            answers.append(Answer(text.shown.strip(), text.written, tuple(tokens), n_question, reason, first, seconds))
 
 
 def _tokens(given: object) -> list[int]:

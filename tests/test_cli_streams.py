@@ -46,7 +46,7 @@ def test_every_answer_is_delivered(folder: Path, expected: str, encoding: str) -
     done = run(folder, *ASK, "-q", QUESTION, "-q", "Was Åsa there?", PYTHONIOENCODING=encoding)
     assert done.returncode == 0 and done.stderr == b""
     name = encoding.partition(":")[0]
-    assert expected.encode(name, "backslashreplace") in done.stdout or name == "utf-16" and expected in done.stdout.decode(name)
+    assert expected.encode(name, "backslashreplace") in done.stdout or (name == "utf-16" and expected in done.stdout.decode(name))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8", "utf-16"])

@@ -75,11 +75,15 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
             raise PromptError(f"{name}: is {what}, not text: {advice}")
     found = encoding or _encoding(data)
     try:
-        text = data.decode(found)
-    except LookupError:
+        codecs.lookup(found)
+    except (LookupError, ValueError):
         raise PromptError(
-            f"there is no encoding {encoding}: use utf-8, utf-16, cp1252 or another that Python knows"
+            f"there is no encoding {found!r}: use utf-8, utf-16, cp1252 or another that Python knows"
         ) from None
+    try:
+        text = data.decode(found)
+    except LookupError:  # one that is not of text, such as base64
+        raise PromptError(f"{found} is no encoding of text: use utf-8, utf-16 or cp1252") from None
     except UnicodeDecodeError as err:
         at = f"byte 0x{data[err.start]:02x} at offset {err.start}" if err.start < len(data) else "it is cut short"
         raise PromptError(f"{name}: is not {found}: {at}", *_others(data, found)) from None

@@ -132,9 +132,7 @@ def bench(
     last_chunk: LastChunk = None,
     type_k: TypeK = "f16",
     type_v: TypeV = "f16",
-    flash_attn: Annotated[
-        str, option("--flash-attn", metavar="on|off", help="Flash attention.", panel=ENGINE)
-    ] = "on",
+    flash_attn: Annotated[str, option("--flash-attn", metavar="on|off", help="Flash attention.", panel=ENGINE)] = "on",
     threads: Annotated[
         int | None, option("--threads", min=1, metavar="N", help="Default: all cores.", panel=ENGINE)
     ] = None,
@@ -142,9 +140,7 @@ def bench(
     batch: Annotated[
         int, option("--batch", min=1, metavar="N", help="Tokens handed over at once.", panel=ENGINE)
     ] = 2048,
-    ubatch: Annotated[
-        int, option("--ubatch", min=1, metavar="N", help="Tokens computed at once.", panel=ENGINE)
-    ] = 512,
+    ubatch: Annotated[int, option("--ubatch", min=1, metavar="N", help="Tokens computed at once.", panel=ENGINE)] = 512,
 ) -> None:
     """Measure speed and memory by length and method, against unpatched llama.cpp.
 
@@ -286,7 +282,9 @@ def _model(model: str | None, shape: str | None, quant: str | None) -> tuple[Pat
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not out.is_terminal(sys.stderr)) as bar:
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not out.is_terminal(sys.stderr)
+    ) as bar:
         task = bar.add_task(f"writing random weights, {shape} {quant}", total=size)
         path = shapes.cached_model(shape, quant, lambda n_bytes: bar.advance(task, n_bytes))
     return path, f"{shape} {quant}"

@@ -23,7 +23,7 @@ KV_TYPES = {
 
 def is_quantized(kv_type: int | None) -> bool:
     """Whether keys or values of that type are kept in blocks of several."""
-    return kv_type in (KV_TYPES[name] for name in KV_TYPES if name not in ("f32", "f16", "bf16"))
+    return kv_type in [KV_TYPES[name] for name in KV_TYPES if name not in ("f32", "f16", "bf16")]
 
 
 def available_memory() -> int | None:

@@ -90,8 +90,8 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
     except UnicodeError as err:  # UTF-16 and UTF-32 without a mark, punycode and their like
         raise PromptError(f"{name}: is not {found}: {err}", *_others(data, found)) from None
     if "\0" in text:
-        at = text.index("\0")
-        raise PromptError(f"{name}: is not {found} text: it has a NUL at character {at}", *_others(data, found))
+        nul = text.index("\0")
+        raise PromptError(f"{name}: is not {found} text: it has a NUL at character {nul}", *_others(data, found))
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 

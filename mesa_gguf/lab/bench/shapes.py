@@ -187,7 +187,7 @@ def _write_header(path: Path, shape: Shape, quant: str, name: str) -> GGUFWriter
     """All but the weights, which begin where the file ends now."""
     gguf = _gguf()
     _check_quant(quant)
-    writer = gguf.GGUFWriter(path, shape.architecture)
+    writer: GGUFWriter = gguf.GGUFWriter(path, shape.architecture)
     writer.add_name(f"{name}, random weights")
     writer.add_context_length(shape.n_ctx_train)
     writer.add_embedding_length(shape.n_embd)
@@ -234,7 +234,7 @@ def _tensor_type(tensor: tuple[int, ...], quant: str) -> GGMLQuantizationType:
 
 def _n_bytes(tensor: tuple[int, ...], kind: GGMLQuantizationType) -> int:
     block, n_bytes = _gguf().GGML_QUANT_SIZES[kind]
-    return prod(tensor) // block * n_bytes
+    return prod(tensor) // int(block) * int(n_bytes)
 
 
 #

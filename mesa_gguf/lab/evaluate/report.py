@@ -157,7 +157,7 @@ def scores(rows: Iterable[Row]) -> list[Row]:
     """For each task, method and length every item's share of right answers, or loss: what pairs of methods are compared by."""
 
     def value(row: Row) -> float:
-        return round(row["loss"] if row["task"] == PPL else row["right"] / row["of"], 4)
+        return float(round(row["loss"] if row["task"] == PPL else row["right"] / row["of"], 4))
 
     return [
         {"task": task, "method": method, "length": length, "values": {_item(row): value(row) for row in group}}

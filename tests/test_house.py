@@ -25,6 +25,8 @@ FLOORS = (
     ("rpc",),
     ("sampling", "chat"),
     ("llama",),
+    ("loaders",),
+    ("library",),
     ("reading",),
     ("lab",),
     ("cli",),
@@ -52,7 +54,9 @@ def imports(name: str, *, at_once: bool = False) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes: list[ast.AST] = list(ast.walk(tree))
     if at_once:
-        nodes = [node for top in tree.body if not isinstance(top, (ast.If, ast.FunctionDef)) for node in walk_outside(top)]
+        nodes = [
+            node for top in tree.body if not isinstance(top, (ast.If, ast.FunctionDef)) for node in walk_outside(top)
+        ]
     found = set()
     for node in nodes:
         if not isinstance(node, ast.ImportFrom) or node.level == 0:

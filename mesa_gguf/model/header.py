@@ -72,7 +72,12 @@ class Header:
     @property
     def rope(self) -> dict[str, Any]:
         """RoPE's numbers: base, dimensions and scaling, where the file has them."""
-        keys = {"base": "rope.freq_base", "dimensions": "rope.dimension_count", "scaling": "rope.scaling.type", "factor": "rope.scaling.factor"}
+        keys = {
+            "base": "rope.freq_base",
+            "dimensions": "rope.dimension_count",
+            "scaling": "rope.scaling.type",
+            "factor": "rope.scaling.factor",
+        }
         return {name: self.get(key) for name, key in keys.items() if self.get(key) is not None}
 
     def kv_bytes(self, n_tokens: int, type_k: int | None = None, type_v: int | None = None) -> int:
@@ -130,7 +135,9 @@ def read_header(path: Path) -> _core.GgufContents:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ModelError(f"{str(path).encode('utf-8', 'backslashreplace').decode()}: its name is not UTF-8, which llama.cpp wants: rename it") from None
+        raise ModelError(
+            f"{str(path).encode('utf-8', 'backslashreplace').decode()}: its name is not UTF-8, which llama.cpp wants: rename it"
+        ) from None
     if not path.exists():
         raise ModelError(f"{path}: there is no such file")
     if path.is_dir():
@@ -148,7 +155,9 @@ def read_header(path: Path) -> _core.GgufContents:
     except (RuntimeError, ValueError, MemoryError) as err:
         raise damaged(path, str(err)) from None
     if contents["n_bytes"] > size:
-        raise ModelError(f"{path}: this GGUF file is cut short: {size} bytes of {contents['n_bytes']}; download it again")
+        raise ModelError(
+            f"{path}: this GGUF file is cut short: {size} bytes of {contents['n_bytes']}; download it again"
+        )
     return contents
 
 
@@ -201,7 +210,9 @@ def _fatal_number(header: Header) -> str | None:
         if n_rot % 2 or n_rot > size or (n_rot == 0 and view["unsupported"] is None):
             return f"{header.architecture}.rope.dimension_count{suffix} is {n_rot}, of {size} values in a head"
     sections = header.get("rope.dimension_sections")
-    if view["rope_type"] in (llama_cpp.LLAMA_ROPE_TYPE_NORM, llama_cpp.LLAMA_ROPE_TYPE_NEOX) or not isinstance(sections, list):
+    if view["rope_type"] in (llama_cpp.LLAMA_ROPE_TYPE_NORM, llama_cpp.LLAMA_ROPE_TYPE_NEOX) or not isinstance(
+        sections, list
+    ):
         return None
     if max(sections[:3], default=0) < 1 or sum(sections) > head_size:
         return f"{header.architecture}.rope.dimension_sections is {sections}"

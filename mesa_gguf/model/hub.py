@@ -40,6 +40,11 @@ def download(reference: str) -> Path:
     return first
 
 
+def shards(path: Path) -> list[Path]:
+    """All files of a model, whose first one is given."""
+    return [path.parent / name for name in _parts(path.name)]
+
+
 def _parts(filename: str) -> list[str]:
     """All files of a model that is split as llama.cpp splits them, name-00001-of-00003.gguf; else the one file."""
     split = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", filename)

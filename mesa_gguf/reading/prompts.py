@@ -17,6 +17,7 @@ from ..llama import MesaLlama
 from .text import check_text
 
 TASK = "Answer the question that follows this text.\n\n"  # first, so that it lies in the first chunk, which every chunk reads
+END = "\n\n"  # of a document
 QUESTION = "Question: {question}"
 ANSWER = "\nAnswer:"
 
@@ -52,6 +53,21 @@ class PromptForm:
         """The model's chat template is not used: it has none, or was told so."""
         return self._template is None
 
+    @property
+    def name(self) -> str:
+        """Which form it is."""
+        return "plain" if self.is_plain else "chat"
+
+    @property
+    def preamble(self) -> list[int]:
+        """The tokens of the prompt up to the document: the beginning of the user's message, and the task.
+
+        It is the first chunk of every text that is put together from kept chunks, so it is never empty.
+        """
+        if self._template is not None:
+            return [*self._template.head, *self.tokenize(TASK)]
+        return begin(self._vocabulary) or self.tokenize(TASK)
+
     def head(self, document: str) -> list[int]:
         """The tokens of the prompt up to the end of the document.
 
@@ -59,9 +75,8 @@ class PromptForm:
             PromptError: the document is empty, or not text.
         """
         text = check_text(document, "the document")
-        if self._template is None:
-            return [*begin(self._vocabulary), *self.tokenize(f"{text}\n\n")]
-        return [*self._template.head, *self.tokenize(TASK), *self.tokenize(f"{text}\n\n")]
+        before = begin(self._vocabulary) if self.is_plain else self.preamble
+        return [*before, *self.tokenize(f"{text}{END}")]
 
     def tail(self, question: str, *, begun: str = "") -> list[int]:
         """The tokens of the prompt after the document.

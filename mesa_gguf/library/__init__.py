@@ -1,0 +1,1 @@
+"""Documents that are kept: their text, their chunks, and what models have read of them."""

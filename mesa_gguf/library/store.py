@@ -1,0 +1,187 @@
+"""Kept chunks on disk: one immutable file each, named by what it is of.
+
+A file is a header (magic, version, key, number of tokens, length and SHA-256 of what follows) and the rows that
+`MesaLlama.save_chunk` gave. It is written to a temporary name, synced and linked to its own: a name that is there holds a whole
+file, whatever killed the process. What is damaged all the same is found by its checksum and taken away; the chunk is then read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import MesaError
+
+MAGIC = b"MESACHNK"
+VERSION = 1
+HEADER = struct.Struct("<8sII32sQQ32s")  # magic, version, header bytes, key, tokens, payload bytes, its SHA-256
+SUFFIX = ".chunk"
+TEMPORARY = ".new"
+ORPHAN_SECONDS = 3600.0  # a temporary file that is older belongs to a process that is gone
+
+
+class LibraryError(MesaError):
+    """The library on disk cannot be used: no place, no permission, or of a future version."""
+
+
+@dataclass(frozen=True)
+class ChunkFile:
+    """What lies in the store under a key."""
+
+    key: str
+    size: int
+
+
+def chunk_key(*parts: object, tokens: Sequence[int], preamble: Sequence[int]) -> str:
+    """The name of a chunk's rows: 64 hex digits that stand for all that they depend on.
+
+    Args:
+        parts: of the model and its context: fingerprint, adapter, RoPE, KV types.
+        preamble: the token ids of the first chunk.
+        tokens: the chunk's own.
+    """
+    digest = hashlib.sha256(repr((VERSION, parts)).encode())
+    for ids in (preamble, tokens):
+        digest.update(struct.pack(f"<Q{len(ids)}i", len(ids), *ids))
+    return digest.hexdigest()
+
+
+class ChunkStore:
+    """Chunk files in a folder, by key. Several processes may use it at the same time.
+
+    Raises:
+        LibraryError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as err:
+            raise LibraryError(f"{folder}: the library cannot be kept there: {err.strerror}") from None
+        self._sweep()
+
+    def path(self, key: str) -> Path:
+        """Where the file of a key is, if it is there."""
+        if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+            raise ValueError(f"{key!r} is no key")
+        return self.folder / key[:2] / f"{key}{SUFFIX}"
+
+    def __contains__(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def get(self, key: str, n_tokens: int) -> bytes | None:
+        """The rows of a chunk; None if they are not there, or damaged: then the file is taken away.
+
+        Raises:
+            LibraryError: the disk cannot be read.
+        """
+        path = self.path(key)
+        try:
+            with path.open("rb") as file:
+                head = file.read(HEADER.size)
+                rows = self._checked(head, file.read(), key, n_tokens)
+        except FileNotFoundError:
+            return None
+        except OSError as err:
+            raise LibraryError(f"{path}: cannot be read: {err.strerror}") from None
+        if rows is None:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return rows
+
+    @staticmethod
+    def _checked(head: bytes, rows: bytes, key: str, n_tokens: int) -> bytes | None:
+        if len(head) != HEADER.size:
+            return None
+        magic, version, size, own_key, tokens, n_bytes, checksum = HEADER.unpack(head)
+        expected = (MAGIC, VERSION, HEADER.size, bytes.fromhex(key), n_tokens, len(rows))
+        if (magic, version, size, own_key, tokens, n_bytes) != expected:
+            return None
+        return rows if hashlib.sha256(rows).digest() == checksum else None
+
+    def put(self, key: str, n_tokens: int, rows: bytes) -> int:
+        """Keep the rows of a chunk; what is there already stays as it is. Returns the file's bytes.
+
+        Raises:
+            LibraryError: the disk is full, or cannot be written to. Nothing is left behind.
+        """
+        path = self.path(key)
+        checksum = hashlib.sha256(rows).digest()
+        head = HEADER.pack(MAGIC, VERSION, HEADER.size, bytes.fromhex(key), n_tokens, len(rows), checksum)
+        temporary = path.with_name(f"{key}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with open(descriptor, "wb") as file:
+                    file.write(head)
+                    file.write(rows)
+                    file.flush()
+                    os.fsync(file.fileno())
+                with contextlib.suppress(FileExistsError):
+                    _publish(temporary, path)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+            _sync(path.parent)
+        except OSError as err:
+            full = ": free some, or give the library a smaller budget" if err.errno == errno.ENOSPC else ""
+            raise LibraryError(f"{path.parent}: a chunk cannot be kept: {err.strerror}{full}") from None
+        return HEADER.size + len(rows)
+
+    def remove(self, key: str) -> bool:
+        """Take a chunk away; whether it was there."""
+        try:
+            self.path(key).unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as err:
+            raise LibraryError(f"{self.path(key)}: cannot be removed: {err.strerror}") from None
+        return True
+
+    def files(self) -> Iterator[ChunkFile]:
+        """All chunks that are there, in the order of their keys."""
+        for path in sorted(self.folder.glob(f"??/*{SUFFIX}")):
+            key = path.name.removesuffix(SUFFIX)
+            with contextlib.suppress(OSError, ValueError):
+                if path == self.path(key):
+                    yield ChunkFile(key, path.stat().st_size)
+
+    def _sweep(self) -> None:
+        """Take away what processes that were killed left half written."""
+        for path in self.folder.glob(f"??/*{TEMPORARY}"):
+            with contextlib.suppress(OSError):
+                # note: the clock may jump; a file of the future is an orphan when it is as far away
+                if abs(time.time() - path.stat().st_mtime) > ORPHAN_SECONDS:
+                    path.unlink()
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, unless the name is there."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.replace(temporary, path)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder last."""
+    with contextlib.suppress(OSError):  # not everywhere can a folder be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

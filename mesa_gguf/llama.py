@@ -18,7 +18,7 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from llama_cpp import LlamaState
 
-from . import _core, rpc
+from . import _core, machine, rpc
 from .config import MesaConfig, MesaPlan
 from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError, Remedy
 from .model.header import SHOW_REASON, check_adapter, check_model, damaged, fingerprint
@@ -50,7 +50,9 @@ class MesaLlama(llama_cpp.Llama):
         progress: called with (tokens read, tokens to read) while a prompt of more than one batch is read.
         rpc_servers: "host:port,host:port", or a list of such: servers whose devices take the layers (docs/RPC.md), before
             this machine's GPUs. n_gpu_layers is -1, all layers, unless it is given; tensor_split says how many go where.
-        **kwargs: all other arguments of `llama_cpp.Llama`.
+        **kwargs: all other arguments of `llama_cpp.Llama`. Of them
+            n_threads: to generate; default: one for each physical core that the process may use (by affinity, cpuset and quota).
+            n_threads_batch: to read; default: one for each logical CPU that it may use.
 
     Raises:
         ModelError: the file cannot be used, or Mesa does not support its architecture; names the reason.
@@ -86,6 +88,8 @@ class MesaLlama(llama_cpp.Llama):
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
                 raise ConfigError(f"{name} is {value!r}: it must be a whole number of tokens, {least} or more")
 
+        threads = _threads(kwargs)
+        kwargs |= {name: given or default for (name, given), default in zip(threads.items(), machine.default_threads())}
         check_kv_types(type_k=kwargs.get("type_k"), type_v=kwargs.get("type_v"))
         if flash_attn not in (True, False, "auto"):
             raise ConfigError(f'flash_attn is {flash_attn!r}: it must be True, False or "auto"')
@@ -142,7 +146,7 @@ class MesaLlama(llama_cpp.Llama):
 
         if self._servers is not None:
             self._servers.watch()
-        self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers, flash_attn=flash_attn)
+        self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers, flash_attn=flash_attn) | threads
         # LongRoPE has two sets of factors, and n_ctx decides
         self._has_long_factors = any(name.startswith("rope_factors_long") for name, _, _ in header.tensors)
         self.lora_path = lora_path
@@ -506,6 +510,17 @@ class MesaLlama(llama_cpp.Llama):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **self._init_args}
+
+
+def _threads(options: dict[str, Any]) -> dict[str, int | None]:
+    """The numbers of threads that the caller has chosen; None: by the machine, as is 0 in `Llama`."""
+    threads = {name: options.get(name) or None for name in ("n_threads", "n_threads_batch")}
+    for name, value in threads.items():
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= machine.MAX_THREADS:
+            raise ConfigError(f"{name} is {value!r}: it must be a number of threads, 1 to {machine.MAX_THREADS}, or None")
+    return threads
 
 
 def _address(pointer: Any) -> int:

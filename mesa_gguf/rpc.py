@@ -28,6 +28,7 @@ import llama_cpp.llama_cpp as bindings
 
 from . import _core
 from .errors import ConfigError, DeviceError
+from .machine import MAX_THREADS, usable_cores
 
 DEFAULT_PORT = 50052  # as llama.cpp's own rpc-server
 TIMEOUT = 5.0  # seconds for a server to answer
@@ -316,7 +317,7 @@ def serve(host: str = "127.0.0.1", port: int = DEFAULT_PORT, n_threads: int | No
     Args:
         host: address to listen at.
         port: TCP port.
-        n_threads: of the CPU; None: half of the cores.
+        n_threads: of the CPU; None: one for each core that this process may use.
         cpu: offer the CPU even if there is a GPU.
 
     Raises:
@@ -340,6 +341,6 @@ def serve(host: str = "127.0.0.1", port: int = DEFAULT_PORT, n_threads: int | No
     found = _local(CPU) if cpu else _local(GPU) or _local(INTEGRATED_GPU) or _local(CPU)
     devices = (ctypes.c_void_p * len(found))(*found)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would wait for the server to return
-    threads = n_threads or max(1, (os.cpu_count() or 2) // 2)
+    threads = n_threads or min(usable_cores(), MAX_THREADS)
     start_server(f"{address}:{port}".encode(), None, threads, len(devices), devices)
     raise DeviceError(f"the RPC server at {address}:{port} has stopped")

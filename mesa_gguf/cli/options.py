@@ -118,7 +118,7 @@ FlashAttn = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    option("--threads", min=1, metavar="N", help="Default: all cores to read, half to generate.", panel=ENGINE),
+    option("--threads", min=1, metavar="N", help="Default: all CPUs to read, one a core to generate.", panel=ENGINE),
 ]
 NGpuLayers = Annotated[
     int | None,

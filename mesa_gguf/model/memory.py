@@ -5,6 +5,7 @@ from __future__ import annotations
 import llama_cpp
 
 from ..errors import ConfigError, OutOfMemoryError, Remedy
+from ..machine import available_memory
 from .header import Header
 
 # the types that llama.cpp takes for a KV cache
@@ -24,16 +25,6 @@ KV_TYPES = {
 def is_quantized(kv_type: int | None) -> bool:
     """Whether keys or values of that type are kept in blocks of several."""
     return kv_type in [KV_TYPES[name] for name in KV_TYPES if name not in ("f32", "f16", "bf16")]
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that a new process could use; None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def check_kv_types(**types: int | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import llama_cpp
 
-from ... import __version__, _llama_cpp
+from ... import __version__, _llama_cpp, machine
 from ...errors import ConfigError, MesaError
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -254,7 +254,7 @@ def this_machine() -> Machine:
 
 def n_cores() -> int:
     """Logical cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return machine.usable_cpus()
 
 
 def cpu_name() -> str:

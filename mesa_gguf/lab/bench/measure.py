@@ -14,8 +14,9 @@ from typing import Any
 from ... import _core
 from ...config import MesaConfig
 from ...errors import ConfigError, MesaError, ModelError, OutOfMemoryError
+from ...machine import available_memory
 from ...model.header import Header, check_model
-from ...model.memory import KV_TYPES, available_memory
+from ...model.memory import KV_TYPES
 from .builds import Build, run_worker
 from .shapes import cache_dir
 

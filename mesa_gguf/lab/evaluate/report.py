@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import plot
-from ..bench.builds import cpu_name
+from ..bench.builds import cpu_name, n_cores
 from ..methods import METHODS
 from . import scoring
 from .run import PPL, sort_key
@@ -193,8 +192,8 @@ def lead(
 
 
 def machine() -> str:
-    """The processor and its number of cores."""
-    return f"{cpu_name()}, {os.cpu_count()} cores"
+    """The processor, and how many of its cores this process may use."""
+    return f"{cpu_name()}, {n_cores()} cores"
 
 
 def write_json(path: Path, contents: Row) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .. import _core
+from ..errors import OutOfMemoryError
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def rehearse(path: str, size: int, mtime_ns: int, overrides: str) -> Rehearsal:
 
     size and mtime_ns tell the file from an older one at its path; overrides are JSON.
     """
-    if getattr(sys, "frozen", False):  # sys.executable is the application, not a Python
+    if getattr(sys, "frozen", False) or not sys.executable:  # the application, or no Python at all
         views: list[_core.ModelView | None] = []
         _core.rehearse(path, json.loads(overrides), views.append)
         return Rehearsal(views[0])
@@ -68,7 +69,31 @@ def rehearse(path: str, size: int, mtime_ns: int, overrides: str) -> Rehearsal:
         return Rehearsal(None, f"comes to no end with it in {REHEARSAL_SECONDS} seconds", fatal=True)
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     if done.returncode != 0:
-        reason = said[-1].rpartition("/")[2] if said else signal.Signals(-done.returncode).name
-        return Rehearsal(json.loads(done.stdout or "null"), f"would abort on it ({reason})", fatal=True)
+        if done.returncode == -signal.SIGKILL:
+            raise OutOfMemoryError(
+                f"{path}: the process that tries this file out was killed (SIGKILL), most likely for want of memory: free some, "
+                "and try again"
+            )
+        reason = said[-1].rpartition("/")[2] if said else _ending(done.returncode)
+        return Rehearsal(_view(done.stdout), f"would abort on it ({reason})", fatal=True)
     errors = [line.partition("error loading model: ")[2] for line in said]
-    return Rehearsal(json.loads(done.stdout), next(filter(None, errors), Rehearsal.reason))
+    return Rehearsal(_view(done.stdout), next(filter(None, errors), Rehearsal.reason))
+
+
+def _view(said: bytes) -> _core.ModelView | None:
+    """What the rehearsal found, of which it may have said a part, or nothing, when it ended."""
+    try:
+        view: _core.ModelView | None = json.loads(said or b"null")
+    except ValueError:
+        return None
+    return view
+
+
+def _ending(returncode: int) -> str:
+    """How a process ended, as subprocess tells it."""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:  # a real-time signal, or another system's
+        return f"signal {-returncode}"

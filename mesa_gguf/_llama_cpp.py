@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import logging
@@ -27,6 +28,7 @@ def load() -> None:
     Raises:
         ImportError: ``llama_cpp`` was imported before with another library, or the library is missing.
     """
+    keep_standard_streams()
     if "llama_cpp" not in sys.modules:
         if not LIBRARY_DIR.is_dir():
             raise ImportError(f"the patched llama.cpp is missing at {LIBRARY_DIR}: install mesa-gguf with pip, or make test")
@@ -52,6 +54,28 @@ def load() -> None:
     _log_by_level(bindings)
 
 
+def has_stderr() -> bool:
+    """Whether there is a standard error to write to. A service or a window may have none, and a program may have closed it."""
+    return sys.stderr is not None and not getattr(sys.stderr, "closed", False)
+
+
+def keep_standard_streams() -> None:
+    """Open /dev/null as standard output or error where that is closed.
+
+    llama_cpp duplicates both while it loads a model, which fails without them; and files that are opened later would get their
+    numbers, and what llama.cpp writes to standard error.
+    """
+    for stream in (1, 2):
+        try:
+            os.fstat(stream)
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != stream:
+                os.dup2(null, stream)
+                os.close(null)
+            os.set_inheritable(stream, True)
+
+
 def _log_by_level(bindings: ModuleType) -> None:
     """Show llama.cpp's messages by their level: errors, and all of them with verbose=True.
 
@@ -67,7 +91,10 @@ def _log_by_level(bindings: ModuleType) -> None:
     def log(level: int, text: bytes, _: object) -> None:
         nonlocal last
         last = levels.get(level, last)
-        if last >= logger.level and sys.stderr is not None:
+        if last < logger.level or not has_stderr():
+            return
+        # nothing can be raised through llama.cpp
+        with contextlib.suppress(OSError, ValueError):
             print(text.decode("utf-8", "replace"), end="", flush=True, file=sys.stderr)
 
     global _callback

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import llama_cpp
 import numpy as np
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from llama_cpp import LlamaState
 
-from . import _core, machine, rpc
+from . import _core, _llama_cpp, machine, rpc
 from .config import MesaConfig, MesaPlan
 from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError, Remedy
 from .model.header import SHOW_REASON, check_adapter, check_model, damaged, fingerprint
@@ -30,6 +29,25 @@ Progress = Callable[[int, int], None]
 
 
 N_CTX_STEP = 256  # tokens; llama.cpp's context length is a multiple of it
+
+_Arguments = ParamSpec("_Arguments")
+_Llama = TypeVar("_Llama", bound="MesaLlama")
+
+
+def _or_close(
+    init: Callable[Concatenate[_Llama, _Arguments], None],
+) -> Callable[Concatenate[_Llama, _Arguments], None]:
+    """A constructor that frees what it has taken when it fails: the exception's traceback would keep it all alive."""
+
+    @functools.wraps(init)
+    def init_or_close(self: _Llama, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except BaseException:
+            self.close()
+            raise
+
+    return init_or_close
 
 
 class MesaLlama(llama_cpp.Llama):
@@ -61,6 +79,7 @@ class MesaLlama(llama_cpp.Llama):
         DeviceError: an RPC server cannot be used.
     """
 
+    @_or_close
     def __init__(
         self,
         model_path: str | os.PathLike[str],
@@ -74,8 +93,6 @@ class MesaLlama(llama_cpp.Llama):
         rpc_servers: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        # what close() needs, if checks fail below
-        self._stack = contextlib.ExitStack()
         self._sampler = None
         self._servers: rpc.Servers | None = None
         self._with_logits = range(0)  # tokens whose logits llama.cpp holds: those of the last batch
@@ -124,7 +141,8 @@ class MesaLlama(llama_cpp.Llama):
             elif header.rehearsal.fatal:
                 raise damaged(header.path, f"llama.cpp {header.rehearsal.reason}")
 
-        kwargs.setdefault("verbose", False)
+        kwargs["verbose"] = bool(kwargs.get("verbose", False)) and _llama_cpp.has_stderr()
+        _llama_cpp.keep_standard_streams()
         if kwargs.get("draft_model") is not None:
             kwargs["logits_all"] = True  # speculation needs them; Llama would make its buffers too small
         try:
@@ -141,7 +159,6 @@ class MesaLlama(llama_cpp.Llama):
                 ) from err
             raise
         except TemplateError as err:  # llama_cpp compiles the template when it loads a model
-            self.close()
             raise ModelError(f"{model_path}: the model's chat template is damaged: {err}") from None
 
         if self._servers is not None:
@@ -157,7 +174,6 @@ class MesaLlama(llama_cpp.Llama):
 
         reason = _core.unsupported(_address(self.model))
         if reason is not None:
-            self.close()
             raise ModelError(
                 f"{model_path}: Mesa-Extrapolation does not support this model (architecture {header.architecture}): {reason}"
             )
@@ -165,7 +181,6 @@ class MesaLlama(llama_cpp.Llama):
         try:
             _core.enable(self._address, self._params)
         except RuntimeError as err:
-            self.close()
             raise ModelError(f"{model_path}: {err}") from None
         if self.mesa.plan is not None:
             _validate(self.mesa.plan, self._params, 0)
@@ -176,7 +191,6 @@ class MesaLlama(llama_cpp.Llama):
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter)
         scales = (ctypes.c_float * 1)(self.lora_scale)
         if not adapter or llama_cpp.llama_set_adapters_lora(self._ctx.ctx, adapters, 1, scales) != 0:
-            self.close()
             raise ModelError(f"{self.lora_path}: llama.cpp cannot use this LoRA adapter with {self.model_path}")
 
     @property
@@ -207,12 +221,15 @@ class MesaLlama(llama_cpp.Llama):
 
     def close(self) -> None:
         """Free the model. What was on a server that has gone away is left alone: ggml aborts the process on freeing it."""
-        servers, self._servers = self._servers, None
+        made = self.__dict__  # not everything, if a constructor has failed
+        servers, self._servers = made.get("_servers"), None
         if servers is not None and servers.lost is not None:
-            for part in (self._stack, self._ctx._exit_stack, self._model._exit_stack):
-                part.pop_all()
+            for stack in (made.get("_stack"), *(made[part]._exit_stack for part in ("_ctx", "_model") if part in made)):
+                if stack is not None:
+                    stack.pop_all()
             servers.abandon()
-        super().close()
+        if "_stack" in made:
+            super().close()
 
     @property
     def _address(self) -> int:

@@ -7,19 +7,130 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import llama_cpp
 import pytest
 
-from conftest import SMALL, ModelPath
+from conftest import BUNDLED, SMALL, ModelPath, run_python
 from mesa_gguf import (
+    MesaConfig,
     MesaLlama,
+    MesaPlan,
     ModelError,
     OutOfMemoryError,
+    _core,
 )
+from test_cli import with_template
 
 MIB = 2**20
+
+# Given back. The exceptions are kept, whose tracebacks keep the object.
+
+
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many models and contexts there are."""
+    count = {"model": 0, "context": 0}
+    bindings = llama_cpp.llama_cpp
+
+    def watch(name: str, what: str, by: int) -> None:
+        function = getattr(bindings, name)
+
+        def counted(*args: Any) -> Any:
+            result = function(*args)
+            if by < 0 or result:
+                count[what] += by
+            return result
+
+        monkeypatch.setattr(bindings, name, counted)
+
+    watch("llama_model_load_from_file", "model", 1)
+    watch("llama_model_free", "model", -1)
+    watch("llama_init_from_model", "context", 1)
+    watch("llama_free", "context", -1)
+    return count
+
+
+def fails(error: type[BaseException]) -> Callable[..., Any]:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error("on purpose")
+
+    return fail
+
+
+FAILURES: dict[str, dict[str, Any]] = {
+    "no context": {},
+    "a plan that does not fit": dict(mesa=MesaConfig(plan=MesaPlan([0, 100, 2000], anchor=2000, stair_width=4))),
+    "inside of Llama": {},
+    "enable fails": {},
+    "interrupted": {},
+    "llama.cpp's view changes": {},
+}
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_a_constructor_that_fails_late_closes(
+    alive: dict[str, int], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    if what == "no context":
+        monkeypatch.setattr(llama_cpp.llama_cpp, "llama_init_from_model", lambda *arguments: None)
+    elif what == "enable fails":
+        monkeypatch.setattr(_core, "enable", fails(RuntimeError))
+    elif what == "interrupted":
+        monkeypatch.setattr(_core, "enable", fails(KeyboardInterrupt))
+    elif what == "llama.cpp's view changes":
+        monkeypatch.setattr(_core, "unsupported", lambda model: "on purpose")
+    elif what == "inside of Llama":
+        monkeypatch.setattr(llama_cpp.Llama, "token_nl", fails(TypeError))
+    errors: list[BaseException] = []
+    for _ in range(3):
+        with pytest.raises(BaseException) as info:  # noqa: PT011
+            MesaLlama(BUNDLED, **FAILURES[what])
+        errors.append(info.value)
+        assert alive == {"model": 0, "context": 0}, errors
+    assert not any(isinstance(error, AttributeError) for error in errors)
+
+
+def test_a_damaged_chat_template_leaves_nothing(alive: dict[str, int], tmp_path: Path) -> None:
+    path = with_template(tmp_path / "syntax.gguf", "{% for %}")
+    with pytest.raises(ModelError, match="chat template is damaged") as info:
+        MesaLlama(path)
+    assert alive == {"model": 0, "context": 0} and info.value
+
+
+def test_a_refused_adapter_leaves_nothing(
+    alive: dict[str, int], model_path: ModelPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesa_gguf.llama.MesaLlama._apply_adapter", fails(ModelError))
+    adapter = model_path("llama").parent / "adapter.gguf"
+    write_adapter(adapter)
+    with pytest.raises(ModelError, match="on purpose"):
+        MesaLlama(model_path("llama"), mesa=SMALL, lora_path=str(adapter))
+    assert alive == {"model": 0, "context": 0}
+
+
+def write_adapter(path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_string("general.type", "adapter")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_arguments_that_there_are_not() -> None:
+    """Of a constructor that never began there is nothing to close."""
+    with pytest.raises(TypeError, match="model_path"):
+        MesaLlama()  # type: ignore[call-arg]
+    llm = MesaLlama.__new__(MesaLlama)
+    llm.close()
+
 
 # The rehearsal of a model file.
 
@@ -74,3 +185,87 @@ def test_a_python_that_does_not_know_where_it_is(
         patch.setattr(sys, "executable", executable)
         llm = MesaLlama(path, mesa=SMALL)
     llm.close()
+
+
+# Standard error.
+
+# note: in a process of its own, whose descriptors can be closed, in this order
+STDERR = """
+import io, os, sys
+from mesa_gguf import MesaConfig, MesaLlama, ModelError
+from llama_cpp import LlamaState
+
+path, damaged, out = sys.argv[1:4]
+problems, now = [], None
+sys.unraisablehook = lambda problem: problems.append((now, problem.exc_value))
+standard_error = sys.stderr
+open_file = open(out, "w")
+assert open_file.fileno() > 2
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+STREAMS = {
+    "None": lambda: None,
+    "closed": closed,
+    "StringIO": io.StringIO,
+    "ascii": lambda: io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict"),
+    "descriptor 2 closed": lambda: os.close(2),
+    "descriptors 1 and 2 closed": lambda: (os.close(1), os.close(2)) and None,
+}
+for now, stream in STREAMS.items():
+    for verbose in (False, True):
+        sys.stderr = stream()
+        llm = MesaLlama(path, verbose=verbose, n_threads=1, n_threads_batch=1)
+        said = llm.create_completion("The door code of Zo\u00eb is 4711. The door code of Zo\u00eb is", max_tokens=2, temperature=0.0)
+        state = llm.save_state()
+        llm.load_state(state)
+        try:
+            llm.load_state(LlamaState(state.input_ids, state.scores, state.n_tokens, state.llama_state[:100], 100, 1))
+            problems.append((now, "a damaged state was loaded"))
+        except Exception as err:
+            problems += [(now, err)] if "state" not in str(err) else []
+        try:
+            MesaLlama(damaged, verbose=verbose)
+            problems.append((now, "a damaged file was loaded"))
+        except ModelError:
+            pass
+        llm.close()
+        print(now, verbose, said["choices"][0]["text"], sep=":", file=open_file)
+print(problems, file=open_file, flush=True)
+os._exit(0)  # there is nothing to flush to
+"""
+ANSWERS = [
+    f"{what}:{verbose}: 471"
+    for what in ("None", "closed", "StringIO", "ascii", "descriptor 2 closed", "descriptors 1 and 2 closed")
+    for verbose in (False, True)
+]
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A model file that lacks a tensor."""
+    data, path = bytearray(BUNDLED.read_bytes()), tmp_path / "damaged.gguf"
+    data[data.index(b"output_norm")] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_a_process_without_a_standard_error(tmp_path: Path, damaged: Path) -> None:
+    """Nothing is lost but what nobody could read; nothing goes to standard output instead, or into another file."""
+    out = tmp_path / "out"
+    done = run_python(STDERR, str(BUNDLED), str(damaged), str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert out.read_text().splitlines() == [*ANSWERS, "[]"]
+
+
+def test_a_process_that_begins_without_standard_streams(tmp_path: Path, damaged: Path) -> None:
+    """As a service may: files that it opens do not get the numbers of standard output and error, which llama.cpp writes to."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", STDERR, str(BUNDLED), str(damaged), str(out)]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *command], check=False)
+    assert done.returncode == 0
+    assert out.read_text().splitlines() == [*ANSWERS, "[]"]

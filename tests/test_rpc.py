@@ -379,6 +379,26 @@ def test_a_server_has_one_model_at_a_time(path: Callable[[str], Path], open_llam
     read(open_llama(path("gptneox"), rpc_servers=servers.split(",")), LONG)
 
 
+def test_a_model_that_cannot_be_used_leaves_its_servers(
+    path: Callable[[str], Path], open_llama: Opener, servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A constructor that fails when the layers are there: they are gone, though the exception is kept, and the next model can come."""
+    endpoints = rpc.parse(servers)
+    with pytest.raises(ConfigError) as caught:
+        MesaLlama(path("llama"), mesa=MesaConfig(plan=MesaPlan([0, 12, 500], anchor=500, stair_width=4)), rpc_servers=servers)
+    assert caught.value and not rpc._connections(endpoints)
+    with monkeypatch.context() as patch:
+        patch.setattr("mesa_gguf._core.enable", interrupt)
+        with pytest.raises(KeyboardInterrupt) as interrupted:
+            MesaLlama(path("llama"), mesa=SMALL, rpc_servers=servers)
+    assert interrupted.value and not rpc._connections(endpoints)
+    assert len(read(open_llama(path("llama"), rpc_servers=servers), LONG)) == len(LONG)
+
+
+def interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_other_models_of_the_process_stay_here(
     path: Callable[[str], Path], open_llama: Opener, servers: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -29,6 +30,7 @@ Progress = Callable[[int, int], None]
 
 
 N_CTX_STEP = 256  # tokens; llama.cpp's context length is a multiple of it
+MOST_DRAFTS = 64  # tokens; with a draft model, a batch of at most this many has the logits of all of them
 
 _Arguments = ParamSpec("_Arguments")
 _Llama = TypeVar("_Llama", bound="MesaLlama")
@@ -71,6 +73,7 @@ class MesaLlama(llama_cpp.Llama):
         **kwargs: all other arguments of `llama_cpp.Llama`. Of them
             n_threads: to generate; default: one for each physical core that the process may use (by affinity, cpuset and quota).
             n_threads_batch: to read; default: one for each logical CPU that it may use.
+            logits_all: keeps n_vocab floats for each token read; not needed for a draft model.
 
     Raises:
         ModelError: the file cannot be used, or Mesa does not support its architecture; names the reason.
@@ -96,6 +99,8 @@ class MesaLlama(llama_cpp.Llama):
         self._sampler = None
         self._servers: rpc.Servers | None = None
         self._with_logits = range(0)  # tokens whose logits llama.cpp holds: those of the last batch
+        self._first_scored = 0  # scores has the logits of the tokens from this one on
+        self._end_of_scores = 0  # and was never written to from this row on
 
         self.mesa = mesa if mesa is not None else MesaConfig()
         self.progress = progress
@@ -107,6 +112,7 @@ class MesaLlama(llama_cpp.Llama):
 
         threads = _threads(kwargs)
         kwargs |= {name: given or default for (name, given), default in zip(threads.items(), machine.default_threads())}
+        logits_all = bool(kwargs.get("logits_all", False))
         check_kv_types(type_k=kwargs.get("type_k"), type_v=kwargs.get("type_v"))
         if flash_attn not in (True, False, "auto"):
             raise ConfigError(f'flash_attn is {flash_attn!r}: it must be True, False or "auto"')
@@ -128,7 +134,8 @@ class MesaLlama(llama_cpp.Llama):
                 self._servers = rpc.Servers(rpc_servers)
             offloads = self._servers is not None or rpc.has_gpu()
             n_gpu_layers = kwargs.get("n_gpu_layers", 0) if offloads else 0
-            check_memory(header, n_ctx, kwargs.get("type_k"), kwargs.get("type_v"), n_gpu_layers)
+            kv_types = kwargs.get("type_k"), kwargs.get("type_v")
+            check_memory(header, n_ctx, *kv_types, n_gpu_layers, n_batch if logits_all else 0)
             reason = header.unsupported  # raises if llama.cpp cannot load it
             if self.mesa.enabled:
                 if reason is not None:
@@ -143,8 +150,6 @@ class MesaLlama(llama_cpp.Llama):
 
         kwargs["verbose"] = bool(kwargs.get("verbose", False)) and _llama_cpp.has_stderr()
         _llama_cpp.keep_standard_streams()
-        if kwargs.get("draft_model") is not None:
-            kwargs["logits_all"] = True  # speculation needs them; Llama would make its buffers too small
         try:
             super().__init__(
                 str(model_path), n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, flash_attn=bool(flash_attn), **kwargs
@@ -164,6 +169,8 @@ class MesaLlama(llama_cpp.Llama):
         if self._servers is not None:
             self._servers.watch()
         self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers, flash_attn=flash_attn) | threads
+        self._logits_all = logits_all  # `Llama` keeps every token's for a draft model, which needs those of the last batch
+        self.scores = np.zeros(self.scores.shape, np.single)  # takes memory where it is written to
         # LongRoPE has two sets of factors, and n_ctx decides
         self._has_long_factors = any(name.startswith("rope_factors_long") for name, _, _ in header.tensors)
         self.lora_path = lora_path
@@ -414,15 +421,18 @@ class MesaLlama(llama_cpp.Llama):
             batch = tokens[n_done : n_done + end - n_past]
 
             self._check_devices()
-            self._batch.set_batch(batch=batch, n_past=n_past, logits_all=self._logits_all)
+            n_tokens = len(batch)
+            every = self._logits_all or (self.draft_model is not None and n_all <= MOST_DRAFTS)
+            self._batch.set_batch(batch=batch, n_past=n_past, logits_all=every)
             self._ctx.decode(self._batch)
 
-            n_tokens = len(batch)
-            self._with_logits = range(n_past if self._logits_all else n_past + n_tokens - 1, n_past + n_tokens)
+            self._with_logits = range(n_past if every else n_past + n_tokens - 1, n_past + n_tokens)
             self.input_ids[n_past : n_past + n_tokens] = batch
             if self._logits_all:
                 logits = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens * self._n_vocab,))
                 self.scores[n_past : n_past + n_tokens, :].reshape(-1)[:] = logits
+                self._first_scored = min(self._first_scored, n_past)
+                self._end_of_scores = max(self._end_of_scores, n_past + n_tokens)
             self.n_tokens += n_tokens
             self._requires_eval = False
             n_done += n_tokens
@@ -444,16 +454,40 @@ class MesaLlama(llama_cpp.Llama):
         return super().generate(tokens, *args, **kwargs)
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
-        """See `llama_cpp.Llama.sample`. A token whose logits llama.cpp no longer has is read again."""
+        """See `llama_cpp.Llama.sample`. A token whose logits llama.cpp no longer has is read again.
+
+        Raises:
+            PromptError: idx is no token that was read.
+        """
         last = self.n_tokens - 1 if idx is None else idx
-        if self.n_tokens != self._with_logits.stop or last not in self._with_logits:
-            # tokens were forgotten since, or drafts came in several batches; llama.cpp aborts, or takes another token's row
-            self.n_tokens = last
-            self.eval([int(self.input_ids[last])])
+        if not 0 <= last < self.n_tokens:
+            raise PromptError(f"there is no token {last} to sample after: {self.n_tokens} were read")
+        self._get_logits(last)
         return super().sample(*args, idx=idx, **kwargs)
+
+    def _get_logits(self, token: int) -> None:
+        """See to it that llama.cpp has the logits of this token, one that was read; those after it are forgotten if it has not."""
+        if self.n_tokens != self._with_logits.stop or token not in self._with_logits:
+            # a state was loaded or tokens were forgotten since, or drafts came in several batches; llama.cpp aborts, or takes another
+            # token's row
+            self.n_tokens = token
+            self.eval([int(self.input_ids[token])])
+
+    @property
+    def eval_logits(self) -> deque[list[float]]:
+        """Logits of the tokens read; without logits_all, of the last one."""
+        if self._logits_all:
+            return deque(self.scores[: self.n_tokens].tolist(), maxlen=self._n_ctx)
+        if self.n_tokens == 0:
+            return deque(maxlen=1)
+        self._get_logits(self.n_tokens - 1)
+        logits = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
+        return deque([np.ctypeslib.as_array(logits, shape=(self._n_vocab,)).tolist()], maxlen=1)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         # under create_completion and create_chat_completion
+        if self._first_scored > 0 and kwargs.get("echo") and kwargs.get("logprobs") is not None:
+            self.reset()  # a state was loaded that does not hold the logits of all of its tokens
         try:
             yield from super()._create_completion(*args, **kwargs)
         except ValueError as err:
@@ -478,14 +512,35 @@ class MesaLlama(llama_cpp.Llama):
     def save_state(self) -> MesaState:
         """A copy of the context's state, to go on from later; see `llama_cpp.Llama.save_state`.
 
+        It holds the tokens read, their keys and values, the plan, and with logits_all their logits; nothing of what n_ctx has room for
+        besides.
+
         Raises:
             DeviceError: an RPC server has gone away.
         """
         self._check_devices()
-        return MesaState(super().save_state(), self._origin)
+        n_tokens = self.n_tokens
+        size = llama_cpp.llama_state_get_size(self._ctx.ctx)
+        data = np.empty(size, np.uint8)
+        n_bytes = llama_cpp.llama_state_get_data(self._ctx.ctx, _bytes_at(data), size)
+        if n_bytes < 1:
+            raise RuntimeError("llama.cpp failed to save the state; verbose=True shows its reason")
+        first = self._first_scored if self._logits_all else n_tokens
+        state = LlamaState(
+            input_ids=self.input_ids[:n_tokens].copy(),
+            scores=self.scores[first:n_tokens].copy(),
+            n_tokens=n_tokens,
+            llama_state=data[:n_bytes].tobytes(),
+            llama_state_size=n_bytes,
+            seed=self._seed,
+        )
+        return MesaState(state, self._origin)
 
     def load_state(self, state: LlamaState) -> None:
         """Continue from a state that `save_state` returned; see `llama_cpp.Llama.load_state`.
+
+        Logits of its last token are not part of a state: that token is read again where they are asked for. With logits_all, scores has
+        those of the tokens whose logits the state holds, and 0 for others.
 
         Raises:
             MesaError: the state is damaged, or of another model or configuration, or does not fit into n_ctx. The context
@@ -496,17 +551,23 @@ class MesaLlama(llama_cpp.Llama):
         if isinstance(state, MesaState):
             state.check(self._origin)
         n_tokens = state.n_tokens
-        if not 0 <= n_tokens <= min(self._n_ctx, len(state.input_ids)):
+        if not 0 <= n_tokens <= self._n_ctx:
             raise MesaError(f"the state cannot be loaded: it holds {n_tokens} tokens, n_ctx is {self._n_ctx}")
-        if state.llama_state_size < 1 or len(state.llama_state) != state.llama_state_size:
+        if len(state.input_ids) < n_tokens:
+            raise MesaError(f"the state cannot be loaded: it holds {n_tokens} tokens and names {len(state.input_ids)}")
+        n_bytes = len(state.llama_state)
+        if n_bytes < 1 or (not isinstance(state, MesaState) and n_bytes != state.llama_state_size):
             raise MesaError("the state cannot be loaded: it is cut short or empty")
-        rows = min(n_tokens, len(self.scores), len(state.scores))
+        rows = min(len(state.scores), n_tokens) if self._logits_all else 0
+        if rows < n_tokens and not isinstance(state, MesaState):
+            rows = 0  # `Llama` has rows for all tokens, or rows of nothing
         if rows > 0 and state.scores.shape[1] != self._n_vocab:
             raise MesaError(f"the state cannot be loaded: it is of a model with {state.scores.shape[1]} tokens of vocabulary")
 
         _core.clear_error()
-        buffer = (ctypes.c_uint8 * state.llama_state_size).from_buffer_copy(state.llama_state)
-        if llama_cpp.llama_state_set_data(self._ctx.ctx, buffer, len(buffer)) != len(buffer):
+        self._with_logits = range(0)
+        data = np.frombuffer(state.llama_state, np.uint8)
+        if llama_cpp.llama_state_set_data(self._ctx.ctx, _bytes_at(data), n_bytes) != n_bytes:
             # llama.cpp may have emptied the cache on its way
             self._ctx.kv_cache_clear()
             self.reset()
@@ -518,8 +579,13 @@ class MesaLlama(llama_cpp.Llama):
             self.reset()
             raise MesaError(f"the state cannot be loaded: it is damaged, its KV data end after {n_cells} of {n_tokens} tokens")
 
-        self.scores[:rows] = state.scores[:rows]
-        self.scores[rows:] = 0.0
+        first = n_tokens - rows
+        if self._logits_all:
+            # note: rows that were never written are zeros that take no memory; writing zeros there would
+            self.scores[: min(first, self._end_of_scores)] = 0.0
+            self.scores[n_tokens : self._end_of_scores] = 0.0
+            self.scores[first:n_tokens] = state.scores[:rows]
+            self._first_scored, self._end_of_scores = first, n_tokens
         self.input_ids[:n_tokens] = state.input_ids[:n_tokens]
         self.n_tokens = n_tokens
         self._requires_eval = True
@@ -542,6 +608,11 @@ def _threads(options: dict[str, Any]) -> dict[str, int | None]:
 
 def _address(pointer: Any) -> int:
     return ctypes.cast(pointer, ctypes.c_void_p).value or 0
+
+
+def _bytes_at(data: npt.NDArray[np.uint8]) -> Any:
+    """The pointer that llama.cpp takes."""
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _n_plain(plan: MesaPlan) -> int:

@@ -169,7 +169,7 @@ def test_an_open_state_that_says_it_is_longer(model_path: ModelPath, open_llama:
     llm = open_llama(model_path(KIND))
     read(llm, TEXT)
     state = damage.with_bytes(llm.save_state(), llm.save_state().llama_state)
-    state.n_tokens += 1
+    state.n_tokens, state.input_ids = state.n_tokens + 1, np.append(state.input_ids, 0)
     with pytest.raises(MesaError, match="KV data end after 350 of 351 tokens"):
         llm.load_state(state)
     assert llm.n_tokens == 0

@@ -14,8 +14,9 @@ from typing import Any
 
 import llama_cpp
 import pytest
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-from conftest import BUNDLED, SMALL, ModelPath, run_python
+from conftest import BUNDLED, SMALL, ModelPath, random_tokens, run_python
 from mesa_gguf import (
     MesaConfig,
     MesaLlama,
@@ -23,10 +24,132 @@ from mesa_gguf import (
     ModelError,
     OutOfMemoryError,
     _core,
+    machine,
 )
+from mesa_gguf.model.header import check_model
 from test_cli import with_template
 
 MIB = 2**20
+
+# Foreseen.
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], None]:
+    """Makes the machine have so many bytes free."""
+
+    def make(n_bytes: int) -> None:
+        (tmp_path / "proc").mkdir(exist_ok=True)
+        (tmp_path / "proc" / "meminfo").write_text(f"MemAvailable: {n_bytes // 1024} kB\n")
+        monkeypatch.setattr(machine, "ROOT", tmp_path)
+
+    return make
+
+
+def test_logits_of_all_tokens_are_foreseen(model_path: ModelPath, free: Callable[[int], None]) -> None:
+    """128 of them: 512 bytes a token, and once more for a batch."""
+    path, n_ctx, n_batch = model_path("llama"), 16384, 256
+    kv, logits = check_model(path).kv_bytes(n_ctx), 512 * (n_ctx + n_batch)
+    free(kv + logits + 1024)
+    MesaLlama(path, mesa=SMALL, n_ctx=n_ctx, n_batch=n_batch, logits_all=True).close()
+    free(kv + logits - 1024)
+    MesaLlama(path, mesa=SMALL, n_ctx=n_ctx, n_batch=n_batch).close()
+    MesaLlama(path, mesa=SMALL, n_ctx=n_ctx, n_batch=n_batch, draft_model=LlamaPromptLookupDecoding()).close()
+    with pytest.raises(
+        OutOfMemoryError, match=r"logits of n_ctx = 16384 .*KV cache of n_ctx = 16384 .*give logits_all=False"
+    ) as info:
+        MesaLlama(path, mesa=SMALL, n_ctx=n_ctx, n_batch=n_batch, logits_all=True)
+    fits = re.search(r"make n_ctx (\d+) or less", str(info.value))
+    assert fits is not None and 16000 < int(fits[1]) < 16384
+    MesaLlama(path, mesa=SMALL, n_ctx=int(fits[1]) // 256 * 256, n_batch=n_batch, logits_all=True).close()
+
+
+# note: in a process of its own, whose memory nobody else takes or frees. The bundled model has 4 KiB of logits a token
+TOUCHED = """
+import os, sys
+from pathlib import Path
+from mesa_gguf import MesaConfig, MesaLlama
+from llama_cpp import LlamaRAMCache
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 10
+
+path, what = sys.argv[1:]
+options = dict(n_ctx=32768, n_threads=1, n_threads_batch=1)
+if what == "logits_all":
+    options |= dict(logits_all=True)
+elif what == "draft":
+    options |= dict(draft_model=LlamaPromptLookupDecoding())
+elif what == "batch":
+    options |= dict(n_batch=32768)
+llm = MesaLlama(path, **options)
+text = llm.tokenize(b"The door code of Mara Lind is 4711. " * 40)
+llm.eval(text)
+before = resident()
+for _ in range(3):
+    llm.load_state(llm.save_state())
+    llm.eval(text[:10])
+print(resident() - before, len(text) * llm.n_vocab() * 4 >> 10, llm.n_ctx() * llm.n_vocab() * 4 >> 10)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("what", ["logits_all", "draft", "batch"])
+def test_logits_that_are_not_there_take_no_memory(what: str) -> None:
+    """Saving, loading and going on: what is used is a 70th of what n_ctx tokens would have."""
+    done = run_python(TOUCHED, str(BUNDLED), what)
+    assert done.returncode == 0, done.stderr
+    grown, used, every = (int(number) for number in done.stdout.split())
+    print(f"\n{what}: {grown} KiB more; the logits of the text have {used} KiB, those of n_ctx tokens {every} KiB")
+    assert grown <= 3 * used <= every / 20
+
+
+def test_speculation_keeps_no_logits(model_path: ModelPath) -> None:
+    """llama.cpp's own of the last batch do; logits_all keeps them."""
+    llm = MesaLlama(
+        model_path("llama"),
+        mesa=SMALL,
+        draft_model=LlamaPromptLookupDecoding(num_pred_tokens=4),
+        n_threads=1,
+        n_threads_batch=1,
+    )
+    text = random_tokens(20) * 4
+    tokens = [token for token, _ in zip(llm.generate(text, temp=0.0), range(30))]
+    assert llm.save_state().scores.shape == (0, 128)
+    assert not llm.scores.any()
+    llm.close()
+    llm = MesaLlama(
+        model_path("llama"),
+        mesa=SMALL,
+        draft_model=LlamaPromptLookupDecoding(num_pred_tokens=4),
+        logits_all=True,
+        n_threads=1,
+        n_threads_batch=1,
+    )
+    assert [token for token, _ in zip(llm.generate(text, temp=0.0), range(30))] == tokens
+    assert llm.save_state().scores.shape == (llm.n_tokens, 128)
+    llm.close()
+
+
+@pytest.mark.parametrize("n_draft", [4, 200])
+def test_drafts_take_few_decodes(model_path: ModelPath, monkeypatch: pytest.MonkeyPatch, n_draft: int) -> None:
+    """A batch of drafts is read once; only one that is longer than any sensible one is read token by token."""
+    llm = MesaLlama(
+        model_path("llama"),
+        mesa=SMALL,
+        draft_model=LlamaPromptLookupDecoding(num_pred_tokens=n_draft),
+        n_threads=1,
+        n_threads_batch=1,
+    )
+    sizes, decode = [], llm._ctx.decode
+    monkeypatch.setattr(llm._ctx, "decode", lambda batch: (sizes.append(batch.n_tokens()), decode(batch)))
+    tokens = [token for token, _ in zip(llm.generate(random_tokens(10) * 10, temp=0.0), range(40))]
+    assert len(tokens) == 40
+    if n_draft == 4:
+        assert len(sizes) <= 41
+    llm.close()
+
 
 # Given back. The exceptions are kept, whose tracebacks keep the object.
 

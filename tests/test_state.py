@@ -4,8 +4,10 @@ damaged or foreign is refused, aloud, with a context that goes on working."""
 from __future__ import annotations
 
 import ctypes
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -14,6 +16,7 @@ from llama_cpp import LlamaDiskCache, LlamaRAMCache, LlamaState
 from numpy.typing import NDArray
 
 from conftest import (
+    BUNDLED,
     F16,
     F32,
     Q8_0,
@@ -28,7 +31,7 @@ from conftest import (
     run_python,
     worst,
 )
-from mesa_gguf import MesaConfig, MesaError, MesaLlama, MesaPlan, _core
+from mesa_gguf import MesaConfig, MesaError, MesaLlama, MesaPlan, PromptError, _core
 
 KIND = "llama-head-size"  # heads of 32 values, for q8_0
 LONG, REST, OTHER = random_tokens(350, seed=1), random_tokens(60, seed=2), random_tokens(30, seed=3)
@@ -194,6 +197,152 @@ def test_caches_of_states(model_path: ModelPath, open_llama: Opener, tmp_path: P
     llm.load_state(cache[LONG + REST])
     assert llm.n_tokens == len(LONG)
     assert np.array_equal(read_singly(llm, REST), expected)
+
+
+def test_a_ram_cache_keeps_to_its_capacity(open_llama: Opener) -> None:
+    """All that it holds counted: keys, values, logits, tokens and the tokens of its keys."""
+    llm = open_llama(READER, MesaConfig(), n_ctx=2048)
+    cache = LlamaRAMCache(capacity_bytes=6 * 2**20)
+    llm.set_cache(cache)
+    for seed in range(6):
+        llm.create_completion(random_tokens(300 + 60 * seed, seed=seed, n_vocab=200), max_tokens=4)
+        held = sum(len(pickle.dumps(item)) for item in cache.cache_state.items())
+        assert held <= cache.cache_size <= cache.capacity_bytes
+        assert cache.cache_size <= held + 40 * 2048 * len(cache.cache_state)  # and not much less than there is room for
+    assert 1 <= len(cache.cache_state) < 6
+
+
+def test_a_disk_cache_keeps_to_its_capacity(open_llama: Opener, tmp_path: Path) -> None:
+    llm = open_llama(READER, MesaConfig(), n_ctx=2048)
+    cache = LlamaDiskCache(str(tmp_path), capacity_bytes=6 * 2**20)
+    llm.set_cache(cache)
+    for seed in range(6):
+        llm.create_completion(random_tokens(300 + 60 * seed, seed=seed, n_vocab=200), max_tokens=4)
+        assert sum(file.stat().st_size for file in tmp_path.rglob("*.val")) <= cache.capacity_bytes
+    assert 1 <= len(cache.cache) < 6
+
+
+# What is in a state, and what is not.
+
+
+@pytest.mark.parametrize("n_tokens", [0, 100, 350])
+def test_what_was_never_computed_is_not_saved(model_path: ModelPath, open_llama: Opener, n_tokens: int) -> None:
+    llm = open_llama(model_path(KIND), logits_all=False, n_ctx=4096)
+    llm.eval(LONG[:n_tokens])
+    state = llm.save_state()
+    assert state.scores.shape == (0, 128)
+    assert state.input_ids.tolist() == LONG[:n_tokens]
+    assert len(pickle.dumps(state)) <= len(state.llama_state) + 4 * n_tokens + 1000
+
+
+def test_logits_of_all_tokens_travel(model_path: ModelPath, open_llama: Opener) -> None:
+    """As after reading the text: scores, eval_logits and logprobs, in a context that has read something longer."""
+    llm, other = (open_llama(model_path(KIND)) for _ in range(2))
+    expected = read(llm, LONG[:200])
+    read(other, LONG)
+    state = llm.save_state()
+    assert state.scores.nbytes == expected.nbytes
+    other.load_state(state)
+    assert np.array_equal(other.scores[:200], expected)
+    assert not other.scores[200:].any()
+    assert np.array_equal(other.eval_logits, expected)
+
+
+def test_logits_that_a_state_does_not_hold(model_path: ModelPath, open_llama: Opener) -> None:
+    """Those of what follows are there, and travel on; the others are 0, here and later."""
+    source, llm, straight = open_llama(model_path(KIND), logits_all=False), open_llama(model_path(KIND)), open_llama(model_path(KIND))
+    read(straight, LONG[:200])
+    expected = read(straight, LONG[200:])
+    source.eval(LONG[:200])
+    read(llm, LONG)
+    llm.load_state(source.save_state())
+    assert not llm.scores.any()
+    read(llm, LONG[200:])
+
+    state = llm.save_state()
+    assert state.scores.shape == (150, 128)
+    other = open_llama(model_path(KIND))
+    read(other, OTHER + LONG)
+    other.load_state(state)
+    for one in (llm, other):
+        assert not one.scores[:200].any() and not one.scores[350:].any()
+        assert worst(one.scores[200:350], expected) <= 1e-4
+    other.n_tokens = 150  # before any of those
+    assert other.save_state().scores.shape == (0, 128)
+    read(other, LONG[150:250])
+    assert other.save_state().scores.shape == (100, 128)
+
+
+@pytest.mark.parametrize("logits_all", [False, True])
+@pytest.mark.parametrize("n_tokens", [1, 100, 350])
+def test_sample_after_load(model_path: ModelPath, open_llama: Opener, logits_all: bool, n_tokens: int) -> None:
+    """The token of the text that was loaded, not of another of the same length that was read before."""
+    llm = open_llama(model_path(KIND), logits_all=logits_all)
+    texts = [random_tokens(n_tokens, seed=seed) for seed in range(20, 30)]
+    states, tokens, logits = [], [], []
+    for text in texts:
+        llm.reset()
+        llm.eval(text)
+        tokens.append(llm.sample(temp=0.0))
+        logits.append(llm.eval_logits[-1])
+        states.append(llm.save_state())
+        assert int(np.argmax(logits[-1])) == tokens[-1]
+    assert len(set(tokens)) > 1
+
+    for state, token in zip(states, tokens):
+        llm.load_state(state)
+        assert llm.sample(temp=0.0) == token
+        assert llm.n_tokens == n_tokens
+    for state, expected in zip(states, logits):
+        llm.load_state(state)
+        assert worst(llm.eval_logits[-1], expected) <= 1e-4
+    other = open_llama(model_path(KIND), logits_all=logits_all)  # that has read nothing
+    other.load_state(states[3])
+    assert other.sample(temp=0.0) == tokens[3]
+
+
+def test_generate_and_logprobs_after_load(open_llama: Opener) -> None:
+    """As after reading the text; what follows, and the text itself (echo)."""
+    llm, source = (open_llama(BUNDLED, MesaConfig(), n_ctx=1024, logits_all=logits_all) for logits_all in (True, False))
+    prompt = "The door code of Mara Lind is 4711. " * 8
+    options = dict(max_tokens=5, temperature=0.0, logprobs=2, echo=True)
+    expected = llm.create_completion(prompt, **options)["choices"][0]
+    source.eval(llm.input_ids[: llm.n_tokens].tolist())
+    states = [llm.save_state(), source.save_state()]
+    for state, other in zip(states * 2, (*[random_tokens(llm.n_tokens, seed=seed, n_vocab=200) for seed in (8, 9)], OTHER, LONG)):
+        llm.reset()
+        llm.eval(other)
+        llm.load_state(state)
+        check_completion(llm.create_completion(prompt, **options)["choices"][0], expected)
+
+
+def check_completion(loaded: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert loaded["text"] == expected["text"]
+    assert loaded["logprobs"]["tokens"] == expected["logprobs"]["tokens"]
+    values = zip(loaded["logprobs"]["token_logprobs"][1:], expected["logprobs"]["token_logprobs"][1:])
+    assert max(abs(a - b) for a, b in values) <= 1e-3
+
+
+@pytest.mark.parametrize("logits_all", [False, True])
+@pytest.mark.parametrize("n_tokens", [60, 350])
+def test_save_right_after_load(model_path: ModelPath, open_llama: Opener, logits_all: bool, n_tokens: int) -> None:
+    source, llm = (open_llama(model_path(KIND), logits_all=logits_all) for _ in range(2))
+    source.eval(LONG[:n_tokens])
+    llm.eval(OTHER)
+    state = source.save_state()
+    llm.load_state(state)
+    assert llm.save_state().checksum == state.checksum
+
+
+def test_sample_before_anything_was_read(model_path: ModelPath, open_llama: Opener) -> None:
+    llm = open_llama(model_path(KIND))
+    with pytest.raises(PromptError, match="no token -1 to sample after: 0 were read"):
+        llm.sample()
+    assert len(llm.eval_logits) == 0
+    llm.eval(OTHER)
+    for idx in (-5, len(OTHER), 5000):
+        with pytest.raises(PromptError, match=f"no token {idx} to sample after: 30 were read"):
+            llm.sample(idx=idx)
 
 
 # Damaged and foreign states.

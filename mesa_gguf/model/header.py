@@ -66,6 +66,14 @@ class Header:
         return self.number("block_count")
 
     @property
+    def n_vocab(self) -> int:
+        """Tokens that the model knows, each of which has a logit."""
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        if isinstance(tokens, dict):
+            return int(tokens["length"])
+        return len(tokens) if isinstance(tokens, list) else self.number("vocab_size")
+
+    @property
     def weight_bytes(self) -> int:
         return sum(size for _, _, size in self.tensors)
 

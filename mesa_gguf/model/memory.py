@@ -35,22 +35,37 @@ def check_kv_types(**types: int | None) -> None:
             raise ConfigError(f"{name} is {kv_type!r}, which is no type of a KV cache: use one of {possible}")
 
 
-def check_memory(header: Header, n_ctx: int, type_k: int | None, type_v: int | None, n_gpu_layers: int) -> None:
-    """Raise OutOfMemoryError if the KV cache of n_ctx tokens alone is more than the memory that is free.
+def check_memory(
+    header: Header, n_ctx: int, type_k: int | None, type_v: int | None, n_gpu_layers: int, n_scored: int = 0
+) -> None:
+    """Raise OutOfMemoryError if the KV cache of n_ctx tokens, and the logits of each, are more than the memory that is free.
 
-    Weights are mapped from the file and need not fit; a cache on a GPU is that device's business.
+    Weights are mapped from the file and need not fit; a cache on a GPU is that device's business. Logits are in this machine's
+    memory: n_vocab floats for each token, and llama.cpp's own of a batch.
+
+    Args:
+        n_scored: tokens of a batch, where the logits of all tokens are kept (logits_all); 0: they are not.
     """
     free = available_memory()
-    if free is None or n_gpu_layers != 0:
+    if free is None:
         return
     n_tokens = n_ctx or header.train_length
-    need = header.kv_bytes(n_tokens, type_k, type_v)
-    if need > free:
-        fits = n_tokens * free // max(1, need)
-        raise OutOfMemoryError(
-            f"a KV cache of n_ctx = {n_tokens} tokens needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
-            Remedy("n_ctx", fits, "or less"),
-            Remedy("type_k", KV_TYPES["q8_0"], why="which is q8_0, and the same for the values: about half the size"),
-            needed=need,
-            available=free,
+    kv = header.kv_bytes(n_tokens, type_k, type_v) if n_gpu_layers == 0 else 0
+    row = 4 * header.n_vocab if n_scored > 0 else 0
+    batch = row * min(n_scored, n_tokens)
+    logits = row * n_tokens + batch
+    if kv + logits <= free:
+        return
+    what = []
+    remedies = [Remedy("n_ctx", n_tokens * max(0, free - batch) // (kv + row * n_tokens), "or less")]
+    if logits > 0:
+        what.append(f"the logits of n_ctx = {n_tokens} tokens need {logits / 2**30:.1f} GiB")
+        remedies.append(Remedy("logits_all", False, why="which keeps none"))
+    if kv > 0:
+        what.append(f"a KV cache of n_ctx = {n_tokens} tokens needs {kv / 2**30:.1f} GiB")
+        remedies.append(
+            Remedy("type_k", KV_TYPES["q8_0"], why="which is q8_0, and the same for the values: about half the size")
         )
+    raise OutOfMemoryError(
+        f"{' and '.join(what)}, {free / 2**30:.1f} GiB are free", *remedies, needed=kv + logits, available=free
+    )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 from llama_cpp import LlamaState
 
-from . import _core, _llama_cpp, machine, rpc
+from . import _core, _llama_cpp, embedding, machine, rpc
 from .config import MesaConfig, MesaPlan
 from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError, Remedy
 from .model.header import SHOW_REASON, check_adapter, check_model, damaged, fingerprint
@@ -74,6 +74,7 @@ class MesaLlama(llama_cpp.Llama):
             n_threads: to generate; default: one for each physical core that the process may use (by affinity, cpuset and quota).
             n_threads_batch: to read; default: one for each logical CPU that it may use.
             logits_all: keeps n_vocab floats for each token read; not needed for a draft model.
+            embedding: embed() and create_embedding() work, besides completion.
 
     Raises:
         ModelError: the file cannot be used, or Mesa does not support its architecture; names the reason.
@@ -112,6 +113,8 @@ class MesaLlama(llama_cpp.Llama):
 
         threads = _threads(kwargs)
         kwargs |= {name: given or default for (name, given), default in zip(threads.items(), machine.default_threads())}
+        embedding.check(kwargs, self.mesa.enabled)
+        self._embeds = self.mesa.enabled and bool(kwargs.get("embedding", False))
         logits_all = bool(kwargs.get("logits_all", False))
         check_kv_types(type_k=kwargs.get("type_k"), type_v=kwargs.get("type_v"))
         if flash_attn not in (True, False, "auto"):
@@ -125,6 +128,8 @@ class MesaLlama(llama_cpp.Llama):
         lora_path = kwargs.pop("lora_path", None)
         if lora_path is not None:
             check_adapter(Path(lora_path))
+        pooling_type = kwargs.get("pooling_type", llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED)
+        self._pooling_type = embedding.pooling_type(header, pooling_type) if self._embeds else pooling_type
         # llama.cpp rounds it up; Llama makes its buffers of what it was given
         n_ctx = -(-(n_ctx or header.train_length) // N_CTX_STEP) * N_CTX_STEP
         vocab_only = kwargs.get("vocab_only", False)
@@ -171,6 +176,9 @@ class MesaLlama(llama_cpp.Llama):
         self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers, flash_attn=flash_attn) | threads
         self._logits_all = logits_all  # `Llama` keeps every token's for a draft model, which needs those of the last batch
         self.scores = np.zeros(self.scores.shape, np.single)  # takes memory where it is written to
+        if self._embeds:
+            self._init_args["pooling_type"] = pooling_type
+            llama_cpp.llama_set_embeddings(self._ctx.ctx, False)  # until embed() wants them
         # LongRoPE has two sets of factors, and n_ctx decides
         self._has_long_factors = any(name.startswith("rope_factors_long") for name, _, _ in header.tensors)
         self.lora_path = lora_path
@@ -213,9 +221,13 @@ class MesaLlama(llama_cpp.Llama):
 
     @property
     def context_params(self) -> Any:
-        """What the context is made with, a llama_context_params; `Llama` sets it, and knows flash attention on and off only."""
+        """What the context is made with, a llama_context_params; `Llama` sets it, knows flash attention on and off only, and makes
+        contexts for embeddings of many sequences."""
         if self._auto_flash_attn:
             self._context_params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+        if self._embeds:
+            self._context_params.n_seq_max = 1
+            self._context_params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_NONE
         return self._context_params
 
     @context_params.setter
@@ -590,6 +602,50 @@ class MesaLlama(llama_cpp.Llama):
         self.n_tokens = n_tokens
         self._requires_eval = True
         self._seed = state.seed
+
+    #
+    # embeddings
+    #
+
+    def pooling_type(self) -> int:  # type: ignore[override]  # llama_cpp says str, and gives an int
+        """How embed() makes one vector of those of a text's tokens: a LLAMA_POOLING_TYPE."""
+        return self._pooling_type if self._embeds else int(super().pooling_type())
+
+    def embed(self, input: str | list[str], normalize: bool = False, truncate: bool = True, return_count: bool = False) -> Any:
+        """See `llama_cpp.Llama.embed`; `create_embedding` is by it.
+
+        The texts are read one after the other, each as eval() reads it, in chunks where it is longer than the trained length; what was
+        in the context before is forgotten. The longest text has n_ctx tokens (of `Llama`: n_batch); truncate cuts there.
+
+        Raises:
+            ConfigError: the model was loaded without embedding=True.
+            PromptError: a text is empty, or too long and not to be truncated.
+            DeviceError: an RPC server has gone away.
+        """
+        if not self.mesa.enabled:
+            return super().embed(input, normalize, truncate, return_count)
+        if not self._embeds:
+            raise ConfigError("this model was loaded for completion, not to embed", Remedy("embedding", True))
+        texts = [self.tokenize(embedding.encode(text)) for text in ([input] if isinstance(input, str) else input)]
+        texts = [embedding.fit(tokens, self._n_ctx, truncate) for tokens in texts]
+        vectors = []
+        try:
+            with embedding.collect(self._ctx, llama_cpp.llama_model_n_embd_out(self.model)) as batches:
+                for tokens in texts:
+                    self._forget()
+                    self.eval(tokens)
+                    vectors.append(embedding.pool(np.concatenate(batches), self._pooling_type, normalize))
+                    batches.clear()
+        finally:
+            self._forget()
+        output = vectors[0] if isinstance(input, str) else vectors
+        return (output, sum(map(len, texts))) if return_count else output
+
+    def _forget(self) -> None:
+        """Empty the context."""
+        # note: without the data, which may be on a server that has gone away
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._ctx.ctx), False)
+        self.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **self._init_args}

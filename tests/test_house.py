@@ -23,7 +23,7 @@ FLOORS = (
     ("config", "state"),
     ("model",),
     ("rpc",),
-    ("sampling", "chat"),
+    ("sampling", "chat", "embedding"),
     ("llama",),
     ("loaders",),
     ("library",),

@@ -13,7 +13,6 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp._internals import normalize_embedding
 
 from .errors import ConfigError, PromptError, Remedy
 from .model.header import Header
@@ -145,5 +144,7 @@ def pool(rows: Rows, pooling_type: int, normalize: bool) -> list[float] | list[l
 
 
 def _as_list(vector: Rows, normalize: bool) -> list[float]:
-    values: list[float] = vector.tolist()
-    return list(normalize_embedding(values)) if normalize else values
+    values = np.asarray(vector, np.float64)
+    norm = float(np.linalg.norm(values)) if normalize else 0.0
+    result: list[float] = (values / norm if norm > 0 else values).tolist()
+    return result

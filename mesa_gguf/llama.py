@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import llama_cpp
 import numpy as np
@@ -32,24 +32,21 @@ Progress = Callable[[int, int], None]
 N_CTX_STEP = 256  # tokens; llama.cpp's context length is a multiple of it
 MOST_DRAFTS = 64  # tokens; with a draft model, a batch of at most this many has the logits of all of them
 
-_Arguments = ParamSpec("_Arguments")
-_Llama = TypeVar("_Llama", bound="MesaLlama")
+_Constructor = TypeVar("_Constructor", bound=Callable[..., None])
 
 
-def _or_close(
-    init: Callable[Concatenate[_Llama, _Arguments], None],
-) -> Callable[Concatenate[_Llama, _Arguments], None]:
+def _or_close(init: _Constructor) -> _Constructor:
     """A constructor that frees what it has taken when it fails: the exception's traceback would keep it all alive."""
 
     @functools.wraps(init)
-    def init_or_close(self: _Llama, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
+    def init_or_close(self: MesaLlama, *args: Any, **kwargs: Any) -> None:
         try:
             init(self, *args, **kwargs)
         except BaseException:
             self.close()
             raise
 
-    return init_or_close
+    return cast(_Constructor, init_or_close)
 
 
 class MesaLlama(llama_cpp.Llama):

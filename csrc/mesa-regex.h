@@ -1,7 +1,7 @@
 // The regular expressions of llama.cpp's pre-tokenizers, matched without recursion and in about linear time.
 //
 // llama.cpp hands most of them to std::regex. That calls itself for each character of a run, so that a line of dots, a block of
-// base64 or a paragraph in Chinese overflows the stack (at some 10,000 characters on a main thread, far fewer on others), and it
+// base64 or a paragraph in Chinese overflows the stack (at some 25,000 characters on a main thread, far fewer on others), and it
 // forgets what it has tried, so that a run of digits takes a time that grows with its square.
 //
 // Free of llama.cpp, but for the export of one counter.

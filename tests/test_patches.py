@@ -23,7 +23,7 @@ FILES = {
     "0006-tokenizer.patch": {"src/llama-vocab.cpp", "src/unicode.cpp"},
 }
 
-MAX_ADDED, MAX_REMOVED = 150, 40  # lines of the whole series; now: 137 and 35
+MAX_ADDED, MAX_REMOVED = 150, 40  # lines of the whole series; now: 137 and 36
 
 
 def body(patch: Path) -> list[str]:

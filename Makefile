@@ -33,7 +33,7 @@ SOURCES := CMakeLists.txt pyproject.toml LICENSE $(wildcard README.md) \
 $(call remember,build/sources.txt,$(SOURCES))
 $(call remember,build/cmake-args.txt,$(CMAKE_ARGS))
 
-.PHONY: help demo test test-slow sanitize upstream bench stock dev wheel lint format clean
+.PHONY: help demo test test-slow models sanitize upstream bench stock dev wheel lint format clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -48,6 +48,9 @@ test: $(VENV)/.mesa-gguf build/stock/.built ## the tests, without the slow ones 
 MARK ?= slow or not slow
 test-slow: $(VENV)/.mesa-gguf build/stock/.built ## all tests (MARK=slow: the slow ones alone)
 	$(TEST_ENV) $(BIN)/pytest -m "$(MARK)" $(ARGS)
+
+models: | $(BIN)/python ## two real models for the tests that read some, into models/ or MESA_MODELS (351 MB, pinned by hash)
+	$(BIN)/python scripts/fetch_models.py $(ARGS)
 
 sanitize: $(VENV)/.mesa-gguf ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer, or --thread (GCC, Linux)
 	$(BIN)/python scripts/sanitize.py $(ARGS)
@@ -74,7 +77,7 @@ format: $(VENV)/.ruff ## ruff format
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-clean: ## remove everything that make made, the download included
+clean: ## remove what make made, the downloaded llama.cpp included; models/ stays
 	rm -rf build dist $(VENV)
 
 $(BIN)/python:

@@ -63,6 +63,37 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> ModelPath:
     return cache(lambda name: make_models.MODELS[name](folder / f"{name}.gguf"))
 
 
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"  # T = 8192, llama architecture, chat template
+GEMMA3 = "gemma-3-270m-q4_k_m.gguf"  # T = 32768, most layers see a window of 512, no chat template
+REAL_MODELS = Path(os.environ.get("MESA_MODELS") or ROOT / "models")
+
+
+def real_model(file: str) -> Path:
+    """The file of a model that `make models` fetches; skips the test where it is not there."""
+    path = REAL_MODELS / file
+    if not path.is_file():
+        pytest.skip(f"{file} is not in {REAL_MODELS}: make models, or set MESA_MODELS")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    return real_model(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    return real_model(GEMMA3)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that asks for a real model bears the mark, whether or not it was written down."""
+    for item in items:
+        if {"smollm2", "gemma3"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("real_model")
+
+
 Opener = Callable[..., MesaLlama]
 
 

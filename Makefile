@@ -26,6 +26,9 @@ export CCACHE_BASEDIR ?= $(CURDIR)
 # the folder of the same name in the working directory
 TEST_ENV := PYTHONSAFEPATH=1 MESA_STOCK_LIB='$(CURDIR)/build/stock/lib'
 
+# what lint looks at the compiled part of: the editable install where there is one, else the package
+INSTALLED := $(if $(wildcard $(VENV)/.editable),,$(VENV)/.mesa-gguf)
+
 # $(call remember,file,text): a file that gets a new mtime only when the text changes, as a prerequisite
 remember = $(shell mkdir -p build; echo '$(2)' | cmp -s - $(1) || echo '$(2)' > $(1))
 SOURCES := CMakeLists.txt pyproject.toml LICENSE $(wildcard README.md) \
@@ -66,16 +69,24 @@ stock: build/stock/.built ## the same llama.cpp, unpatched, with the same flags,
 dev: $(VENV)/.llama-cpp-python ## editable install: Python edits count at once, C++ edits at the next make dev
 	$(PIP) install --no-build-isolation --check-build-dependencies --editable '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.mesa-gguf
+	@touch $(VENV)/.editable
 
 wheel: $(VENV)/.llama-cpp-python ## a wheel for this machine, into dist/
 	$(PIP) wheel --no-build-isolation --check-build-dependencies --no-deps --wheel-dir dist .
 
-lint: $(VENV)/.ruff ## ruff check
-	$(BIN)/ruff check
+CXX_FILES = $(sort $(shell find csrc -name '*.cpp' -o -name '*.h'))
 
-format: $(VENV)/.ruff ## ruff format
+lint: $(VENV)/.lint $(INSTALLED) ## ruff, mypy, stubtest and clang-format; changes nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+	PYTHONSAFEPATH=1 $(BIN)/python -m mypy.stubtest --allowlist scripts/stubtest.allow mesa_gguf._core
+
+format: $(VENV)/.lint ## bring Python and C++ into their form
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean: ## remove what make made, the downloaded llama.cpp included; models/ stays
 	rm -rf build dist $(VENV)
@@ -104,10 +115,11 @@ $(VENV)/.llama-cpp-python: $(PIN) | $(VENV)/.tools
 $(VENV)/.mesa-gguf: $(SOURCES) build/sources.txt build/cmake-args.txt $(VENV)/.llama-cpp-python
 	@echo 'Building and installing mesa-gguf. The first time compiles llama.cpp, which takes minutes.'
 	$(PIP) install --no-build-isolation --check-build-dependencies '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.editable
 	@touch $@
 
-$(VENV)/.ruff: | $(BIN)/python
-	$(PIP) install ruff
+$(VENV)/.lint: pyproject.toml | $(VENV)/.tools
+	$(PIP) install --group lint
 	@touch $@
 
 build/stock/.built: CMakeLists.txt cmake/fetch_llama_cpp.py $(PIN) build/cmake-args.txt | $(VENV)/.tools

@@ -4,7 +4,7 @@ Errors say why: ValueError for arguments that cannot work, RuntimeError for what
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, type_check_only
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,7 @@ class Plan:
     def __eq__(self, other: object) -> bool: ...
     def __hash__(self) -> int: ...
 
+@type_check_only
 class GgufContents(TypedDict):
     """What read_gguf returns; tensors are (name, ggml type, bytes)."""
 
@@ -111,6 +112,7 @@ def last_error() -> str: ...
 
 # GGUF files and ggml types
 
+@type_check_only
 class ModelView(TypedDict):
     """What rehearse finds: why Mesa cannot read with the model, its number of weights, enum llama_rope_type."""
 

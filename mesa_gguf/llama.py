@@ -8,7 +8,7 @@ import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateError
 from llama_cpp import LlamaState
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import _core, _llama_cpp, embedding, machine, rpc
 from .config import MesaConfig, MesaPlan
@@ -287,7 +288,7 @@ class MesaLlama(llama_cpp.Llama):
 
     @functools.cached_property
     def _has_vocabulary(self) -> bool:
-        return llama_cpp.llama_vocab_type(self._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE
+        return bool(llama_cpp.llama_vocab_type(self._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_NONE)
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """See `llama_cpp.Llama.tokenize`.
@@ -295,13 +296,13 @@ class MesaLlama(llama_cpp.Llama):
         Raises:
             ModelError: the model has no vocabulary.
         """
-        if not self._has_vocabulary and isinstance(self.tokenizer_, llama_cpp.LlamaTokenizer):
+        if not self._has_vocabulary and isinstance(self.tokenizer_, LlamaTokenizer):
             raise ModelError(f"{self.model_path}: this model has no vocabulary: give it token ids, not text")
         return super().tokenize(text, add_bos, special)
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
         """See `llama_cpp.Llama.detokenize`; nothing without a vocabulary."""
-        if not self._has_vocabulary and isinstance(self.tokenizer_, llama_cpp.LlamaTokenizer):
+        if not self._has_vocabulary and isinstance(self.tokenizer_, LlamaTokenizer):
             return b""
         return super().detokenize(tokens, prev_tokens, special)
 
@@ -374,7 +375,7 @@ class MesaLlama(llama_cpp.Llama):
         self._make_plan(tokens, n_past, n_total)
         self._eval(tokens, _core.plan(self._address).chunk_starts[1:].tolist())
 
-    def _make_plan(self, tokens: list[int], n_past: int, n_total: int) -> None:
+    def _make_plan(self, tokens: Sequence[int], n_past: int, n_total: int) -> None:
         """Tell the core what comes, so that it can plan; nothing to do while the plan in force still fits."""
         plan = _core.plan(self._address)
         by_hand = self.mesa.plan
@@ -419,7 +420,7 @@ class MesaLlama(llama_cpp.Llama):
         if bad is not None:
             raise PromptError(f"token {bad} is not in the model's vocabulary of {self._n_vocab} tokens")
 
-    def _eval(self, tokens: list[int], borders: list[int]) -> None:
+    def _eval(self, tokens: Sequence[int], borders: list[int]) -> None:
         """Read tokens in batches that end at chunk borders where they can."""
         self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
         n_done, n_all = 0, len(tokens)
@@ -448,7 +449,7 @@ class MesaLlama(llama_cpp.Llama):
             if self.progress is not None and n_all > self.n_batch:
                 self.progress(n_done, n_all)
 
-    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Iterator[int]:
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """See `llama_cpp.Llama.generate`.
 
         Raises:
@@ -472,7 +473,8 @@ class MesaLlama(llama_cpp.Llama):
         if not 0 <= last < self.n_tokens:
             raise PromptError(f"there is no token {last} to sample after: {self.n_tokens} were read")
         self._get_logits(last)
-        return super().sample(*args, idx=idx, **kwargs)
+        kwargs["idx"] = idx
+        return int(super().sample(*args, **kwargs))
 
     def _get_logits(self, token: int) -> None:
         """See to it that llama.cpp has the logits of this token, one that was read; those after it are forgotten if it has not."""

@@ -51,6 +51,6 @@ class MesaState(LlamaState):
         for values in (self.input_ids, self.scores):
             array: np.ndarray[Any, Any] = np.ascontiguousarray(values)
             digest.update(repr((array.dtype.str, array.shape)).encode())
-            digest.update(array.reshape(-1).view(np.uint8))
+            digest.update(array.reshape(-1).view(np.uint8).data)
         digest.update(self.llama_state)
         return digest.hexdigest()

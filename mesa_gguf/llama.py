@@ -647,7 +647,7 @@ class MesaLlama(llama_cpp.Llama):
         self.reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **self._init_args}
+        return {**super().__getstate__(), **self._init_args}  # type: ignore[no-untyped-call]
 
 
 def _threads(options: dict[str, Any]) -> dict[str, int | None]:

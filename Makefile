@@ -71,8 +71,11 @@ dev: $(VENV)/.llama-cpp-python ## editable install: Python edits count at once, 
 	@rm -f $(VENV)/.mesa-gguf
 	@touch $(VENV)/.editable
 
-wheel: $(VENV)/.llama-cpp-python ## a wheel for this machine, into dist/
-	$(PIP) wheel --no-build-isolation --check-build-dependencies --no-deps --wheel-dir dist .
+DIST ?= dist
+# note: in a build folder of its own, because options stay in one until they are given anew
+wheel: $(VENV)/.llama-cpp-python ## a wheel for every machine of this kind, not only this one's CPU, into dist/
+	CMAKE_ARGS='-DMESA_PORTABLE=ON $(CMAKE_ARGS)' $(PIP) wheel --no-build-isolation --check-build-dependencies --no-deps \
+	    --config-settings build-dir='build/portable-{wheel_tag}' --wheel-dir '$(DIST)' .
 
 CXX_FILES = $(sort $(shell find csrc -name '*.cpp' -o -name '*.h'))
 

@@ -287,7 +287,11 @@ static size_t row_size(int type, int64_t n) {
     return ggml_row_size((ggml_type) type, n);
 }
 
+void load_backends(); // bind_backends.cpp
+
 PYBIND11_MODULE(_core, m) {
+    load_backends();
+
     m.doc() = "Plan, positions and masks of Mesa-Extrapolation, and the C API of llama-mesa.h.";
 
     m.attr("LLAMA_MESA_VERSION") = LLAMA_MESA_VERSION;

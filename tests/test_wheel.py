@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,11 +73,14 @@ def run(command: Sequence[object], cwd: Path, env: dict[str, str]) -> str:
 
 
 def install(target: Path, folder: Path, **more: str) -> tuple[Path, str]:
-    """A new environment with what README's Install says -> (its Python, what pip printed)."""
+    """A new environment with what README's Install says, of another target -> (its Python, what pip printed)."""
     run([sys.executable, "-m", "venv", folder / "venv"], folder, environment())
     python = folder / "venv" / "bin" / "python"
-    env = environment(CMAKE_ARGS="-DLLAMA_BUILD=OFF", **more)
-    return python, run([python, "-m", "pip", "install", "-v", "--no-cache-dir", target], folder, env)
+    (line,) = re.findall(r"^    (.* pip install .*) \.$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    words = shlex.split(line)
+    command = words.index("pip")
+    env = environment(**dict(word.split("=", 1) for word in words[:command]), **more)
+    return python, run([python, "-m", *words[command:], "-v", target], folder, env)
 
 
 def libraries(python: Path, name: str) -> list[str]:

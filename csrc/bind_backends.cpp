@@ -1,14 +1,12 @@
 // Backends that are files of their own, as in wheels (MESA_PORTABLE, GGML_BACKEND_DL).
 
-#include "llama.h"
+#include "bind.h"
 
-#include <pybind11/pybind11.h>
+#include "llama.h"
 
 #include <dlfcn.h>
 
 #include <string>
-
-namespace py = pybind11;
 
 // Loads them from the library's own folder: of the CPU's the best for this machine. Left to itself ggml looks for them beside the
 // executable, which is Python, and in the working directory. Here, because the rehearsal has this extension and nothing else.

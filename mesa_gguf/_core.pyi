@@ -1,4 +1,4 @@
-"""Plan, positions and masks of Mesa-Extrapolation, and the C API of llama-mesa.h (csrc/bindings.cpp).
+"""Plan, positions and masks of Mesa-Extrapolation, and the C API of llama-mesa.h (csrc/bind*.cpp).
 
 Errors say why: ValueError for arguments that cannot work, RuntimeError for what llama.cpp or a file refuses.
 """

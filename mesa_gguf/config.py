@@ -1,6 +1,6 @@
 """How a text is read: the options (`MesaConfig`) and what they come to for a given length (`MesaPlan`).
 
-The numbers are computed by the C++ core (csrc/mesa-plan.cpp); nothing is computed twice here.
+The numbers are computed by the C++ core (csrc/plan.cpp); nothing is computed twice here.
 """
 
 from __future__ import annotations

@@ -373,7 +373,7 @@ def with_bytes(state: LlamaState, data: bytes) -> LlamaState:
 
 
 def mesa_checksum(data: bytes) -> int:
-    """FNV-1a, as csrc/mesa-state.cpp."""
+    """FNV-1a, as csrc/state.cpp."""
     value = 14695981039346656037
     for byte in data:
         value = (value ^ byte) * 1099511628211 % 2**64

@@ -45,7 +45,7 @@ bool supports(const struct ggml_tensor * op) {
     return ggml_metal_device_supports_op(&dev, op);
 }
 
-// The nodes of llama-mesa.cpp's move_keys, and of the end of llama_mesa_build_attn where a GPU computes.
+// The nodes of move_keys (csrc/cache.cpp), and of the end of llama_mesa_build_attn (csrc/graph.cpp) where a GPU computes.
 // n_rot: 0 without RoPE. Returns the first node that is not supported, or NULL.
 const char * by_hand(enum ggml_type kv, int d_head, int n_head, int n_head_kv, int n_rot, int rope_type) {
     static char text[256];
@@ -228,7 +228,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 CACHES = [(F16, False), (F32, False), (F16, True), (Q8_0, True), (F32, True)]
 
-# What llama-mesa.cpp builds, as ggml names it. Any other operation here is news, and its kernels are to be looked at.
+# What csrc/graph.cpp builds, as ggml names it. Any other operation here is news, and its kernels are to be looked at.
 EXPECTED = {
     *("GET_ROWS", "ROPE", "CONCAT", "CPY", "CONT", "MUL", "SET_ROWS", "FLASH_ATTN_EXT", "MUL_MAT", "SOFT_MAX", "ADD"),
     *("VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"),

@@ -1,11 +1,12 @@
-// What the patches of llama.cpp call. Included by llama.cpp's own sources, never installed.
+// What the patches of llama.cpp call: all that llama.cpp's own sources know of Mesa. Never installed.
 
 #pragma once
 
 #include "llama.h"
 #include "llama-batch.h"
-#include "mesa-graph.h"
+#include "llama-mesa-graph.h"
 
+#include <memory>
 #include <vector>
 
 struct ggml_tensor;
@@ -29,6 +30,13 @@ bool llama_mesa_refuses(const llama_mesa * m, const char * what);
 
 // llama_context::decode: roll back if tokens were removed, move the anchor if the batch needs it, move keys; false: the batch cannot be read
 bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch);
+
+// llama_context::process_ubatch: the shape of the graph that reads these tokens; and when they have been read
+llama_mesa_graph llama_mesa_ubatch_begin(const llama_mesa & m, const llama_ubatch & ubatch);
+void             llama_mesa_ubatch_end  (      llama_mesa & m, const llama_ubatch & ubatch);
+
+// llama_context::graph_reserve: the largest graph against the whole cache, or of a ubatch that is read in its chunk alone (window)
+llama_mesa_graph llama_mesa_graph_reserve(const llama_mesa & m, bool window, uint32_t n_ctx);
 
 // llm_graph_context::build_attn_inp_kv*: the inputs of the Mesa part of the graph; null where the graph is stock llama.cpp's
 llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, const llama_kv_cache_context * mctx);
@@ -68,7 +76,7 @@ struct llama_mesa_woven {
 
 // llama_context::state_*: the plan travels with the KV data
 void llama_mesa_state_write(const llama_context & lctx, llama_io_write_i & io);
-void llama_mesa_state_read (llama_mesa & m, llama_io_read_i & io);
+std::shared_ptr<llama_mesa> llama_mesa_state_read(const llama_mesa & m, llama_io_read_i & io); // for a context such as m's
 
 // after the KV data: m_new is what was read, or null if the state was saved by stock llama.cpp
 void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new);

@@ -3,7 +3,7 @@
 // params as the C API has them, and back
 
 #include "llama-mesa.h"
-#include "mesa-plan.h"
+#include "params.h"
 
 namespace mesa {
 

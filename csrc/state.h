@@ -3,8 +3,8 @@
 
 #pragma once
 
-#include "mesa-graph.h"
-#include "mesa-plan.h"
+#include "llama-mesa-graph.h"
+#include "plan.h"
 
 #include <cstddef>
 #include <cstdint>

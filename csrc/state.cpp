@@ -1,4 +1,6 @@
-#include "mesa-state.h"
+#include "state.h"
+
+#include "weave.h"
 
 #include <algorithm>
 #include <cstring>

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-struct llama_mesa; // mesa-state.h
+struct llama_mesa; // state.h
 
 // What of the state decides the shape of a ubatch's graph; two ubatches with equal values may share one graph.
 struct llama_mesa_graph {

@@ -1,0 +1,296 @@
+// The C API, llama-mesa.h.
+
+#include "llama-mesa.h"
+
+#include "cache.h"
+#include "convert.h"
+#include "last_error.h"
+#include "plan.h"
+#include "state.h"
+
+#include "ggml-cpp.h"
+#include "llama-context.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+using namespace mesa;
+
+static thread_local std::string g_last_error;
+
+int32_t mesa::fail(const std::string & what) {
+    g_last_error = what;
+    return -1;
+}
+
+static int32_t copy_plan(const mesa::plan & pl, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+    const int32_t n = (int32_t) pl.chunk_starts.size();
+
+    if (chunk_starts) {
+        std::copy_n(pl.chunk_starts.begin(), std::max(0, std::min(n, n_max)), chunk_starts);
+    }
+    if (anchor) {
+        *anchor = pl.anchor;
+    }
+    if (stair_width) {
+        *stair_width = pl.stair_width;
+    }
+    return n;
+}
+
+int32_t llama_mesa_version(void) {
+    return LLAMA_MESA_VERSION;
+}
+
+const char * llama_mesa_last_error(void) {
+    return g_last_error.c_str();
+}
+
+void llama_mesa_clear_error(void) {
+    g_last_error.clear();
+}
+
+llama_mesa_params llama_mesa_default_params(const llama_model * model, int32_t train_length) {
+    return llama_mesa_method_params(model, train_length, LLAMA_MESA_METHOD_MESA);
+}
+
+llama_mesa_params llama_mesa_method_params(const llama_model * model, int32_t train_length, int32_t method) {
+    return mesa::to_c(mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train, method));
+}
+
+const char * llama_mesa_method_name(int32_t method) {
+    return mesa::method_name(method);
+}
+
+const char * llama_mesa_unsupported(const llama_model * model) {
+    const auto & hparams = model->hparams;
+
+    if (model->arch == LLM_ARCH_WAVTOKENIZER_DEC) {
+        return "it makes sound of tokens, and has no cache";
+    }
+    if (hparams.vocab_only) {
+        return "the model was loaded with its vocabulary only";
+    }
+    if (llama_model_has_encoder(model)) {
+        return "it has an encoder, whose attention is not causal";
+    }
+    if (!hparams.causal_attn) {
+        return "it is encoder-only: its attention is not causal";
+    }
+    if (llama_model_is_recurrent(model)) {
+        return "it is recurrent: it keeps a state, not the keys of every token";
+    }
+    if (llama_model_is_hybrid(model)) {
+        return "it is a hybrid of recurrent and attention layers, not supported yet";
+    }
+    if (llama_model_is_diffusion(model)) {
+        return "it is a diffusion model: its attention is not causal";
+    }
+    if (model->arch == LLM_ARCH_DEEPSEEK4 || model->arch == LLM_ARCH_MINIMAX_M3) {
+        return "its sparse attention keeps a cache of its own kind";
+    }
+    if (model->arch == LLM_ARCH_EAGLE3 || model->arch == LLM_ARCH_DFLASH || model->arch == LLM_ARCH_GEMMA4_ASSISTANT) {
+        return "it is the draft head of another model, and reads that one's state";
+    }
+    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
+        bool all = true;
+        for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+            all = all && hparams.is_swa(il);
+        }
+        if (all) {
+            return "all of its layers have a sliding window: none of them sees further than that";
+        }
+        if (hparams.use_alibi) {
+            return "it has both ALiBi and sliding-window layers";
+        }
+    }
+    if (hparams.is_mla() || hparams.n_lora_kv > 0) {
+        return "it has multi-head latent attention (MLA), whose cache holds no keys, not supported yet";
+    }
+    if (model->pos_embd) {
+        return "it has learned absolute position embeddings: there is no relative distance to weave";
+    }
+    return nullptr;
+}
+
+// note: where flash attention is left to llama.cpp (auto), it makes the cache for it and may decide against it after that, so that
+// flash_attn does not tell
+static bool is_v_trans(const llama_kv_cache & kv) {
+    const ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+
+    const ggml_tensor * v = kv.get_v(ctx.get(), (int32_t) kv.get_layer_ids().front(), 1, {});
+    return v->nb[1] > v->nb[2]; // as build_attn_mha tells
+}
+
+int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params) {
+    const auto & model = ctx->get_model();
+
+    if (const char * reason = llama_mesa_unsupported(&model)) {
+        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) + "): " + reason);
+    }
+
+    auto * kv = get_kv(*ctx);
+    if (!kv) {
+        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) + "): it does not use the ordinary KV cache");
+    }
+    if (kv->get_n_seq_max() != 1) {
+        return fail("Mesa-Extrapolation reads one sequence: the context was made for " + std::to_string(kv->get_n_seq_max()) + " (n_seq_max)");
+    }
+
+    auto m = std::make_shared<llama_mesa>();
+    try {
+        m->params = mesa::from_c(*params);
+        mesa::validate(m->params);
+    } catch (const std::invalid_argument & err) {
+        return fail(err.what());
+    }
+
+    if (m->params.method != mesa::method_mesa) {
+        const auto & hparams = model.hparams;
+        const auto & cparams = ctx->get_cparams();
+
+        const std::string name = mesa::method_name(m->params.method);
+
+        if (hparams.use_alibi) {
+            return fail("the method " + name + " weaves RoPE: this model has ALiBi");
+        }
+        if (hparams.swa_type != LLAMA_SWA_TYPE_NONE) {
+            return fail("the method " + name + " is not made for models with sliding-window layers");
+        }
+        if ((hparams.attn_soft_cap || model.arch == LLM_ARCH_GROK) && !m->params.chunked() && !m->params.exact()) {
+            return fail("the method " + name + " merges two scores: this model caps its scores");
+        }
+        if (m->params.method == mesa::method_leaky_rerope && cparams.yarn_ext_factor != 0.0f) {
+            return fail("the method " + name + " divides positions: this model scales them already (YaRN)");
+        }
+    }
+
+    const int32_t n = kv->seq_pos_max(0) + 1;
+    if (!cells_in_order(*kv, n)) {
+        return fail("the context does not hold one sequence in order: empty it first");
+    }
+    if (n > m->params.train_length) {
+        return fail("the context holds " + std::to_string(n) + " tokens already, more than train_length: empty it first");
+    }
+    m->append(n);
+
+    m->rope.resize(model.hparams.n_layer_all);
+    m->has_swa = get_kv_swa(*ctx) != nullptr;
+    m->v_trans = is_v_trans(*kv);
+    m->on_cpu  = model.devices.empty();
+    m->n_pad   = m->v_trans || m->on_cpu ? 1 : 256;
+
+    ctx->set_mesa(m);
+
+    // builds the graphs, which shows how each layer rotates
+    if (!ctx->mesa_reserve()) {
+        ctx->set_mesa(nullptr);
+        return fail("there is too little memory for the compute buffers");
+    }
+    if (std::any_of(m->rope.begin(), m->rope.end(), [](const llama_mesa_rope & rope) { return rope.lossy; })) {
+        ctx->set_mesa(nullptr);
+        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) + "): its keys change after their rotation in a way that cannot be undone");
+    }
+
+    return 0;
+}
+
+void llama_mesa_disable(llama_context * ctx) {
+    if (llama_mesa_enabled(ctx)) {
+        ctx->set_mesa(nullptr);
+        ctx->get_memory()->clear(true);
+    }
+}
+
+bool llama_mesa_enabled(const llama_context * ctx) {
+    return ctx->get_cparams().mesa != nullptr;
+}
+
+// null, and the last error is set, if there is none or the cache is not one text from its beginning
+static llama_mesa * get_mesa_synced(llama_context * ctx) {
+    llama_mesa * m = ctx->get_cparams().mesa.get();
+    if (!m) {
+        fail("Mesa-Extrapolation is not enabled on this context");
+        return nullptr;
+    }
+    return sync_state(*ctx, *m) ? m : nullptr;
+}
+
+int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t * breaks) {
+    llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (n_tokens < 1) {
+        return fail("a text of " + std::to_string(n_tokens) + " tokens cannot be planned");
+    }
+    if ((int64_t) m->n_past() + n_tokens > ctx->n_ctx()) {
+        return fail("the text has " + std::to_string((int64_t) m->n_past() + n_tokens) + " tokens, more than n_ctx (" + std::to_string(ctx->n_ctx()) + ")");
+    }
+    m->drop_unread(); // a text that was announced and not read
+    try {
+        m->set_plan(mesa::extend(m->params, m->plan, m->n_past(), m->n_past() + n_tokens, breaks));
+    } catch (const std::invalid_argument & err) {
+        return fail(err.what());
+    }
+    return 0;
+}
+
+int32_t llama_mesa_set_plan(llama_context * ctx, const int32_t * chunk_starts, int32_t n_chunk_starts, int32_t anchor, int32_t stair_width, int32_t n_tokens) {
+    llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (m->n_past() > 0) {
+        return fail("a plan can be set before the first token is read only: " + std::to_string(m->n_past()) + " are in the context");
+    }
+    if (!chunk_starts || n_chunk_starts < 1) {
+        return fail("chunk_starts must begin with 0");
+    }
+    mesa::plan pl;
+    pl.chunk_starts.assign(chunk_starts, chunk_starts + n_chunk_starts);
+    pl.anchor      = anchor;
+    pl.stair_width = stair_width;
+    try {
+        mesa::validate(m->params, pl, n_tokens);
+    } catch (const std::invalid_argument & err) {
+        return fail(err.what());
+    }
+    m->set_plan(std::move(pl));
+    m->n_by_hand = n_tokens;
+    return 0;
+}
+
+int32_t llama_mesa_get_plan(llama_context * ctx, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+    const llama_mesa * m = get_mesa_synced(ctx);
+
+    return m ? copy_plan(m->plan, chunk_starts, n_max, anchor, stair_width) : -1;
+}
+
+int32_t llama_mesa_get_key_pos(llama_context * ctx, int32_t * key_pos, int32_t n_max) {
+    const llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (key_pos) {
+        std::copy_n(m->key_pos.begin(), std::max(0, std::min(m->n_past(), n_max)), key_pos);
+    }
+    return m->n_past();
+}
+
+int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens, const uint8_t * breaks, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+    try {
+        const auto p = mesa::from_c(*params);
+        mesa::validate(p);
+        if (n_tokens < 1) {
+            return fail("a text of " + std::to_string(n_tokens) + " tokens cannot be planned");
+        }
+        return copy_plan(mesa::make(p, n_tokens, breaks), chunk_starts, n_max, anchor, stair_width);
+    } catch (const std::invalid_argument & err) {
+        return fail(err.what());
+    }
+}

@@ -1,0 +1,11 @@
+#include "bind.h"
+
+PYBIND11_MODULE(_core, m) {
+    load_backends();
+
+    m.doc() = "Plan, positions and masks of Mesa-Extrapolation, and the C API of llama-mesa.h.";
+
+    bind_plan(m);
+    bind_context(m);
+    bind_gguf(m);
+}

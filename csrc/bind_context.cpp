@@ -1,0 +1,83 @@
+// llama-mesa.h on models and contexts, which are given as the address of the C object.
+
+#include "bind.h"
+#include "convert.h"
+#include "llama-mesa.h"
+#include "plan.h"
+
+#include <stdexcept>
+#include <string>
+
+static llama_context * to_ctx(uintptr_t ctx) {
+    if (ctx == 0) {
+        throw std::invalid_argument("the context is closed");
+    }
+    return (llama_context *) ctx;
+}
+
+template <typename E>
+static int32_t check(int32_t res) {
+    if (res < 0) {
+        throw E(llama_mesa_last_error());
+    }
+    return res;
+}
+
+static mesa::plan get_plan(llama_context * ctx) {
+    mesa::plan pl;
+    pl.chunk_starts.resize(check<std::runtime_error>(llama_mesa_get_plan(ctx, nullptr, 0, nullptr, nullptr)));
+    llama_mesa_get_plan(ctx, pl.chunk_starts.data(), (int32_t) pl.chunk_starts.size(), &pl.anchor, &pl.stair_width);
+    return pl;
+}
+
+void bind_context(py::module_ & m) {
+    m.attr("LLAMA_MESA_VERSION") = LLAMA_MESA_VERSION;
+
+    m.def("default_params", [](uintptr_t model, int32_t train_length) {
+        return mesa::from_c(llama_mesa_default_params((const llama_model *) model, train_length));
+    }, py::arg("model"), py::arg("train_length") = 0);
+
+    m.def("unsupported", [](uintptr_t model) -> std::optional<std::string> {
+        const char * reason = llama_mesa_unsupported((const llama_model *) model);
+        return reason ? std::optional<std::string>(reason) : std::nullopt;
+    }, py::arg("model"));
+
+    m.def("enable", [](uintptr_t ctx, const mesa::params & p) {
+        const auto c = mesa::to_c(p);
+        check<std::runtime_error>(llama_mesa_enable(to_ctx(ctx), &c));
+    }, py::arg("ctx"), py::arg("params"));
+
+    m.def("disable", [](uintptr_t ctx) { llama_mesa_disable(to_ctx(ctx)); }, py::arg("ctx"));
+    m.def("enabled", [](uintptr_t ctx) { return llama_mesa_enabled(to_ctx(ctx)); }, py::arg("ctx"));
+
+    m.def("prompt", [](uintptr_t ctx, int32_t n_tokens, const breaks_arg & breaks) {
+        auto * c = to_ctx(ctx);
+        const uint8_t * data = nullptr;
+        if (breaks) {
+            const int32_t n_past = llama_memory_seq_pos_max(llama_get_memory(c), 0) + 1;
+            data = breaks_data(breaks, (int64_t) n_past + n_tokens);
+        }
+        int32_t res;
+        {
+            py::gil_scoped_release release;
+            res = llama_mesa_prompt(c, n_tokens, data);
+        }
+        check<std::invalid_argument>(res);
+    }, py::arg("ctx"), py::arg("n_tokens"), py::arg("breaks") = py::none());
+
+    m.def("set_plan", [](uintptr_t ctx, const mesa::plan & pl, int32_t n_tokens) {
+        check<std::invalid_argument>(llama_mesa_set_plan(to_ctx(ctx), pl.chunk_starts.data(), (int32_t) pl.chunk_starts.size(), pl.anchor, pl.stair_width, n_tokens));
+    }, py::arg("ctx"), py::arg("plan"), py::arg("n_tokens"));
+
+    m.def("plan", [](uintptr_t ctx) { return get_plan(to_ctx(ctx)); }, py::arg("ctx"));
+
+    m.def("key_positions", [](uintptr_t ctx) {
+        auto * c = to_ctx(ctx);
+        std::vector<int32_t> res(check<std::runtime_error>(llama_mesa_get_key_pos(c, nullptr, 0)));
+        llama_mesa_get_key_pos(c, res.data(), (int32_t) res.size());
+        return to_array(std::move(res));
+    }, py::arg("ctx"));
+
+    m.def("clear_error", &llama_mesa_clear_error);
+    m.def("last_error", []() { return std::string(llama_mesa_last_error()); });
+}

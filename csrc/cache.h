@@ -1,0 +1,27 @@
+// The caches of a context, and the Mesa state kept in step with them.
+
+#pragma once
+
+#include "state.h"
+
+#include <cstdint>
+
+struct llama_context;
+
+class llama_kv_cache;
+
+namespace mesa {
+
+// the keys of the layers that see everything; null: a kind of memory that Mesa does not know
+llama_kv_cache * get_kv(const llama_context & lctx);
+
+// sliding-window layers keep their keys apart; null: there are none
+llama_kv_cache * get_kv_swa(const llama_context & lctx);
+
+// cell i holds token i, and nothing else is in the cache
+bool cells_in_order(const llama_kv_cache & kv, int32_t n);
+
+// roll the state back to what is left in the cache; false, and the last error is set: something else than the end of the text is gone
+bool sync_state(const llama_context & lctx, llama_mesa & m);
+
+} // namespace mesa

@@ -1,0 +1,113 @@
+#include "params.h"
+
+#include "arithmetic.h"
+
+#include <algorithm>
+
+namespace mesa {
+
+const char * method_name(int32_t method) {
+    static const char * names[n_methods] = {
+        "mesa", "mesa-exact", "star", "stair", "rerope", "leaky-rerope", "self-extend", "lm-infinite", "streaming-llm",
+    };
+    return method >= 0 && method < n_methods ? names[method] : nullptr;
+}
+
+params params_default(int32_t train_length, int32_t method) {
+    params p;
+    p.train_length = train_length;
+    p.method       = method;
+    p.first_chunk  = std::max(1, std::min(100, train_length/16));
+    p.chunk        = train_length - p.first_chunk;
+    p.last_chunk   = std::max(1, std::min(512, std::max(train_length/8, std::min(256, train_length/4)))); // it pays for every key
+    p.room         = train_length/4;
+
+    switch (method) {
+        case method_star:
+            p.first_chunk = p.chunk = train_length/2; // as long as a block
+            p.last_chunk  = std::max(1, p.last_chunk/2);
+            p.room        = p.room/2;
+            break;
+        case method_mesa_exact:
+            p.window = p.last_chunk;
+            break;
+        case method_stair:
+        case method_rerope:
+        case method_leaky_rerope:
+        case method_self_extend:
+            p.window = train_length/2;
+            break;
+        case method_lm_infinite:
+        case method_streaming_llm:
+            p.window = train_length - p.n_sinks;
+            break;
+        case method_mesa: // the three are not the paper's: docs/DESIGN.md
+            p.room       = train_length/2;
+            p.stair_bias = 0.5f;
+            p.log_length = (int32_t) std::min<int64_t>(INT32_MAX, 4*(int64_t) train_length);
+            break;
+        default:
+            break;
+    }
+    p.log_scaling = method == method_mesa || method == method_mesa_exact;
+    return p;
+}
+
+void validate(const params & p) {
+    if (p.train_length < 8) {
+        invalid("train_length is " + str(p.train_length) + ": it must be the length that the model was trained at, 8 tokens or more");
+    }
+    if (p.first_chunk < 1) {
+        invalid("first_chunk is " + str(p.first_chunk) + ": it must be 1 token or more");
+    }
+    if (p.chunk < 1) {
+        invalid("chunk is " + str(p.chunk) + ": it must be 1 token or more");
+    }
+    if (p.first_chunk >= p.train_length) {
+        invalid("first_chunk is " + str(p.first_chunk) + ", not less than train_length (" + str(p.train_length) + "): nothing is left for the chunks after it");
+    }
+    if (p.first_chunk > p.train_length - p.chunk) {
+        invalid("first_chunk + chunk is " + std::to_string((int64_t) p.first_chunk + p.chunk) + ", more than train_length (" + str(p.train_length) +
+                "): a middle chunk would leave the trained positions; make chunk at most " + str(p.train_length - p.first_chunk));
+    }
+    if (p.last_chunk < 1) {
+        invalid("last_chunk is " + str(p.last_chunk) + ": it must be 1 token or more");
+    }
+    if (p.stair_width < 0) {
+        invalid("stair_width is " + str(p.stair_width) + ": it must be 1 or more, or \"auto\"");
+    }
+    if (p.room < 0) {
+        invalid("room is " + str(p.room) + ": it must be 0 tokens or more");
+    }
+    if (p.log_length < 0 || p.log_length == 1) {
+        invalid("log_length is " + str(p.log_length) + ": it must be 2 tokens or more, or 0, which is train_length");
+    }
+    if (!method_name(p.method)) {
+        invalid("there is no method " + str(p.method));
+    }
+    if (!(p.stair_bias >= 0.0f && p.stair_bias <= 8.0f)) {
+        invalid("stair_bias is " + std::to_string(p.stair_bias) + ": it must lie between 0 and 8");
+    }
+    if (p.stair_bias > 0.0f && p.method != method_mesa) {
+        invalid(std::string("stair_bias is for the method mesa: ") + method_name(p.method) + " has none");
+    }
+    if (p.method != method_mesa && p.method != method_star) {
+        const int32_t n_sinks = p.method == method_lm_infinite || p.method == method_streaming_llm ? p.n_sinks : 0;
+        if (n_sinks < 0) {
+            invalid("n_sinks is " + str(n_sinks) + ": it must be 0 or more");
+        }
+        if (p.window < 1 || p.window > p.train_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) {
+            invalid("window is " + str(p.window) + ": it must lie between 1 and " + str(p.train_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) +
+                    ", inside train_length (" + str(p.train_length) + ")");
+        }
+    }
+    if (p.method == method_star) {
+        return; // what follows is about the stair
+    }
+    if ((int64_t) p.last_chunk + p.room + p.first_chunk >= p.train_length) {
+        invalid("first_chunk + last_chunk + room is " + std::to_string((int64_t) p.first_chunk + p.last_chunk + p.room) + ", which leaves nothing of train_length (" +
+                str(p.train_length) + ") to the stair; make last_chunk smaller");
+    }
+}
+
+} // namespace mesa

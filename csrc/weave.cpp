@@ -1,0 +1,60 @@
+#include "weave.h"
+
+#include "arithmetic.h"
+
+#include <algorithm>
+
+namespace mesa {
+
+bool all_true(const params & p, const plan & pl, int32_t i) {
+    switch (p.method) {
+        case method_mesa:
+        case method_star:          return true;
+        case method_mesa_exact:    return i < pl.last_start() || pl.anchor == 0;
+        case method_stair:         return i <= p.window || pl.stair_width == 1;
+        case method_leaky_rerope:
+        case method_self_extend:   return i <  p.window || pl.stair_width == 1;
+        case method_streaming_llm: return i <  p.window + p.n_sinks;
+        default:                   return i <  p.window;
+    }
+}
+
+bool is_far(const params & p, int32_t i, int32_t j) {
+    return p.exact() ? i - j > p.window : i - j >= p.window;
+}
+
+bool is_kept(const params & p, int32_t i, int32_t j) {
+    if (p.method == method_lm_infinite || p.method == method_streaming_llm) {
+        return j < p.n_sinks || !is_far(p, i, j);
+    }
+    return true;
+}
+
+woven weave(const params & p, const plan & pl, int32_t i, int32_t j) {
+    const int32_t N = p.window;
+    const int32_t E = pl.stair_width;
+
+    switch (p.method) {
+        case method_mesa_exact: {
+            // E may have to be larger than the anchored stair needs it
+            const int32_t E_i = std::max(E, ceil_div(i - N, p.train_length - 1 - N));
+            return { N + ceil_div(i - j - N, E_i), 0 };
+        }
+        case method_stair:         return { N + ceil_div(i - j - N, E), 0 };
+        case method_leaky_rerope:  return { i + N*(E - 1), j, E };
+        case method_self_extend:   return { i/E + N - N/E, j/E };
+        case method_streaming_llm: return { std::min(i, N + p.n_sinks - 1), j };
+        default:                   return { N, 0 };
+    }
+}
+
+int32_t width_fit(const params & p, int32_t n_tokens) {
+    switch (p.method) {
+        case method_stair:
+        case method_leaky_rerope:
+        case method_self_extend: return std::max(1, ceil_div(n_tokens - 1 - p.window, std::max(1, p.train_length - 1 - p.window)));
+        default:                 return 1;
+    }
+}
+
+} // namespace mesa

@@ -27,6 +27,16 @@ int32_t mesa::fail(const std::string & what) {
     return -1;
 }
 
+static const char * const params_is_null = "params is NULL: llama_mesa_default_params makes some";
+
+// false, and the last error is set: NULL
+static bool has(const llama_context * ctx) {
+    if (!ctx) {
+        fail("the context is NULL");
+    }
+    return ctx != nullptr;
+}
+
 static int32_t copy_plan(const mesa::plan & pl, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
     const int32_t n = (int32_t) pl.chunk_starts.size();
 
@@ -59,6 +69,14 @@ llama_mesa_params llama_mesa_default_params(const llama_model * model, int32_t t
 }
 
 llama_mesa_params llama_mesa_method_params(const llama_model * model, int32_t train_length, int32_t method) {
+    if (!mesa::method_name(method)) {
+        fail("there is no method " + std::to_string(method));
+        return {};
+    }
+    if (train_length < 1 && !model) {
+        fail("the model is NULL: give one, or a train_length of 1 token or more");
+        return {};
+    }
     return mesa::to_c(mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train, method));
 }
 
@@ -67,6 +85,10 @@ const char * llama_mesa_method_name(int32_t method) {
 }
 
 const char * llama_mesa_unsupported(const llama_model * model) {
+    if (!model) {
+        fail("the model is NULL");
+        return "there is none: the model is NULL";
+    }
     const auto & hparams = model->hparams;
 
     if (model->arch == LLM_ARCH_WAVTOKENIZER_DEC) {
@@ -127,6 +149,12 @@ static bool is_v_trans(const llama_kv_cache & kv) {
 }
 
 int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params) {
+    if (!has(ctx)) {
+        return -1;
+    }
+    if (!params) {
+        return fail(params_is_null);
+    }
     const auto & model = ctx->get_model();
 
     if (const char * reason = llama_mesa_unsupported(&model)) {
@@ -143,7 +171,7 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
 
     auto m = std::make_shared<llama_mesa>();
     try {
-        m->params = mesa::from_c(*params);
+        m->params_own = m->params = mesa::from_c(*params);
         mesa::validate(m->params);
     } catch (const std::invalid_argument & err) {
         return fail(err.what());
@@ -169,6 +197,20 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
         }
     }
 
+    // what was read with a plan is not what stock llama.cpp would have read, and its keys stand elsewhere
+    const auto before = ctx->get_cparams().mesa;
+    if (before) {
+        if (!sync_state(*ctx, *before)) {
+            return -1;
+        }
+        if (!before->is_plain()) {
+            return fail("the context holds " + std::to_string(before->n_past()) + " tokens that were not read plainly: empty it first");
+        }
+        if (!apply_key_moves(*ctx, *kv, *before)) {
+            return fail("the keys could not be moved back to where they were read: empty the context first");
+        }
+    }
+
     const int32_t n = kv->seq_pos_max(0) + 1;
     if (!cells_in_order(*kv, n)) {
         return fail("the context does not hold one sequence in order: empty it first");
@@ -188,18 +230,24 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
 
     // builds the graphs, which shows how each layer rotates
     if (!ctx->mesa_reserve()) {
-        ctx->set_mesa(nullptr);
+        ctx->set_mesa(before);
         return fail("there is too little memory for the compute buffers");
     }
-    if (std::any_of(m->rope.begin(), m->rope.end(), [](const llama_mesa_rope & rope) { return rope.lossy; })) {
-        ctx->set_mesa(nullptr);
-        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) + "): its keys change after their rotation in a way that cannot be undone");
+    for (const auto & rope : m->rope) {
+        if (rope.problem) {
+            ctx->set_mesa(before);
+            return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) +
+                    "): its keys cannot be rotated on: " + rope.problem);
+        }
     }
 
     return 0;
 }
 
 void llama_mesa_disable(llama_context * ctx) {
+    if (!has(ctx)) {
+        return;
+    }
     if (llama_mesa_enabled(ctx)) {
         ctx->set_mesa(nullptr);
         ctx->get_memory()->clear(true);
@@ -207,11 +255,14 @@ void llama_mesa_disable(llama_context * ctx) {
 }
 
 bool llama_mesa_enabled(const llama_context * ctx) {
-    return ctx->get_cparams().mesa != nullptr;
+    return has(ctx) && ctx->get_cparams().mesa != nullptr;
 }
 
 // null, and the last error is set, if there is none or the cache is not one text from its beginning
 static llama_mesa * get_mesa_synced(llama_context * ctx) {
+    if (!has(ctx)) {
+        return nullptr;
+    }
     llama_mesa * m = ctx->get_cparams().mesa.get();
     if (!m) {
         fail("Mesa-Extrapolation is not enabled on this context");
@@ -283,6 +334,9 @@ int32_t llama_mesa_get_key_pos(llama_context * ctx, int32_t * key_pos, int32_t n
 }
 
 int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens, const uint8_t * breaks, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+    if (!params) {
+        return fail(params_is_null);
+    }
     try {
         const auto p = mesa::from_c(*params);
         mesa::validate(p);
@@ -290,7 +344,7 @@ int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens,
             return fail("a text of " + std::to_string(n_tokens) + " tokens cannot be planned");
         }
         return copy_plan(mesa::make(p, n_tokens, breaks), chunk_starts, n_max, anchor, stair_width);
-    } catch (const std::invalid_argument & err) {
+    } catch (const std::exception & err) { // memory may be short, too
         return fail(err.what());
     }
 }

@@ -34,7 +34,11 @@ void bind_context(py::module_ & m) {
     m.attr("LLAMA_MESA_VERSION") = LLAMA_MESA_VERSION;
 
     m.def("default_params", [](uintptr_t model, int32_t train_length) {
-        return mesa::from_c(llama_mesa_default_params((const llama_model *) model, train_length));
+        const auto c = llama_mesa_default_params((const llama_model *) model, train_length);
+        if (c.train_length == 0) {
+            throw std::invalid_argument(llama_mesa_last_error());
+        }
+        return mesa::from_c(c);
     }, py::arg("model"), py::arg("train_length") = 0);
 
     m.def("unsupported", [](uintptr_t model) -> std::optional<std::string> {

@@ -166,8 +166,7 @@ static bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t *
     return true;
 }
 
-// bring every cached key to where the plan wants it
-static bool apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m) {
+bool mesa::apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m) {
     if (!m.keys_stale) {
         return true;
     }
@@ -370,13 +369,14 @@ void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
     }
 
     if (m_new) {
+        m.params    = m_new->params;
         m.plan      = m_new->plan;
         m.key_pos   = m_new->key_pos;
         m.changes   = m_new->changes;
         m.n_by_hand = m_new->n_by_hand;
     } else {
-        m.plan      = {};
-        m.n_by_hand = 0;
+        m.start_anew();
+        m.plan = {};
         m.changes.clear();
         m.key_pos.resize(n);
         std::iota(m.key_pos.begin(), m.key_pos.end(), 0);

@@ -21,6 +21,9 @@ llama_kv_cache * get_kv_swa(const llama_context & lctx);
 // cell i holds token i, and nothing else is in the cache
 bool cells_in_order(const llama_kv_cache & kv, int32_t n);
 
+// bring every cached key to where the plan wants it
+bool apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m);
+
 // roll the state back to what is left in the cache; false, and the last error is set: something else than the end of the text is gone
 bool sync_state(const llama_context & lctx, llama_mesa & m);
 

@@ -347,7 +347,13 @@ static ggml_tensor * build_attn_rules(
 
     const int32_t divisor = inp_mesa->divisor;
 
-    const auto move = [&](ggml_tensor * t, ggml_tensor * delta, ggml_tensor * pos) {
+    // a norm after the rotation has weights of its own for queries
+    const auto q_rope = find_rope(q);
+    if (q_rope.problem) {
+        gctx.cparams.mesa->rope[il].problem = q_rope.problem; // told when Mesa is enabled
+    }
+
+    const auto move = [&](const llama_mesa_rope & rope, ggml_tensor * t, ggml_tensor * delta, ggml_tensor * pos) {
         t = rope_move(ctx0, rope, t, delta);
         return divisor > 1 ? rope_move(ctx0, rope, t, pos, divisor) : t;
     };
@@ -358,8 +364,8 @@ static ggml_tensor * build_attn_rules(
 
     ggml_tensor * kq_b = nullptr;
     if (rope.rotates) {
-        ggml_tensor * q_far = move(q, inp_mesa->rule.q_delta, inp_mesa->rule.q_pos);
-        ggml_tensor * k_far = move(k, inp_mesa->rule.k_delta, inp_mesa->rule.k_pos);
+        ggml_tensor * q_far = move(q_rope, q, inp_mesa->rule.q_delta, inp_mesa->rule.q_pos);
+        ggml_tensor * k_far = move(rope, k, inp_mesa->rule.k_delta, inp_mesa->rule.k_pos);
 
         if (inp_mesa->g.n_rules == 1) {
             q = q_far;
@@ -579,6 +585,9 @@ ggml_tensor * llama_mesa_build_attn(
         // as trained: a window over the tokens in front, at their logical positions
         const auto to_logical = [&](ggml_tensor *& t) {
             const auto rope = find_rope(t);
+            if (rope.problem) {
+                gctx.cparams.mesa->rope[il].problem = rope.problem; // of a query: told when Mesa is enabled
+            }
             if (rope.rotates) {
                 t = rope_move(gctx.ctx0, rope, t, inp->mesa->swa_delta);
             }
@@ -595,6 +604,32 @@ ggml_tensor * llama_mesa_build_attn(
     const mesa_cache cache = { inp->mctx->get_base(), inp->self_k_idxs, inp->self_v_idxs, inp->self_k_rot, inp->self_v_rot };
 
     return build_attn(gctx, inp->mesa, cache, q_cur, k_cur, v_cur, kq_b, sinks, kq_scale, il);
+}
+
+// What a layer gets beyond the stock graph, counted from the functions above; a rotation (rope_move) is 3 nodes at most (a norm's
+// weight divided out, ROPE, multiplied in again), and so is a rotation of the cache (llama_mul_mat_hadamard: reshape, product, reshape).
+//
+//   queries scaled                                                                                             1
+//   read in its chunk (build_attn)
+//       keys rotated to where they stand                                                                       3
+//       of a layer without keys: the view that its cache is known by                                           1
+//       cached keys: view, rows (view, GET_ROWS, reshape), cache rotation, rotation                           10
+//       cached values: view, two ranges (view, transpose, CPY), CONCAT, reshape, cache rotation               12
+//       fresh ones behind them: CONCAT of keys, of values                                                      2
+//                                                                                                             29
+//   or read by rules (build_attn_rules)
+//       keys and values of the cache: as f32, cache rotation of keys                                           5
+//       queries and keys rotated, by way of 0                                                                 12
+//       the scores of both: 2 permutes and a product each; their difference where it counts (SUB, MUL)         8
+//       softmax instead of flash attention: product, added bias, cap (3), SOFT_MAX, product, CONT              8
+//                                                                                                             34
+//   or a sliding-window layer: queries and keys rotated                                                        6
+//
+// Graphs that move keys have 12 nodes a layer, and stock graphs far more. tests/test_graph_size.py counts.
+static const uint32_t n_nodes_layer = 40;
+
+uint32_t llama_mesa_n_nodes_max(uint32_t n_layer) {
+    return n_nodes_layer*n_layer;
 }
 
 llama_mesa_woven::llama_mesa_woven(const llama_mesa * m, const llama_ubatch *& ubatch) {

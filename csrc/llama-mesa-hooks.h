@@ -38,6 +38,9 @@ void             llama_mesa_ubatch_end  (      llama_mesa & m, const llama_ubatc
 // llama_context::graph_reserve: the largest graph against the whole cache, or of a ubatch that is read in its chunk alone (window)
 llama_mesa_graph llama_mesa_graph_reserve(const llama_mesa & m, bool window, uint32_t n_ctx);
 
+// llama_context::graph_max_nodes: how many nodes Mesa adds to the graph of a model at most
+uint32_t llama_mesa_n_nodes_max(uint32_t n_layer);
+
 // llm_graph_context::build_attn_inp_kv*: the inputs of the Mesa part of the graph; null where the graph is stock llama.cpp's
 llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, const llama_kv_cache_context * mctx);
 

@@ -9,7 +9,8 @@
 //     llama_decode(ctx, batch); ...                    // in batches of any size
 //     llama_decode(ctx, batch_of_one_token); ...       // generation: the anchor follows by itself
 //
-// Functions that can fail return a negative number; llama_mesa_last_error() then says why. None of them aborts.
+// Functions that can fail return a negative number; llama_mesa_last_error() then says why. None of them aborts, and NULL for a
+// model, a context or params is an error like others.
 
 #ifndef LLAMA_MESA_H
 #define LLAMA_MESA_H
@@ -61,17 +62,17 @@ LLAMA_API int32_t llama_mesa_version(void);
 LLAMA_API const char * llama_mesa_last_error (void);
 LLAMA_API void         llama_mesa_clear_error(void);
 
-// params that suit a model trained at train_length tokens; train_length 0: the model's own
+// params that suit a model trained at train_length tokens; train_length 0: the model's own. All of them 0 if that is impossible
 LLAMA_API struct llama_mesa_params llama_mesa_default_params(const struct llama_model * model, int32_t train_length);
 
 // the same for another method, and its name; NULL: there is no such method
 LLAMA_API struct llama_mesa_params llama_mesa_method_params(const struct llama_model * model, int32_t train_length, int32_t method);
 LLAMA_API const char * llama_mesa_method_name(int32_t method);
 
-// NULL if the model can be read with Mesa, else the reason why it cannot
+// NULL if the model can be read with Mesa, else the reason why it cannot; a NULL model has one, too
 LLAMA_API const char * llama_mesa_unsupported(const struct llama_model * model);
 
-// 0 on success. The tokens in the context, if any, count as read plainly.
+// 0 on success. Tokens in the context count as read plainly; on a context that is enabled already they must have been.
 LLAMA_API int32_t llama_mesa_enable (struct llama_context * ctx, const struct llama_mesa_params * params);
 
 // back to stock llama.cpp; the context is emptied

@@ -3,6 +3,7 @@
 #include "arithmetic.h"
 
 #include <algorithm>
+#include <cstdio>
 
 namespace mesa {
 
@@ -91,8 +92,8 @@ void validate(const params & p) {
     if (p.stair_bias > 0.0f && p.method != method_mesa) {
         invalid(std::string("stair_bias is for the method mesa: ") + method_name(p.method) + " has none");
     }
-    if (p.method != method_mesa && p.method != method_star) {
-        const int32_t n_sinks = p.method == method_lm_infinite || p.method == method_streaming_llm ? p.n_sinks : 0;
+    if (p.windowed()) {
+        const int32_t n_sinks = p.forgets() ? p.n_sinks : 0;
         if (n_sinks < 0) {
             invalid("n_sinks is " + str(n_sinks) + ": it must be 0 or more");
         }
@@ -108,6 +109,46 @@ void validate(const params & p) {
         invalid("first_chunk + last_chunk + room is " + std::to_string((int64_t) p.first_chunk + p.last_chunk + p.room) + ", which leaves nothing of train_length (" +
                 str(p.train_length) + ") to the stair; make last_chunk smaller");
     }
+}
+
+difference find_difference(const params & a, const params & b) {
+    const auto integer = [](int32_t v) { return str(v); };
+    const auto on_off  = [](bool v) { return std::string(v ? "on" : "off"); };
+    const auto real    = [](float v) {
+        char text[32];
+        snprintf(text, sizeof(text), "%.9g", v); // all of it: two that differ read differently
+        return std::string(text);
+    };
+    const auto name = [](int32_t method) {
+        const char * res = method_name(method);
+        return std::string(res ? res : "unknown");
+    };
+
+    if (a.train_length != b.train_length) {
+        return { "train_length", integer(a.train_length), integer(b.train_length) };
+    }
+    if (a.method != b.method) {
+        return { "method", name(a.method), name(b.method) };
+    }
+    if (a.log_scaling != b.log_scaling) {
+        return { "log_scaling", on_off(a.log_scaling), on_off(b.log_scaling) };
+    }
+    if (a.log_scaling && a.n_unscaled() != b.n_unscaled()) {
+        return { "log_length", integer(a.n_unscaled()), integer(b.n_unscaled()) };
+    }
+    if (a.stair_bias != b.stair_bias) {
+        return { "stair_bias", real(a.stair_bias), real(b.stair_bias) };
+    }
+    if (a.chunked() && a.last_chunk != b.last_chunk) { // how far the bias reaches, and where the anchor stops
+        return { "last_chunk", integer(a.last_chunk), integer(b.last_chunk) };
+    }
+    if (a.windowed() && a.window != b.window) {
+        return { "window", integer(a.window), integer(b.window) };
+    }
+    if (a.forgets() && a.n_sinks != b.n_sinks) {
+        return { "n_sinks", integer(a.n_sinks), integer(b.n_sinks) };
+    }
+    return {};
 }
 
 } // namespace mesa

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace mesa {
 
@@ -47,6 +48,12 @@ struct params {
     // the scale of queries is 1 for the first tokens, this many
     int32_t n_unscaled() const { return log_length > 0 ? log_length : train_length; }
 
+    // true distances go up to a window
+    bool windowed() const { return method != method_mesa && method != method_star; }
+
+    // tokens between the first ones and the window are forgotten
+    bool forgets() const { return method == method_lm_infinite || method == method_streaming_llm; }
+
     // distances are woven for each query by itself
     bool exact() const { return method == method_mesa_exact || method == method_stair; }
 };
@@ -56,5 +63,15 @@ params params_default(int32_t train_length, int32_t method = method_mesa);
 
 // Throw std::invalid_argument that says what is wrong and what to do.
 void validate(const params & p);
+
+// A number by which a token is read and that a and b do not share, with its two values; null: they read alike.
+// Not among them: what only decides the plans of texts that follow (first_chunk, chunk, room, stair_width).
+struct difference {
+    const char * name = nullptr;
+    std::string  a;
+    std::string  b;
+};
+
+difference find_difference(const params & a, const params & b);
 
 } // namespace mesa

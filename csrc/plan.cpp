@@ -177,11 +177,12 @@ bool fits(const params & p, const plan & pl, int32_t n_tokens) {
     }
 }
 
-static plan make_width(const params & p, const plan & old, int32_t n_tokens) {
+// note: as with chunks, a fixed E must fit the tokens that are there; only one that is chosen here leaves them room
+static plan make_width(const params & p, const plan & old, int32_t n_tokens, int32_t room) {
     plan pl = old;
 
-    const int32_t e_fit = width_fit(p, n_tokens);
-    if (p.stair_width > 0 && p.stair_width < e_fit) {
+    const int32_t e_fit = width_fit(p, (int64_t) n_tokens + room);
+    if (p.stair_width > 0 && p.stair_width < width_fit(p, n_tokens)) {
         invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) + " tokens: use " + str(e_fit) + " or more, or \"auto\"");
     }
     pl.stair_width = std::max(old.stair_width, p.stair_width > 0 ? p.stair_width : e_fit);
@@ -193,7 +194,7 @@ plan make(const params & p, int32_t n_tokens, const uint8_t * breaks) {
         return {};
     }
     if (!p.chunked()) {
-        return make_width(p, {}, n_tokens + p.room);
+        return make_width(p, {}, n_tokens, p.room);
     }
     return make_from(p, { 0, p.first_chunk }, 0, n_tokens, breaks);
 }
@@ -203,7 +204,7 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
         return make(p, n_tokens, breaks);
     }
     if (!p.chunked()) {
-        return fits(p, old, n_tokens) ? old : make_width(p, old, n_tokens + p.room);
+        return fits(p, old, n_tokens) ? old : make_width(p, old, n_tokens, p.room);
     }
 
     if (n_past >= old.last_start()) {
@@ -251,7 +252,7 @@ plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_token
         return pl;
     }
     if (!p.chunked()) {
-        return make_width(p, old, n_tokens + n_tokens/4); // seldom
+        return make_width(p, old, n_tokens, n_tokens/4); // seldom
     }
 
     // as far forward as leaves last_chunk tokens at unit distance, in steps of E: no key on the stair moves

@@ -9,7 +9,14 @@
 
 namespace mesa {
 
+// of the model: it outlives the graph that it was found in
+static bool is_weight(const ggml_tensor * t) {
+    return t->op == GGML_OP_NONE && !(t->flags & GGML_TENSOR_FLAG_INPUT);
+}
+
 llama_mesa_rope find_rope(const ggml_tensor * t, llama_mesa_rope res, int32_t offset) {
+    const char * cannot_undo = "they change after their rotation in a way that cannot be undone";
+
     for (; t; t = t->src[0]) {
         switch (t->op) {
             case GGML_OP_ROPE:
@@ -17,6 +24,9 @@ llama_mesa_rope find_rope(const ggml_tensor * t, llama_mesa_rope res, int32_t of
                 memcpy(res.op_params, t->op_params, sizeof(res.op_params));
                 res.op_params[15] += offset; // see ggml_rope_set_offset
                 res.factors = t->src[2];
+                if (res.factors && !is_weight(res.factors)) {
+                    res.problem = "their rotation has frequency factors that are computed anew for every batch";
+                }
                 return res;
             case GGML_OP_CONCAT:
                 if (t->op_params[0] == 0) { // some dimensions of a head rotate, others do not
@@ -26,13 +36,15 @@ llama_mesa_rope find_rope(const ggml_tensor * t, llama_mesa_rope res, int32_t of
                 break;
             case GGML_OP_MUL:
                 if (t->src[1]->ne[0] > 1) { // a norm's weight, or values of its own for each token
-                    res.lossy  = res.lossy || res.weight || t->src[1]->op != GGML_OP_NONE || ggml_nrows(t->src[1]) > 1;
+                    if (res.weight || !is_weight(t->src[1]) || ggml_nrows(t->src[1]) > 1) {
+                        res.problem = cannot_undo;
+                    }
                     res.weight = t->src[1];
                 }
                 break;
             case GGML_OP_ADD:
             case GGML_OP_NORM:
-                res.lossy = true;
+                res.problem = cannot_undo;
                 break;
             // a rotation commutes with these
             case GGML_OP_CONT:

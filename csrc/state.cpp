@@ -27,8 +27,19 @@ void llama_mesa::roll_back(int32_t n_past_new) {
     }
     key_pos.resize(n_past_new);
     if (n_past_new == 0) {
-        n_by_hand = 0;
+        start_anew();
     }
+}
+
+void llama_mesa::start_anew() {
+    n_by_hand = 0;
+    params    = params_own;
+}
+
+bool llama_mesa::is_plain() const {
+    const int32_t n = n_past();
+
+    return plan == mesa::plan() && (n == 0 || (mesa::all_true(params, plan, n - 1) && !(params.log_scaling && n > params.n_unscaled())));
 }
 
 void llama_mesa::drop_unread() {
@@ -38,7 +49,7 @@ void llama_mesa::drop_unread() {
         keys_stale = true;
     }
     if (n_past() == 0) {
-        n_by_hand = 0;
+        start_anew();
     }
 }
 
@@ -131,7 +142,7 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
 //
 
 static const uint32_t MESA_STATE_MAGIC   = 0x4153454d; // "MESA"
-static const uint32_t MESA_STATE_VERSION = 4;
+static const uint32_t MESA_STATE_VERSION = 5;
 
 // FNV-1a
 static uint64_t checksum(const uint8_t * data, size_t size) {
@@ -157,6 +168,20 @@ struct writer {
     void vec(const std::vector<int32_t> & v) {
         i32((int32_t) v.size());
         raw(v.data(), v.size()*sizeof(int32_t));
+    }
+    void params(const mesa::params & p) {
+        i32(p.train_length);
+        i32(p.method);
+        i32(p.log_scaling ? 1 : 0);
+        i32(p.n_unscaled());
+        f32(p.stair_bias);
+        i32(p.last_chunk);
+        i32(p.window);
+        i32(p.n_sinks);
+        i32(p.first_chunk);
+        i32(p.chunk);
+        i32(p.stair_width);
+        i32(p.room);
     }
     void plan(const mesa::plan & pl) {
         vec(pl.chunk_starts);
@@ -191,6 +216,22 @@ struct reader {
         raw(v.data(), v.size()*sizeof(int32_t));
         return v;
     }
+    mesa::params params() {
+        mesa::params p;
+        p.train_length = i32();
+        p.method       = i32();
+        p.log_scaling  = i32() != 0;
+        p.log_length   = i32();
+        p.stair_bias   = f32();
+        p.last_chunk   = i32();
+        p.window       = i32();
+        p.n_sinks      = i32();
+        p.first_chunk  = i32();
+        p.chunk        = i32();
+        p.stair_width  = i32();
+        p.room         = i32();
+        return p;
+    }
     mesa::plan plan() {
         mesa::plan pl;
         pl.chunk_starts = vec();
@@ -213,11 +254,7 @@ struct reader {
 std::vector<uint8_t> llama_mesa_pack(const llama_mesa & m) {
     writer w;
 
-    w.i32(m.params.train_length);
-    w.i32(m.params.log_scaling ? 1 : 0);
-    w.i32(m.params.n_unscaled());
-    w.f32(m.params.stair_bias);
-    w.i32(m.params.method);
+    w.params(m.params);
     w.i32(m.n_by_hand);
     w.plan(m.plan);
     w.vec(m.key_pos);
@@ -250,30 +287,18 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
         throw std::runtime_error("the Mesa part of the state is damaged: wrong checksum");
     }
 
-    const int32_t train_length = r.i32();
-    if (train_length != m.params.train_length) {
-        throw std::runtime_error("the state was saved with train_length " + std::to_string(train_length) + ", this context has " + std::to_string(m.params.train_length));
-    }
-    const bool log_scaling = r.i32() != 0;
-    if (log_scaling != m.params.log_scaling) {
-        throw std::runtime_error(std::string("the state was saved with log_scaling ") + (log_scaling ? "on" : "off") + ", this context has it " + (m.params.log_scaling ? "on" : "off"));
-    }
-    const int32_t log_length = r.i32();
-    if (log_scaling && log_length != m.params.n_unscaled()) {
-        throw std::runtime_error("the state was saved with log_length " + std::to_string(log_length) + ", this context has " + std::to_string(m.params.n_unscaled()));
-    }
-    const float stair_bias = r.f32();
-    if (stair_bias != m.params.stair_bias) {
-        throw std::runtime_error("the state was saved with stair_bias " + std::to_string(stair_bias) + ", this context has " + std::to_string(m.params.stair_bias));
-    }
-
-    const int32_t method = r.i32();
-    if (method != m.params.method) {
-        const char * name = mesa::method_name(method);
-        throw std::runtime_error(std::string("the state was saved with method ") + (name ? name : "unknown") + ", this context has " + mesa::method_name(m.params.method));
-    }
-
     llama_mesa res;
+    res.params = r.params();
+
+    if (const auto diff = mesa::find_difference(res.params, m.params_own); diff.name) {
+        throw std::runtime_error(std::string("the state was saved with ") + diff.name + " " + diff.a + ", this context has " + diff.b);
+    }
+    try {
+        mesa::validate(res.params);
+    } catch (const std::invalid_argument & err) {
+        throw std::runtime_error(std::string("the Mesa part of the state is damaged: ") + err.what());
+    }
+
     res.n_by_hand = r.i32();
     res.plan    = r.plan();
     res.key_pos = r.vec();
@@ -293,8 +318,12 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
         throw std::runtime_error("the Mesa part of the state is damaged: bytes are left over");
     }
 
+    m.params    = res.params;
     m.plan      = std::move(res.plan);
     m.key_pos   = std::move(res.key_pos);
     m.changes   = std::move(res.changes);
     m.n_by_hand = res.n_by_hand;
+    if (m.n_past() == 0) {
+        m.start_anew();
+    }
 }

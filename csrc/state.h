@@ -18,11 +18,12 @@ struct llama_mesa_rope {
     int32_t       op_params[16] = {};
     ggml_tensor * factors       = nullptr;
     ggml_tensor * weight        = nullptr; // of a norm that comes after the rotation
-    bool          lossy         = false;   // something comes after the rotation that cannot be undone
+    const char *  problem       = nullptr; // why the keys cannot be rotated on
 };
 
 struct llama_mesa {
-    mesa::params params;
+    mesa::params params_own; // the context's
+    mesa::params params;     // by which this text is read and goes on: after a state was loaded, those that it was saved with
     mesa::plan   plan;
 
     // position at which the key of each token read so far stands in the cache [n_past]
@@ -55,10 +56,16 @@ struct llama_mesa {
 
     int32_t n_past() const { return (int32_t) key_pos.size(); }
 
+    // all tokens were read as stock llama.cpp reads them, and the plan goes on like that
+    bool is_plain() const;
+
     void set_plan(mesa::plan plan_new);
 
     // forget all tokens from n_past on, and every change of plan that was made for them
     void roll_back(int32_t n_past_new);
+
+    // nothing is read: what a text that is gone has left does not hold for the next one
+    void start_anew();
 
     // forget the changes of plan after which no token was read
     void drop_unread();

@@ -24,7 +24,7 @@ bool is_far(const params & p, int32_t i, int32_t j) {
 }
 
 bool is_kept(const params & p, int32_t i, int32_t j) {
-    if (p.method == method_lm_infinite || p.method == method_streaming_llm) {
+    if (p.forgets()) {
         return j < p.n_sinks || !is_far(p, i, j);
     }
     return true;
@@ -48,11 +48,14 @@ woven weave(const params & p, const plan & pl, int32_t i, int32_t j) {
     }
 }
 
-int32_t width_fit(const params & p, int32_t n_tokens) {
+int32_t width_fit(const params & p, int64_t n_tokens) {
     switch (p.method) {
         case method_stair:
         case method_leaky_rerope:
-        case method_self_extend: return std::max(1, ceil_div(n_tokens - 1 - p.window, std::max(1, p.train_length - 1 - p.window)));
+        case method_self_extend: {
+            const int64_t n_far = std::min<int64_t>(INT32_MAX, n_tokens - 1 - p.window);
+            return std::max(1, ceil_div((int32_t) n_far, std::max(1, p.train_length - 1 - p.window)));
+        }
         default:                 return 1;
     }
 }

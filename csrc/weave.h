@@ -29,6 +29,6 @@ bool is_kept(const params & p, int32_t i, int32_t j);
 woven weave(const params & p, const plan & pl, int32_t i, int32_t j);
 
 // smallest E that takes n_tokens tokens into the trained range, for methods without an anchor
-int32_t width_fit(const params & p, int32_t n_tokens);
+int32_t width_fit(const params & p, int64_t n_tokens);
 
 } // namespace mesa

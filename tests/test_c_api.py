@@ -321,6 +321,37 @@ def test_supported_models(context: Context) -> None:
     assert context.lib.llama_mesa_unsupported(context.model) == context.ffi.NULL
 
 
+NULL_CALLS = {
+    "default_params": lambda lib, null, ctx, p: lib.llama_mesa_default_params(null, 0).train_length == 0,
+    "method_params": lambda lib, null, ctx, p: lib.llama_mesa_method_params(null, -1, 4).train_length == 0,
+    "method_params, no method": lambda lib, null, ctx, p: lib.llama_mesa_method_params(null, 128, 99).train_length == 0,
+    "unsupported": lambda lib, null, ctx, p: lib.llama_mesa_unsupported(null) != null,
+    "enable, no context": lambda lib, null, ctx, p: lib.llama_mesa_enable(null, p) < 0,
+    "enable, no params": lambda lib, null, ctx, p: lib.llama_mesa_enable(ctx, null) < 0,
+    "enabled": lambda lib, null, ctx, p: lib.llama_mesa_enabled(null) is False,
+    "disable": lambda lib, null, ctx, p: lib.llama_mesa_disable(null) is None,
+    "prompt": lambda lib, null, ctx, p: lib.llama_mesa_prompt(null, 5, null) < 0,
+    "set_plan": lambda lib, null, ctx, p: lib.llama_mesa_set_plan(null, null, 0, 0, 1, 5) < 0,
+    "get_plan": lambda lib, null, ctx, p: lib.llama_mesa_get_plan(null, null, 0, null, null) < 0,
+    "get_key_pos": lambda lib, null, ctx, p: lib.llama_mesa_get_key_pos(null, null, 0) < 0,
+    "make_plan": lambda lib, null, ctx, p: lib.llama_mesa_make_plan(null, 5, null, null, 0, null, null) < 0,
+}
+
+
+@pytest.mark.parametrize("name", NULL_CALLS)
+def test_null_is_an_error(context: Context, name: str) -> None:
+    context.lib.llama_mesa_clear_error()
+    assert NULL_CALLS[name](context.lib, context.ffi.NULL, context.ctx, context.params())
+    assert re.search("NULL|there is no method 99", context.error())
+    assert not context.lib.llama_mesa_enabled(context.ctx)
+
+
+def test_every_pointer_of_the_header_is_tried_as_null() -> None:
+    """Functions that take a model, a context or params."""
+    taking = re.findall(r"llama_mesa_(\w+)\s*\([^)]*struct", declarations())
+    assert set(taking) == {name.split(",")[0] for name in NULL_CALLS}
+
+
 def test_a_context_for_several_sequences(ffi: FFI, lib: Any, model_path: ModelPath) -> None:
     context = Context(ffi, lib, model_path("llama"), n_seq_max=2)
     assert context.enable() < 0
@@ -332,6 +363,67 @@ def test_enable_after_a_long_text(context: Context) -> None:
     assert context.decode(LONG, 0) == 0
     assert context.enable() < 0
     assert "350 tokens already, more than train_length" in context.error()
+
+
+@pytest.mark.parametrize("keep", [5, 20, 60, 100, 128])
+def test_enable_again_after_a_roll_back(context: Context, keep: int) -> None:
+    """What is left of a text that was read in chunks was not read plainly: its keys stand on the stair."""
+    context.enable()
+    context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL)
+    assert context.decode(LONG, 0) == 0
+    plan = context.plan()
+    assert context.lib.llama_memory_seq_rm(context.memory, 0, keep, -1)
+    assert context.enable(room=20) < 0
+    assert "were not read plainly: empty it first" in context.error()
+    assert context.plan() == plan  # and goes on
+    assert context.decode(LONG[keep:], keep) == 0
+    context.lib.llama_memory_clear(context.memory, True)
+    assert context.enable(room=20) == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "n", "refused"),
+    [
+        ({}, 128, False),
+        (dict(log_length=64), 64, False),
+        (dict(log_length=64), 65, True),  # the last query was scaled
+        (dict(method=4, window=48), 48, False),
+        (dict(method=4, window=48), 49, True),  # rerope weaves from its window on
+        (dict(method=3, window=48), 128, False),  # stair does where the text is longer than T
+    ],
+)
+def test_enable_again_after_a_short_text(context: Context, first: dict[str, int], n: int, refused: bool) -> None:
+    """Logits as if it had been enabled once, or an error."""
+    assert context.enable(**first) == 0, context.error()
+    assert context.decode(LONG[:n], 0) == 0
+    if refused:
+        assert context.enable() < 0
+        assert "were not read plainly" in context.error()
+        return
+    assert context.enable() == 0
+    assert context.decode(REST[:1], n) == 0
+    logits = context.logits(1)
+    context.lib.llama_memory_clear(context.memory, True)
+    assert context.decode(LONG[:n], 0) == 0
+    assert context.decode(REST[:1], n) == 0
+    assert np.abs(context.logits(1) - logits).max() <= 1e-4
+
+
+def test_enable_again_after_the_anchor_moved_back(context: Context) -> None:
+    """A short text, generation past T, and back: the keys are on the stair until they are moved back."""
+    context.enable()
+    assert context.decode(LONG[:120], 0) == 0
+    for i, token in enumerate(LONG[120:160]):
+        assert context.decode([token], 120 + i) == 0
+    assert context.plan()[1] > 0
+    assert context.lib.llama_memory_seq_rm(context.memory, 0, 120, -1)
+    assert context.enable() == 0
+    assert context.decode(LONG[120:121], 120) == 0
+    logits = context.logits(1)
+    context.lib.llama_memory_clear(context.memory, True)
+    assert context.decode(LONG[:120], 0) == 0
+    assert context.decode(LONG[120:121], 120) == 0
+    assert np.abs(context.logits(1) - logits).max() <= 1e-4
 
 
 def test_not_enabled(context: Context) -> None:

@@ -385,6 +385,34 @@ def test_options_are_all_documented() -> None:
         assert f"{field.name}:" in (MesaConfig.__doc__ or "")
 
 
+@pytest.mark.parametrize("method", ["mesa", "mesa-exact", "stair", "leaky-rerope", "self-extend"])
+def test_a_fixed_stair_width_must_fit_the_text_and_no_more(method: str) -> None:
+    """Alike with and without chunks: room for generation is what "auto" leaves, not what a text needs."""
+    options: dict[str, Any] = dict(method=method, last_chunk=64, room=100) if method.startswith("mesa") else dict(method=method, room=100)
+    refused = []
+    for n in range(513, 3000, 7):
+        try:
+            plan = MesaConfig(**options, stair_width=4).make_plan(n, 512)
+        except ConfigError as err:
+            assert f"stair_width 4 is too small for {n} tokens" in str(err)  # noqa: PT017
+            refused.append(n)
+        else:
+            assert plan.stair_width == 4
+            assert not refused, f"{n} tokens fit, {refused[-1]} do not"
+    # by definition: the longest text whose distances stay below T
+    window = 256
+    longest = window + 4 * (511 - window) + 1 if not method.startswith("mesa") else None
+    assert refused
+    if longest:
+        assert refused[0] - 7 <= longest < refused[0]
+
+
+def test_lengths_near_the_largest_number_do_not_overflow() -> None:
+    for method in ("stair", "rerope", "leaky-rerope", "self-extend", "lm-infinite"):
+        width = MesaConfig(method=method).make_plan(2**31 - 1, 512).stair_width
+        assert width == 1 if method in ("rerope", "lm-infinite") else width > 2**31 // 256
+
+
 # Arrays and objects.
 
 

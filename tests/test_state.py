@@ -407,6 +407,7 @@ FOREIGN = {
     "no log scaling": (KIND, dict(mesa=replace(SMALL, log_scaling=False))),
     "a stair bias": (KIND, dict(mesa=replace(SMALL, stair_bias=0.5))),
     "queries scaled from elsewhere on": (KIND, dict(mesa=replace(SMALL, log_length=256))),
+    "another reach of the bias": (KIND, dict(mesa=replace(SMALL, last_chunk=31))),
     "another KV type": (KIND, dict(kv=Q8_0, flash=True)),
     "another V layout": (KIND, dict(flash=True)),
     "another head size": ("llama", {}),
@@ -427,6 +428,59 @@ def test_foreign_states_are_refused(model_path: ModelPath, open_llama: Opener, f
         llm.load_state(source.save_state())
     llm.reset()
     assert np.array_equal(read(llm, OTHER), expected)
+
+
+METHOD_FIELDS = [
+    ("rerope", dict(window=48), dict(window=40), "window 48, this context has 40"),
+    ("lm-infinite", dict(window=48, n_sinks=4), dict(window=48, n_sinks=3), "n_sinks 4, this context has 3"),
+    ("streaming-llm", dict(window=48, n_sinks=4), dict(window=40, n_sinks=4), "window 48, this context has 40"),
+    ("mesa-exact", dict(window=32, last_chunk=32, room=16), dict(window=30, last_chunk=32, room=16), "window 32, this context has 30"),
+    ("mesa", dict(last_chunk=32, room=16), dict(last_chunk=33, room=16), "last_chunk 32, this context has 33"),
+    ("star", dict(last_chunk=32, room=16), dict(last_chunk=33, room=16), "last_chunk 32, this context has 33"),
+    ("mesa", dict(stair_bias=0.5), dict(stair_bias=0.50001), "stair_bias 0.5, this context has 0.5000"),
+]
+
+
+@pytest.mark.parametrize(("method", "saved", "own", "reason"), METHOD_FIELDS)
+def test_what_a_token_is_read_by_must_be_the_same(
+    model_path: ModelPath, open_llama: Opener, method: str, saved: dict[str, Any], own: dict[str, Any], reason: str
+) -> None:
+    source = open_llama(model_path(KIND), MesaConfig(method=method, **saved))
+    read(source, LONG)
+    llm = open_llama(model_path(KIND), MesaConfig(method=method, **own))
+    with pytest.raises(MesaError, match=reason):
+        llm.load_state(source.save_state())
+
+
+@pytest.mark.parametrize("unused", [dict(window=40), dict(n_sinks=2), dict(log_scaling=False, log_length=99)])
+def test_what_the_method_does_not_read_may_differ(model_path: ModelPath, open_llama: Opener, unused: dict[str, Any]) -> None:
+    same = replace(SMALL, log_scaling=False)
+    source, llm = open_llama(model_path(KIND), same), open_llama(model_path(KIND), replace(same, **unused))
+    read(source, LONG)
+    llm.load_state(source.save_state())
+    assert np.array_equal(read_singly(llm, REST), read_singly(source, REST))
+
+
+@pytest.mark.parametrize("other", [dict(first_chunk=20), dict(chunk=50), dict(room=4), dict(stair_width=9)])
+def test_a_conversation_goes_on_by_its_own_numbers(model_path: ModelPath, open_llama: Opener, other: dict[str, Any]) -> None:
+    """Those that plans are made from travel with the state, until the context is empty: moves of the anchor, texts that follow."""
+    source, llm, fresh = (open_llama(model_path(KIND), config, n_ctx=1024) for config in (SMALL, replace(SMALL, **other), replace(SMALL, **other)))
+    read(source, LONG)
+    llm.load_state(source.save_state())
+    assert np.array_equal(read_singly(llm, REST), read_singly(source, REST))
+    more = random_tokens(300, seed=9)
+    again = llm.save_state()
+    assert np.array_equal(read(llm, more), read(source, more))
+    assert llm.plan() == source.plan()
+    for empty in (True, False):
+        llm.load_state(again)
+        if empty:
+            llm.reset()
+        else:
+            llm.n_tokens = 0
+        fresh.reset()
+        assert np.array_equal(read(llm, LONG), read(fresh, LONG))
+        assert llm.plan() == fresh.plan()
 
 
 def test_a_state_of_a_larger_context_is_refused(model_path: ModelPath, open_llama: Opener) -> None:

@@ -1,6 +1,7 @@
 // Plans, positions and masks as NumPy arrays.
 
 #include "bind.h"
+#include "mask.h"
 #include "plan.h"
 
 #include <stdexcept>
@@ -64,6 +65,22 @@ static mesa::plan make_checked(std::vector<int32_t> chunk_starts, int32_t anchor
         throw std::invalid_argument("anchor is " + std::to_string(anchor) + ": it must be 0 or more");
     }
     return pl;
+}
+
+// the mask of a text, [query, key]
+template <typename T>
+static py::array_t<T> mask_rows(const mesa::params & p, const mesa::plan & pl, int32_t n_tokens, bool alibi, T (*cast)(float)) {
+    check_n(n_tokens);
+    py::array_t<T> res({ n_tokens, n_tokens });
+    T * data = res.mutable_data();
+    {
+        py::gil_scoped_release release;
+        const mesa::mask<T> mask(p, pl, alibi, cast);
+        for (int64_t i = 0; i < n_tokens; ++i) {
+            mask.row((int32_t) i, 0, n_tokens, data + i*n_tokens);
+        }
+    }
+    return res;
 }
 
 static int32_t to_method(const std::string & name) {
@@ -147,19 +164,12 @@ void bind_plan(py::module_ & m) {
             return map_range(start, stop, [&](int32_t i) { return mesa::chunk_pos(pl, i); });
         }, py::arg("start"), py::arg("stop"))
         .def("mask", [](const mesa::plan & pl, int32_t n_tokens) {
-            check_n(n_tokens);
-            py::array_t<bool> res({ n_tokens, n_tokens });
-            bool * data = res.mutable_data();
-            {
-                py::gil_scoped_release release;
-                for (int64_t i = 0; i < n_tokens; ++i) {
-                    for (int64_t j = 0; j < n_tokens; ++j) {
-                        data[i*n_tokens + j] = mesa::visible(pl, (int32_t) i, (int32_t) j);
-                    }
-                }
-            }
-            return res;
+            return mask_rows<bool>({}, pl, n_tokens, false, [](float v) { return v == 0.0f; });
         }, py::arg("n_tokens"));
+
+    m.def("mask", [](const mesa::params & p, const mesa::plan & pl, int32_t n_tokens, bool alibi) {
+        return mask_rows<float>(p, pl, n_tokens, alibi, [](float v) { return v; });
+    }, py::arg("params"), py::arg("plan"), py::arg("n_tokens"), py::arg("alibi") = false);
 
     m.def("make_plan", [](const mesa::params & p, int32_t n_tokens, const breaks_arg & breaks) {
         check_n(n_tokens);

@@ -273,6 +273,12 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
         }
     }
 
+    if (!lctx.get_cparams().causal_attn && m.plan != mesa::plan()) {
+        fail("what is read by a plan is read causally: llama_set_causal_attn(ctx, true)");
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
+        return false;
+    }
+
     return apply_key_moves(lctx, kv, m);
 }
 

@@ -1,6 +1,7 @@
 // What Mesa adds to the graphs of llama.cpp: its inputs, and the attention of a ubatch that is read in its chunk alone.
 
 #include "llama-mesa-hooks.h"
+#include "mask.h"
 #include "rope.h"
 #include "state.h"
 #include "weave.h"
@@ -13,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <type_traits>
 
 using namespace mesa;
 
@@ -65,45 +67,40 @@ public:
     ggml_tensor *  rule_far = nullptr; // F32 [n_kv, n_tokens]  1 where the key is far, else 0
 };
 
-// mesa::visible() for a whole ubatch, by ranges: the columns are the n_rows cached rows (first chunk, then the rest of the
-// ubatch's own chunk), the padding, and the ubatch's own tokens
 template <typename T>
-static void set_window_mask(T * data, const llama_mesa & m, const std::vector<int32_t> & rows, int32_t n_prev, int32_t pos, int32_t n_tokens, bool use_alibi) {
-    const T drop = llama_cast<T>(-INFINITY);
+static T to(float v);
 
-    const auto & cs = m.plan.chunk_starts;
+template <> float       to(float v) { return v; }
+template <> ggml_fp16_t to(float v) { return ggml_fp32_to_fp16(v); }
 
-    const int32_t c0        = mesa::chunk_of(m.plan, pos);
-    const int32_t n_rows    = (int32_t) rows.size();
-    const int32_t n_first   = c0 == 0 ? n_rows : cs[1]; // rows that every token sees
-    const int32_t first_end = cs.size() > 1 ? cs[1] : 0;
-
-    const int64_t n_kv = n_prev + n_tokens;
-
-    for (int32_t ii = 0; ii < n_tokens; ++ii) {
-        const int32_t i = pos + ii;
-        const int32_t c = mesa::chunk_of(m.plan, i);
-
-        T * row = data + ii*n_kv;
-        std::fill(row, row + n_kv, drop);
-
-        const auto keep = [&](int32_t from, int32_t to) { // columns
-            if (!use_alibi) {
-                std::fill(row + from, row + std::max(from, to), llama_cast<T>(0.0f));
-                return;
-            }
-            for (int32_t jj = from; jj < to; ++jj) {
-                const int32_t j = jj < n_prev ? rows[jj] : pos + jj - n_prev;
-                row[jj] = llama_cast<T>((float) (m.chunk_pos(j) - m.chunk_pos(i)));
-            }
-        };
-
-        keep(0, c == c0 ? n_rows : n_first);
-        if (pos < first_end) {
-            keep(n_prev, n_prev + std::min(first_end, i + 1) - pos);
-        }
-        keep(n_prev + std::max(pos, cs[c]) - pos, n_prev + ii + 1);
+// calls fill(mask, data) with a mask of t's type, f32 or f16, and then sets t
+template <typename F>
+static void set_mask(ggml_tensor * t, const llama_mesa & m, bool use_alibi, F && fill) {
+    std::vector<uint8_t> data(ggml_nbytes(t));
+    if (t->type == GGML_TYPE_F16) {
+        fill(mesa::mask<ggml_fp16_t>(m.params, m.plan, use_alibi, to<ggml_fp16_t>), (ggml_fp16_t *) data.data());
+    } else {
+        fill(mesa::mask<float>(m.params, m.plan, use_alibi, to<float>), (float *) data.data());
     }
+    ggml_backend_tensor_set(t, data.data(), 0, data.size());
+}
+
+bool llama_mesa_set_mask(const llama_mesa * m, ggml_tensor * dst, const llama_ubatch & ubatch, bool use_alibi) {
+    if (!m) {
+        return false;
+    }
+    const auto fill = [&](auto && mask, auto * data) {
+        for (uint32_t ii = 0; ii < ubatch.n_tokens; ++ii) {
+            mask.row(ubatch.pos[ii], 0, dst->ne[0], data + ii*dst->ne[0]);
+        }
+    };
+    // note: as llama.cpp does, into the buffer itself: of a long text the mask is large
+    if (dst->type == GGML_TYPE_F16) {
+        fill(mesa::mask<ggml_fp16_t>(m->params, m->plan, use_alibi, to<ggml_fp16_t>), (ggml_fp16_t *) dst->data);
+    } else {
+        fill(mesa::mask<float>(m->params, m->plan, use_alibi, to<float>), (float *) dst->data);
+    }
+    return true;
 }
 
 void llm_graph_input_mesa::set_input(const llama_ubatch * ubatch) {
@@ -161,42 +158,40 @@ void llm_graph_input_mesa::set_input(const llama_ubatch * ubatch) {
     }
 
     if (kq_mask->buffer) {
-        std::vector<uint8_t> data(ggml_nbytes(kq_mask));
-        if (kq_mask->type == GGML_TYPE_F16) {
-            set_window_mask((ggml_fp16_t *) data.data(), m, rows, g.n_prev, pos, n_tokens, use_alibi);
-        } else {
-            set_window_mask((float *)       data.data(), m, rows, g.n_prev, pos, n_tokens, use_alibi);
-        }
-        ggml_backend_tensor_set(kq_mask, data.data(), 0, data.size());
+        // columns: the cached rows (first chunk, then the rest of the ubatch's own chunk), the padding, the ubatch's own tokens
+        const int32_t c0      = mesa::chunk_of(m.plan, pos);
+        const int32_t start   = m.plan.chunk_starts[c0];
+        const int32_t n_first = c0 == 0 ? 0 : m.plan.chunk_starts[1];
+        const int64_t n_kv    = kq_mask->ne[0];
+
+        set_mask(kq_mask, m, use_alibi, [&](auto && mask, auto * data) {
+            const auto drop = to<std::remove_pointer_t<decltype(data)>>(-INFINITY);
+            for (int32_t ii = 0; ii < n_tokens; ++ii) {
+                auto * row = data + ii*n_kv;
+                mask.row(pos + ii, 0, n_first, row);
+                mask.row(pos + ii, start, pos, row + n_first);
+                std::fill(row + rows.size(), row + g.n_prev, drop);
+                mask.row(pos + ii, pos, pos + n_tokens, row + g.n_prev);
+            }
+        });
     }
 }
 
 void llm_graph_input_mesa::set_rules(int32_t pos, int32_t n_tokens) {
-    const size_t n_kv = kq_mask->ne[0];
-
-    std::vector<float> mask(n_kv*n_tokens, -INFINITY);
-    std::vector<float> far (n_kv*n_tokens, 0.0f);
-
-    for (int32_t ii = 0; ii < n_tokens; ++ii) {
-        const int32_t i = pos + ii;
-        for (int32_t j = 0; j <= i; ++j) {
-            if (mesa::is_kept(m.params, i, j)) {
-                mask[ii*n_kv + j] = 0.0f;
-                far [ii*n_kv + j] = mesa::is_far(m.params, i, j);
-            }
-        }
-    }
+    const int64_t n_kv = kq_mask->ne[0];
 
     if (kq_mask->buffer) {
-        if (kq_mask->type == GGML_TYPE_F16) {
-            std::vector<ggml_fp16_t> data(mask.size());
-            ggml_fp32_to_fp16_row(mask.data(), data.data(), mask.size());
-            ggml_backend_tensor_set(kq_mask, data.data(), 0, ggml_nbytes(kq_mask));
-        } else {
-            ggml_backend_tensor_set(kq_mask, mask.data(), 0, ggml_nbytes(kq_mask));
-        }
+        set_mask(kq_mask, m, false, [&](auto && mask, auto * data) {
+            for (int32_t ii = 0; ii < n_tokens; ++ii) {
+                mask.row(pos + ii, 0, n_kv, data + ii*n_kv);
+            }
+        });
     }
     if (rule_far && rule_far->buffer) {
+        std::vector<float> far(n_kv*n_tokens, 0.0f);
+        for (int32_t ii = 0; ii < n_tokens; ++ii) {
+            std::fill_n(far.begin() + ii*n_kv, mesa::window_start(m.params, pos + ii), 1.0f);
+        }
         ggml_backend_tensor_set(rule_far, far.data(), 0, ggml_nbytes(rule_far));
     }
 
@@ -219,7 +214,7 @@ void llm_graph_input_mesa::set_rules(int32_t pos, int32_t n_tokens) {
     for (int32_t j = 0; j <= last; ++j) {
         int32_t k;
         if (g.n_rules == 1) { // one query, at 0
-            k = -(mesa::is_far(m.params, last, j) ? mesa::weave(m.params, m.plan, last, j).q : last - j);
+            k = -(j < mesa::window_start(m.params, last) ? mesa::weave(m.params, m.plan, last, j).q : last - j);
         } else {
             k = mesa::weave(m.params, m.plan, last, j).k;
         }

@@ -25,6 +25,10 @@ class llm_graph_input_mesa;
 // llama_kv_cache::init_batch: how many tokens the next ubatch takes
 uint32_t llama_mesa_n_ubatch(const llama_mesa & m, const llama_batch_allocr & balloc, uint32_t n_ubatch);
 
+// llama_kv_cache::set_input_kq_mask of the layers that see everything; false: not a Mesa context, nothing is set
+// note: cell i holds token i
+bool llama_mesa_set_mask(const llama_mesa * m, ggml_tensor * dst, const llama_ubatch & ubatch, bool use_alibi);
+
 // llama_kv_cache::seq_add and the like: what a woven cache cannot do is refused, aloud
 bool llama_mesa_refuses(const llama_mesa * m, const char * what);
 

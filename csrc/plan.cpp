@@ -69,16 +69,13 @@ int32_t chunk_pos(const plan & pl, int32_t i) {
     return c == 0 ? i : pl.chunk_starts[1] + (i - pl.chunk_starts[c]);
 }
 
-bool visible(const plan & pl, int32_t i, int32_t j) {
-    if (j > i) {
-        return false;
-    }
+seen sees(const params & p, const plan & pl, int32_t i) {
     if (i >= pl.last_start()) {
-        return true;
+        return p.forgets() ? seen { p.n_sinks, window_start(p, i) } : seen {};
     }
-    const int32_t cj = chunk_of(pl, j);
+    const int32_t c = chunk_of(pl, i);
 
-    return cj == 0 || cj == chunk_of(pl, i);
+    return c == 0 ? seen {} : seen { pl.chunk_starts[1], pl.chunk_starts[c] };
 }
 
 float stair_bias(const params & p, const plan & pl) {

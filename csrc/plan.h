@@ -55,8 +55,13 @@ int32_t chunk_of(const plan & pl, int32_t i);
 // position of token i, query and key, while its own chunk is read: the first chunk at 0 .. F-1, every middle chunk from F on
 int32_t chunk_pos(const plan & pl, int32_t i);
 
-// does query i attend to key j? (the chunk-triangular mask)
-bool visible(const plan & pl, int32_t i, int32_t j);
+// the keys that query i attends to: 0 .. n_first-1, and start .. i (the chunk-triangular mask)
+struct seen {
+    int32_t n_first = 0;
+    int32_t start   = 0;
+};
+
+seen sees(const params & p, const plan & pl, int32_t i);
 
 //
 // logits and queries

@@ -19,15 +19,8 @@ bool all_true(const params & p, const plan & pl, int32_t i) {
     }
 }
 
-bool is_far(const params & p, int32_t i, int32_t j) {
-    return p.exact() ? i - j > p.window : i - j >= p.window;
-}
-
-bool is_kept(const params & p, int32_t i, int32_t j) {
-    if (p.forgets()) {
-        return j < p.n_sinks || !is_far(p, i, j);
-    }
-    return true;
+int32_t window_start(const params & p, int32_t i) {
+    return std::max(0, p.exact() ? i - p.window : i - p.window + 1);
 }
 
 woven weave(const params & p, const plan & pl, int32_t i, int32_t j) {

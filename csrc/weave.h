@@ -19,11 +19,8 @@ struct woven {
 // do queries up to token i see every key at its true distance (of the anchored stair, for method_mesa)?
 bool all_true(const params & p, const plan & pl, int32_t i);
 
-// is key j further from query i than the true distances go?
-bool is_far(const params & p, int32_t i, int32_t j);
-
-// does query i see key j at all? (j <= i)
-bool is_kept(const params & p, int32_t i, int32_t j);
+// the first key whose distance from query i is the true one; those before it are far
+int32_t window_start(const params & p, int32_t i);
 
 // the distance of a far key, with E = pl.stair_width; q depends on i and k on j only, but where params::exact
 woven weave(const params & p, const plan & pl, int32_t i, int32_t j);

@@ -32,6 +32,7 @@ typedef struct llama_batch {
 } llama_batch;
 int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch);
 float * llama_get_logits_ith(struct llama_context * ctx, int32_t i);
+void llama_set_causal_attn(struct llama_context * ctx, bool causal_attn);
 llama_memory_t llama_get_memory(const struct llama_context * ctx);
 void llama_memory_clear(llama_memory_t mem, bool data);
 bool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
@@ -505,6 +506,17 @@ def test_a_long_batch_without_a_plan(context: Context) -> None:
     assert "llama_mesa_prompt" in context.error()
     assert context.lib.llama_mesa_prompt(context.ctx, len(LONG), context.ffi.NULL) == 0
     assert context.decode(LONG, 0) == 0
+
+
+def test_a_plan_is_read_causally(context: Context) -> None:
+    context.enable()
+    context.lib.llama_set_causal_attn(context.ctx, False)
+    assert context.decode(LONG[:20], 0) == 0  # a short text is read as stock llama.cpp reads it
+    assert context.lib.llama_mesa_prompt(context.ctx, 300, context.ffi.NULL) >= 0
+    assert context.decode(LONG[20:320], 20) < 0
+    assert "read causally" in context.error()
+    context.lib.llama_set_causal_attn(context.ctx, True)
+    assert context.decode(LONG[20:320], 20) == 0
 
 
 def test_tokens_removed_from_the_middle(context: Context) -> None:

@@ -120,6 +120,33 @@ def test_mask_equals_the_oracles(plan: MesaPlan, more: int) -> None:
     assert np.array_equal(plan.mask(n), expected)
 
 
+@given(plan=plans(), more=st.integers(1, 40), last=st.integers(1, 30), bias=st.sampled_from([0.0, 0.5, 1.0]), alibi=st.booleans())
+def test_mask_by_its_definition(plan: MesaPlan, more: int, last: int, bias: float, alibi: bool) -> None:
+    """Query by query and key by key: ALiBi's distances; else the bias of the stair, and its share in the last chunk."""
+    p = _core.Params(train_length=4096, first_chunk=1, chunk=1, last_chunk=last, stair_bias=bias)
+    n = plan.last_start + more
+    keys = plan.key_positions(n)
+    chunk = plan.chunk_positions(n)
+    lowered = -bias * np.log(plan.stair_width) if plan.anchor > 0 else 0.0
+    expected = np.where(plan.mask(n), 0.0, -np.inf)
+    for i, j in np.argwhere(plan.mask(n)):
+        if alibi:
+            in_last = plan.query_positions(i + 1)[-1] - keys[j] if i >= plan.last_start else 0
+            expected[i, j] = -(in_last if i >= plan.last_start else chunk[i] - chunk[j])
+        elif i >= plan.last_start:
+            far = j < plan.anchor or i - j >= last
+            expected[i, j] = lowered * (1.0 if far else max(0.0, 2 * (i - j) / last - 1))
+    assert np.allclose(_core.mask(p, plan._plan, n, alibi), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lm-infinite", "streaming-llm"])
+def test_mask_of_the_methods_that_forget(method: str) -> None:
+    p = _core.Params(train_length=128, first_chunk=8, chunk=64, last_chunk=16, method=method, window=20, n_sinks=3)
+    i, j = np.indices((90, 90))
+    seen = (j <= i) & ((j < 3) | (i - j < 20))
+    assert np.array_equal(_core.mask(p, _core.Plan([0], 0, 1), 90), np.where(seen, 0.0, -np.inf))
+
+
 # Log scaling.
 
 

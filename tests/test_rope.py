@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from mesa_gguf._library import LIBRARY_DIR
+from mesa_gguf._llama_cpp import LIBRARY_DIR
 
 PROGRAM = """
 #include "rope.h"

@@ -254,7 +254,7 @@ INVALID = [
 
 def real_texts() -> list[bytes]:
     """Pieces of 700 bytes; a character that is cut in two is a test too."""
-    files = ["README.md", "csrc/mesa-plan.cpp", "mesa_gguf/llama.py", "docs/CONVERSATIONS.md", "Makefile"]
+    files = ["README.md", "csrc/plan.cpp", "mesa_gguf/llama.py", "docs/CONVERSATIONS.md", "Makefile"]
     data = [(ROOT / name).read_bytes()[:3500] for name in files if (ROOT / name).is_file()]
     assert data
     return [text[i : i + 700] for text in data for i in range(0, len(text), 700)]

@@ -28,6 +28,7 @@ int32_t mesa::fail(const std::string & what) {
 }
 
 static const char * const params_is_null = "params is NULL: llama_mesa_default_params makes some";
+static const char * const no_length      = "the model is NULL: give one, or a train_length";
 
 // false, and the last error is set: NULL
 static bool has(const llama_context * ctx) {
@@ -74,10 +75,35 @@ llama_mesa_params llama_mesa_method_params(const llama_model * model, int32_t tr
         return {};
     }
     if (train_length < 1 && !model) {
-        fail("the model is NULL: give one, or a train_length of 1 token or more");
+        fail(no_length);
         return {};
     }
     return mesa::to_c(mesa::params_default(train_length > 0 ? train_length : model->hparams.n_ctx_train, method));
+}
+
+llama_mesa_params llama_mesa_unset_params(void) {
+    return mesa::to_c(mesa::params_unset(mesa::unset));
+}
+
+int32_t llama_mesa_fill_params(const llama_model * model, llama_mesa_params * params) {
+    if (!params) {
+        return fail(params_is_null);
+    }
+    auto p = mesa::from_c(*params);
+    if (p.train_length == mesa::unset) {
+        if (!model) {
+            return fail(no_length);
+        }
+        p.train_length = model->hparams.n_ctx_train;
+    }
+    try {
+        p = mesa::fill(p);
+        mesa::validate(p);
+    } catch (const std::invalid_argument & err) {
+        return fail(err.what());
+    }
+    *params = mesa::to_c(p);
+    return 0;
 }
 
 const char * llama_mesa_method_name(int32_t method) {
@@ -271,24 +297,88 @@ static llama_mesa * get_mesa_synced(llama_context * ctx) {
     return sync_state(*ctx, *m) ? m : nullptr;
 }
 
+// false, and the last error is set: the context does not take a text of n_tokens tokens more
+static bool takes(const llama_context & ctx, const llama_mesa & m, int32_t n_tokens) {
+    if (n_tokens < 1) {
+        fail("a text of " + std::to_string(n_tokens) + " tokens cannot be planned");
+        return false;
+    }
+    const int64_t n = (int64_t) m.n_past() + n_tokens;
+    if (n > ctx.n_ctx()) {
+        fail("the text has " + std::to_string(n) + " tokens, more than n_ctx (" + std::to_string(ctx.n_ctx()) + ")");
+        return false;
+    }
+    return true;
+}
+
+// a text that was planned by hand is being read
+static bool is_by_hand(const llama_mesa & m) {
+    return m.n_by_hand > 0 && m.n_past() > 0 && m.n_past() < m.plan.last_start();
+}
+
 int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t * breaks) {
     llama_mesa * m = get_mesa_synced(ctx);
-    if (!m) {
+    if (!m || !takes(*ctx, *m, n_tokens)) {
         return -1;
     }
-    if (n_tokens < 1) {
-        return fail("a text of " + std::to_string(n_tokens) + " tokens cannot be planned");
-    }
-    if ((int64_t) m->n_past() + n_tokens > ctx->n_ctx()) {
-        return fail("the text has " + std::to_string((int64_t) m->n_past() + n_tokens) + " tokens, more than n_ctx (" + std::to_string(ctx->n_ctx()) + ")");
-    }
     m->drop_unread(); // a text that was announced and not read
+    if (is_by_hand(*m)) {
+        return m->n_past();
+    }
+
+    const int32_t n_total = m->n_past() + n_tokens;
+
+    // the text fits again, but some of it was read in chunks or on the stair: that is read anew, plainly
+    if (n_total <= m->params.train_length && m->n_by_hand == 0 && m->n_past() > mesa::n_plain(m->plan)) {
+        int32_t n_keep = mesa::n_plain(m->plan);
+        if (!can_roll_back(*ctx, n_keep)) {
+            n_keep = 0;
+        }
+        ctx->get_memory()->seq_rm(0, n_keep, -1);
+        if (!sync_state(*ctx, *m)) {
+            return -1;
+        }
+    }
     try {
-        m->set_plan(mesa::extend(m->params, m->plan, m->n_past(), m->n_past() + n_tokens, breaks));
-    } catch (const std::invalid_argument & err) {
+        m->set_plan(mesa::extend(m->params, m->plan, m->n_past(), n_total, breaks));
+    } catch (const std::exception & err) {
         return fail(err.what());
     }
-    return 0;
+    return m->n_past();
+}
+
+int32_t llama_mesa_needs_breaks(llama_context * ctx, int32_t n_tokens) {
+    const llama_mesa * m = get_mesa_synced(ctx);
+    if (!m || !takes(*ctx, *m, n_tokens)) {
+        return -1;
+    }
+    const int32_t n_total = m->n_past() + n_tokens;
+    if (n_total <= m->params.train_length || is_by_hand(*m)) {
+        return 0;
+    }
+    const auto & plan = m->plan_read();
+    try {
+        return mesa::extend(m->params, plan, m->n_past(), n_total, nullptr).chunk_starts != plan.chunk_starts;
+    } catch (const std::exception &) {
+        return 0; // llama_mesa_prompt tells why
+    }
+}
+
+int32_t llama_mesa_n_batch(llama_context * ctx, int32_t n_tokens, int32_t n_max) {
+    if (!has(ctx)) {
+        return -1;
+    }
+    if (n_tokens < 1 || n_max < 1) {
+        return fail("a batch takes 1 token or more: n_tokens is " + std::to_string(n_tokens) + ", n_max is " + std::to_string(n_max));
+    }
+    if (!llama_mesa_enabled(ctx)) {
+        return std::min(n_tokens, n_max);
+    }
+    const llama_mesa * m = get_mesa_synced(ctx);
+    if (!m || !takes(*ctx, *m, n_tokens)) {
+        return -1;
+    }
+    return mesa::n_tokens_batch(m->plan, m->n_past(), n_tokens, n_max);
 }
 
 int32_t llama_mesa_set_plan(llama_context * ctx, const int32_t * chunk_starts, int32_t n_chunk_starts, int32_t anchor, int32_t stair_width, int32_t n_tokens) {
@@ -313,6 +403,13 @@ int32_t llama_mesa_set_plan(llama_context * ctx, const int32_t * chunk_starts, i
     }
     m->set_plan(std::move(pl));
     m->n_by_hand = n_tokens;
+
+    const int32_t n_pos = mesa::n_pos(m->plan, n_tokens);
+    if (n_pos > m->params.train_length) {
+        fail("the plan needs " + std::to_string(n_pos) + " positions, more than the " + std::to_string(m->params.train_length) +
+                " that the model learned: make stair_width larger or move the anchor forward");
+        return 1;
+    }
     return 0;
 }
 

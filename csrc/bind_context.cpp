@@ -5,6 +5,7 @@
 #include "llama-mesa.h"
 #include "plan.h"
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -66,11 +67,21 @@ void bind_context(py::module_ & m) {
             py::gil_scoped_release release;
             res = llama_mesa_prompt(c, n_tokens, data);
         }
-        check<std::invalid_argument>(res);
+        return check<std::invalid_argument>(res);
     }, py::arg("ctx"), py::arg("n_tokens"), py::arg("breaks") = py::none());
 
-    m.def("set_plan", [](uintptr_t ctx, const mesa::plan & pl, int32_t n_tokens) {
-        check<std::invalid_argument>(llama_mesa_set_plan(to_ctx(ctx), pl.chunk_starts.data(), (int32_t) pl.chunk_starts.size(), pl.anchor, pl.stair_width, n_tokens));
+    m.def("needs_breaks", [](uintptr_t ctx, int32_t n_tokens) {
+        return check<std::runtime_error>(llama_mesa_needs_breaks(to_ctx(ctx), n_tokens)) != 0;
+    }, py::arg("ctx"), py::arg("n_tokens"));
+
+    m.def("n_batch", [](uintptr_t ctx, int32_t n_tokens, int32_t n_max) {
+        return check<std::runtime_error>(llama_mesa_n_batch(to_ctx(ctx), n_tokens, n_max));
+    }, py::arg("ctx"), py::arg("n_tokens"), py::arg("n_max"));
+
+    m.def("set_plan", [](uintptr_t ctx, const mesa::plan & pl, int32_t n_tokens) -> std::optional<std::string> {
+        const int32_t n = (int32_t) pl.chunk_starts.size();
+        const int32_t res = check<std::invalid_argument>(llama_mesa_set_plan(to_ctx(ctx), pl.chunk_starts.data(), n, pl.anchor, pl.stair_width, n_tokens));
+        return res > 0 ? std::optional<std::string>(llama_mesa_last_error()) : std::nullopt;
     }, py::arg("ctx"), py::arg("plan"), py::arg("n_tokens"));
 
     m.def("plan", [](uintptr_t ctx) { return get_plan(to_ctx(ctx)); }, py::arg("ctx"));

@@ -4,6 +4,7 @@
 #include "mask.h"
 #include "plan.h"
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -122,6 +123,28 @@ void bind_plan(py::module_ & m) {
         }), py::kw_only(), py::arg("train_length"), py::arg("first_chunk"), py::arg("chunk"), py::arg("last_chunk"),
             py::arg("stair_width") = 0, py::arg("room") = 0, py::arg("log_scaling") = true,
             py::arg("method") = "mesa", py::arg("window") = 0, py::arg("n_sinks") = 0, py::arg("stair_bias") = 0.0f, py::arg("log_length") = 0)
+        .def_static("fill", [](int32_t train_length, const std::string & method, std::optional<int32_t> first_chunk, std::optional<int32_t> chunk,
+                               std::optional<int32_t> last_chunk, std::optional<int32_t> stair_width, std::optional<int32_t> room,
+                               std::optional<bool> log_scaling, std::optional<int32_t> window, std::optional<int32_t> n_sinks,
+                               std::optional<float> stair_bias, std::optional<int32_t> log_length) {
+            auto p = mesa::params_unset(train_length, to_method(method));
+            p.first_chunk = first_chunk.value_or(mesa::unset);
+            p.chunk       = chunk.value_or(mesa::unset);
+            p.last_chunk  = last_chunk.value_or(mesa::unset);
+            p.stair_width = stair_width.value_or(mesa::unset);
+            p.room        = room.value_or(mesa::unset);
+            p.log_scaling = log_scaling ? *log_scaling : mesa::unset;
+            p.window      = window.value_or(mesa::unset);
+            p.n_sinks     = n_sinks.value_or(mesa::unset);
+            p.stair_bias  = stair_bias.value_or(mesa::unset);
+            p.log_length  = log_length.value_or(mesa::unset);
+            p = mesa::fill(p);
+            mesa::validate(p);
+            return p;
+        }, py::kw_only(), py::arg("train_length"), py::arg("method") = "mesa", py::arg("first_chunk") = py::none(),
+            py::arg("chunk") = py::none(), py::arg("last_chunk") = py::none(), py::arg("stair_width") = py::none(), py::arg("room") = py::none(),
+            py::arg("log_scaling") = py::none(), py::arg("window") = py::none(), py::arg("n_sinks") = py::none(),
+            py::arg("stair_bias") = py::none(), py::arg("log_length") = py::none())
         .def_static("default", [](int32_t train_length, const std::string & method) {
             return mesa::params_default(train_length, to_method(method));
         }, py::arg("train_length"), py::arg("method") = "mesa")
@@ -137,7 +160,7 @@ void bind_plan(py::module_ & m) {
         .def_readonly("last_chunk",   &mesa::params::last_chunk)
         .def_readonly("stair_width",  &mesa::params::stair_width)
         .def_readonly("room",         &mesa::params::room)
-        .def_readonly("log_scaling",  &mesa::params::log_scaling);
+        .def_property_readonly("log_scaling", [](const mesa::params & p) { return p.log_scaling != 0; });
 
     py::class_<mesa::plan>(m, "Plan")
         .def(py::init(&make_checked), py::arg("chunk_starts"), py::arg("anchor"), py::arg("stair_width"))

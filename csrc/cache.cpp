@@ -208,17 +208,20 @@ bool mesa::apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa
     return ok;
 }
 
+bool mesa::can_roll_back(const llama_context & lctx, int32_t n) {
+    const auto * kv_swa = get_kv_swa(lctx);
+
+    return !kv_swa || kv_swa->seq_pos_min(0) <= std::max(0, n - (int32_t) lctx.get_model().hparams.n_swa + 1);
+}
+
 bool mesa::sync_state(const llama_context & lctx, llama_mesa & m) {
     const auto & kv = *get_kv(lctx);
 
     const int32_t n = kv.seq_pos_max(0) + 1;
 
-    // a sliding-window cache of less than full size forgets what left the window
-    if (const auto * kv_swa = get_kv_swa(lctx)) {
-        if (kv_swa->seq_pos_min(0) > std::max(0, n - (int32_t) lctx.get_model().hparams.n_swa + 1)) {
-            fail("tokens in front of position " + std::to_string(n) + " have left the sliding-window cache: to roll back, make the context with swa_full");
-            return false;
-        }
+    if (!can_roll_back(lctx, n)) {
+        fail("tokens in front of position " + std::to_string(n) + " have left the sliding-window cache: to roll back, make the context with swa_full");
+        return false;
     }
 
     if (n < m.n_past()) {

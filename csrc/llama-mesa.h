@@ -4,10 +4,13 @@
 // decoded at position i, llama_memory_seq_rm() rolls back, llama_state_*() save and restore. Only the positions that
 // RoPE gets, the keys in the cache and the attention mask know about the plan.
 //
-//     llama_mesa_enable(ctx, &params);                 // once, before the first decode
-//     llama_mesa_prompt(ctx, n_tokens, NULL);          // the next n_tokens tokens are one text: make its plan
-//     llama_decode(ctx, batch); ...                    // in batches of any size
-//     llama_decode(ctx, batch_of_one_token); ...       // generation: the anchor follows by itself
+//     struct llama_mesa_params params = llama_mesa_unset_params(); // change what you like
+//     llama_mesa_fill_params(model, &params);                      // the rest: defaults that fit
+//     llama_mesa_enable(ctx, &params);                             // once, before the first decode
+//     n_keep = llama_mesa_prompt(ctx, n_tokens, NULL);             // the next n_tokens tokens are one text: make its plan
+//     ... llama_mesa_n_batch(ctx, n_left, n_batch) ...             // from position n_keep on, in batches of any size; best of this one
+//     llama_decode(ctx, batch); ...
+//     llama_decode(ctx, batch_of_one_token); ...                   // generation: the anchor follows by itself
 //
 // Functions that can fail return a negative number; llama_mesa_last_error() then says why. None of them aborts, and NULL for a
 // model, a context or params is an error like others.
@@ -20,7 +23,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 4
+#define LLAMA_MESA_VERSION 5
+
+#define LLAMA_MESA_UNSET (-1) // of a number in llama_mesa_params: llama_mesa_fill_params chooses it
 
 #ifdef __cplusplus
 extern "C" {
@@ -47,7 +52,7 @@ struct llama_mesa_params {
     int32_t last_chunk;   // the least length of the last chunk, which reads everything
     int32_t stair_width;  // E of the Stair position encoding; 0: the smallest that fits
     int32_t room;         // positions that a new plan leaves free for generation
-    bool    log_scaling;  // scale the queries of the last chunk by max(1, ln(i + 1)/ln(log_length))
+    int32_t log_scaling;  // 0 or 1: scale the queries of the last chunk by max(1, ln(i + 1)/ln(log_length))
     int32_t method;       // enum llama_mesa_method
     int32_t window;       // N of the methods other than mesa and star
     int32_t n_sinks;      // first tokens that lm-infinite and streaming-llm keep
@@ -69,6 +74,13 @@ LLAMA_API struct llama_mesa_params llama_mesa_default_params(const struct llama_
 LLAMA_API struct llama_mesa_params llama_mesa_method_params(const struct llama_model * model, int32_t train_length, int32_t method);
 LLAMA_API const char * llama_mesa_method_name(int32_t method);
 
+// everything LLAMA_MESA_UNSET, and the method mesa
+LLAMA_API struct llama_mesa_params llama_mesa_unset_params(void);
+
+// Replace what is LLAMA_MESA_UNSET by the default, made smaller where what is set leaves less; train_length: the model's, which may be
+// NULL if train_length is set. 0 on success; else params cannot work together, and stay as they are.
+LLAMA_API int32_t llama_mesa_fill_params(const struct llama_model * model, struct llama_mesa_params * params);
+
 // NULL if the model can be read with Mesa, else the reason why it cannot; a NULL model has one, too
 LLAMA_API const char * llama_mesa_unsupported(const struct llama_model * model);
 
@@ -79,14 +91,24 @@ LLAMA_API int32_t llama_mesa_enable (struct llama_context * ctx, const struct ll
 LLAMA_API void    llama_mesa_disable(struct llama_context * ctx);
 LLAMA_API bool    llama_mesa_enabled(const struct llama_context * ctx);
 
-// Plan the reading of the n_tokens tokens that are decoded next, after the ones in the context.
+// Plan the reading of the n_tokens tokens that come next, after the ones in the context.
 // breaks: NULL or one byte for every token of the context and of the text (n_past + n_tokens), 1 where a sentence ends,
 // 2 where a line ends, else 0.
-// A text that fits into the trained range beside what is there needs no plan, and gets none. 0 on success.
+// A text that fits into the trained range beside what is there needs no plan, and gets none; while a text is read by a plan made by
+// hand, that one holds. Returns how many tokens of the context stay. Mostly that is all of them. Where context and text fit into
+// train_length but some of the context was not read plainly, those tokens are removed, to be decoded again in front of the text.
 LLAMA_API int32_t llama_mesa_prompt(struct llama_context * ctx, int32_t n_tokens, const uint8_t * breaks);
 
+// 1 if llama_mesa_prompt would cut the n_tokens tokens into chunks, so that breaks matter; else 0
+LLAMA_API int32_t llama_mesa_needs_breaks(struct llama_context * ctx, int32_t n_tokens);
+
+// How many of the n_tokens tokens that are left of a text the next batch should take, of n_max at most: where it can, it ends where a
+// chunk does. Batches of any size give the same logits, to rounding. Without Mesa n_max, or n_tokens.
+LLAMA_API int32_t llama_mesa_n_batch(struct llama_context * ctx, int32_t n_tokens, int32_t n_max);
+
 // A plan made by hand, for the whole text: chunk_starts begins with 0 and the end of the first chunk, and ends with the
-// last chunk's start; n_tokens is the text's length. Only before the first token is decoded. 0 on success.
+// last chunk's start; n_tokens is the text's length. Only before the first token is decoded.
+// 0 on success, 1 if it was taken although it needs positions past train_length: llama_mesa_last_error() says how many.
 LLAMA_API int32_t llama_mesa_set_plan(struct llama_context * ctx, const int32_t * chunk_starts, int32_t n_chunk_starts,
         int32_t anchor, int32_t stair_width, int32_t n_tokens);
 

@@ -54,6 +54,63 @@ params params_default(int32_t train_length, int32_t method) {
     return p;
 }
 
+params params_unset(int32_t train_length, int32_t method) {
+    params p;
+    p.train_length = train_length;
+    p.method       = method;
+    p.first_chunk  = unset;
+    p.chunk        = unset;
+    p.last_chunk   = unset;
+    p.stair_width  = unset;
+    p.room         = unset;
+    p.log_scaling  = unset;
+    p.log_length   = unset;
+    p.stair_bias   = unset;
+    p.window       = unset;
+    p.n_sinks      = unset;
+    return p;
+}
+
+params fill(const params & p) {
+    const params  d = params_default(p.train_length, p.method);
+    const int64_t T = p.train_length;
+
+    const auto clip = [](int64_t v, int64_t most, int64_t least) { return (int32_t) std::max(least, std::min(v, most)); };
+
+    params res = p;
+    if (p.first_chunk == unset) {
+        res.first_chunk = clip(d.first_chunk, std::max<int64_t>(1, T - (p.chunk == unset ? 1 : p.chunk)), INT32_MIN);
+    }
+    if (p.chunk == unset) {
+        res.chunk = clip(p.method == method_star ? d.chunk : T, T - res.first_chunk, 1);
+    }
+    if (p.last_chunk == unset) {
+        res.last_chunk = d.last_chunk;
+    }
+    if (p.stair_width == unset) {
+        res.stair_width = 0;
+    }
+    if (p.room == unset) { // T/4 is the stair's, if it can be had
+        res.room = clip(d.room, T - res.last_chunk - std::max<int64_t>(T/4, (int64_t) res.first_chunk + 1), 0);
+    }
+    if (p.log_scaling == unset) {
+        res.log_scaling = d.log_scaling;
+    }
+    if (p.log_length == unset) {
+        res.log_length = d.log_length;
+    }
+    if (p.stair_bias == unset) {
+        res.stair_bias = d.stair_bias;
+    }
+    if (p.n_sinks == unset) {
+        res.n_sinks = d.n_sinks;
+    }
+    if (p.window == unset) { // sinks and window share what there is
+        res.window = p.forgets() ? (int32_t) std::min<int64_t>(INT32_MAX, (int64_t) d.window + d.n_sinks - res.n_sinks) : d.window;
+    }
+    return res;
+}
+
 void validate(const params & p) {
     if (p.train_length < 8) {
         invalid("train_length is " + str(p.train_length) + ": it must be the length that the model was trained at, 8 tokens or more");
@@ -79,6 +136,9 @@ void validate(const params & p) {
     }
     if (p.room < 0) {
         invalid("room is " + str(p.room) + ": it must be 0 tokens or more");
+    }
+    if (p.log_scaling != 0 && p.log_scaling != 1) {
+        invalid("log_scaling is " + str(p.log_scaling) + ": it must be 0 or 1");
     }
     if (p.log_length < 0 || p.log_length == 1) {
         invalid("log_length is " + str(p.log_length) + ": it must be 2 tokens or more, or 0, which is train_length");

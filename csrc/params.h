@@ -31,7 +31,7 @@ struct params {
     int32_t last_chunk   = 0;    // the least length of the last chunk
     int32_t stair_width  = 0;    // E; 0: the smallest that fits
     int32_t room         = 0;    // positions that stay free for generation when a plan is made
-    bool    log_scaling  = true; // scale queries by max(1, ln(i + 1)/ln(log_length))
+    int32_t log_scaling  = 1;    // 0 or 1: scale queries by max(1, ln(i + 1)/ln(log_length))
     int32_t log_length   = 0;    // 0: T
 
     // logits of keys on the stair are lowered by stair_bias*ln(E): E keys share a position, and weigh as one (1) or as E (0)
@@ -60,6 +60,15 @@ struct params {
 
 // The numbers that are used where the user gave none, for a model trained at train_length.
 params params_default(int32_t train_length, int32_t method = method_mesa);
+
+// of a number that fill chooses
+constexpr int32_t unset = -1;
+
+// method and train_length as they are, the rest unset
+params params_unset(int32_t train_length, int32_t method = method_mesa);
+
+// Replace what is unset by the default, made smaller where what is set leaves less.
+params fill(const params & p);
 
 // Throw std::invalid_argument that says what is wrong and what to do.
 void validate(const params & p);

@@ -275,6 +275,26 @@ plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_token
     return pl;
 }
 
+int32_t n_plain(const plan & pl) {
+    const auto & cs = pl.chunk_starts;
+
+    if (cs.size() == 1) {
+        return pl.anchor == 0 ? INT32_MAX : pl.anchor; // it moved later than this, and a roll-back takes that back
+    }
+    // the first chunk sees itself, the next one both
+    return std::min(cs[cs.size() > 2 ? 2 : 1], pl.last_start() - 1);
+}
+
+int32_t n_tokens_batch(const plan & pl, int32_t n_past, int32_t n_tokens, int32_t n_max) {
+    if (n_tokens <= n_max) {
+        return n_tokens;
+    }
+    const auto & cs = pl.chunk_starts;
+
+    const auto next = std::lower_bound(cs.begin(), cs.end(), n_past + n_max); // the border before it is the last one inside
+    return next != cs.begin() && *(next - 1) > n_past ? *(next - 1) - n_past : n_max;
+}
+
 int32_t n_tokens_ubatch(const params & p, const plan & pl, int32_t pos, int32_t n_ubatch) {
     if (pos >= pl.last_start()) {
         if (p.exact() && !all_true(p, pl, pos + n_ubatch - 1)) { // beyond the window each query has keys of its own

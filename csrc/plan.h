@@ -99,6 +99,14 @@ bool fits(const params & p, const plan & pl, int32_t n_tokens);
 // n_tokens - n_past must fit in beside the stair, else std::invalid_argument.
 plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_tokens);
 
+// How many tokens of a text that was read by this plan were certainly read as stock llama.cpp reads them: few enough that a text that
+// goes on from there gets a plan of its own.
+int32_t n_plain(const plan & pl);
+
+// How many of the n_tokens tokens after n_past the next batch takes, n_max at most: one that does not take them all ends where a chunk
+// does, if it can.
+int32_t n_tokens_batch(const plan & pl, int32_t n_past, int32_t n_tokens, int32_t n_max);
+
 // A ubatch takes tokens from one side of the last chunk's start only, and whole chunks where they fit.
 // Returns how many of the tokens from pos on to take at most, 1 .. n_ubatch.
 int32_t n_tokens_ubatch(const params & p, const plan & pl, int32_t pos, int32_t n_ubatch);

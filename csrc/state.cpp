@@ -42,6 +42,14 @@ bool llama_mesa::is_plain() const {
     return plan == mesa::plan() && (n == 0 || (mesa::all_true(params, plan, n - 1) && !(params.log_scaling && n > params.n_unscaled())));
 }
 
+const mesa::plan & llama_mesa::plan_read() const {
+    const mesa::plan * res = &plan;
+    for (auto it = changes.rbegin(); it != changes.rend() && it->n_past == n_past(); ++it) {
+        res = &it->before;
+    }
+    return *res;
+}
+
 void llama_mesa::drop_unread() {
     while (!changes.empty() && changes.back().n_past == n_past()) {
         plan = std::move(changes.back().before);
@@ -172,7 +180,7 @@ struct writer {
     void params(const mesa::params & p) {
         i32(p.train_length);
         i32(p.method);
-        i32(p.log_scaling ? 1 : 0);
+        i32(p.log_scaling);
         i32(p.n_unscaled());
         f32(p.stair_bias);
         i32(p.last_chunk);
@@ -220,7 +228,7 @@ struct reader {
         mesa::params p;
         p.train_length = i32();
         p.method       = i32();
-        p.log_scaling  = i32() != 0;
+        p.log_scaling  = i32();
         p.log_length   = i32();
         p.stair_bias   = f32();
         p.last_chunk   = i32();

@@ -23,7 +23,7 @@ struct llama_mesa_rope {
 
 struct llama_mesa {
     mesa::params params_own; // the context's
-    mesa::params params;     // by which this text is read and goes on: after a state was loaded, those that it was saved with
+    mesa::params params;     // this text's: after a state was loaded, those that it was saved with
     mesa::plan   plan;
 
     // position at which the key of each token read so far stands in the cache [n_past]
@@ -60,6 +60,9 @@ struct llama_mesa {
     bool is_plain() const;
 
     void set_plan(mesa::plan plan_new);
+
+    // the plan by which the last token was read: without what was announced and not read
+    const mesa::plan & plan_read() const;
 
     // forget all tokens from n_past on, and every change of plan that was made for them
     void roll_back(int32_t n_past_new);

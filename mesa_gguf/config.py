@@ -180,30 +180,20 @@ class MesaConfig:
         Raises:
             ConfigError: they cannot work together; the message says why and what to do.
         """
-        length = self.train_length if self.train_length is not None else train_length
-        default = _core.Params.default(length, self.method)
-        first = self.first_chunk if self.first_chunk is not None else min(default.first_chunk, max(1, length - (self.chunk or 1)))
-        rest = default.chunk if self.method == "star" else length - first
-        chunk = self.chunk if self.chunk is not None else max(1, min(rest, length - first))
-        last = self.last_chunk if self.last_chunk is not None else default.last_chunk
-        most = length - last - max(length // 4, first + 1)  # T/4 is the stair's, if it can be had
-        room = self.room if self.room is not None else max(0, min(default.room, most))
-        n_sinks = self.n_sinks if self.n_sinks is not None else default.n_sinks
-        window = default.window + default.n_sinks - n_sinks if self.method in ("lm-infinite", "streaming-llm") else default.window
         try:
-            return _core.Params(
-                train_length=length,
-                first_chunk=first,
-                chunk=chunk,
-                last_chunk=last,
-                stair_width=0 if self.stair_width == "auto" else self.stair_width,
-                room=room,
-                log_scaling=default.log_scaling if self.log_scaling is None else self.log_scaling,
+            return _core.Params.fill(
+                train_length=self.train_length if self.train_length is not None else train_length,
                 method=self.method,
-                window=self.window if self.window is not None else window,
-                n_sinks=n_sinks,
-                stair_bias=default.stair_bias if self.stair_bias is None else self.stair_bias,
-                log_length=default.log_length if self.log_length is None else self.log_length,
+                first_chunk=self.first_chunk,
+                chunk=self.chunk,
+                last_chunk=self.last_chunk,
+                stair_width=None if self.stair_width == "auto" else self.stair_width,
+                room=self.room,
+                log_scaling=self.log_scaling,
+                window=self.window,
+                n_sinks=self.n_sinks,
+                stair_bias=self.stair_bias,
+                log_length=self.log_length,
             )
         except ValueError as err:
             raise ConfigError(str(err)) from None

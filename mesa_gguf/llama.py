@@ -356,48 +356,29 @@ class MesaLlama(llama_cpp.Llama):
         if not tokens:
             return
         self._check(tokens)
-        if not self.mesa.enabled:
-            self._eval(tokens, [])
-            return
+        if self.mesa.enabled:
+            n_past = self.n_tokens
+            self._ctx.kv_cache_seq_rm(-1, n_past, -1)
+            n_keep = self._make_plan(tokens)
+            if n_keep < n_past:  # what is not kept is read anew
+                tokens = self.input_ids[n_keep:n_past].tolist() + tokens
+                self.n_tokens = n_keep
+        self._eval(tokens)
 
-        n_past = self.n_tokens
-        self._ctx.kv_cache_seq_rm(-1, n_past, -1)
-
-        n_total = n_past + len(tokens)
-        if n_past > 0 and n_total <= self.train_length and self.mesa.plan is None:
-            # the text fits again, but some of it was read in chunks or on the stair: read that anew, plainly
-            n_plain = _n_plain(self.plan())
-            if n_past > n_plain:
-                tokens = self.input_ids[n_plain:n_past].tolist() + tokens
-                n_past = self.n_tokens = n_plain
-                self._ctx.kv_cache_seq_rm(-1, n_past, -1)
-
-        self._make_plan(tokens, n_past, n_total)
-        self._eval(tokens, _core.plan(self._address).chunk_starts[1:].tolist())
-
-    def _make_plan(self, tokens: Sequence[int], n_past: int, n_total: int) -> None:
-        """Tell the core what comes, so that it can plan; nothing to do while the plan in force still fits."""
-        plan = _core.plan(self._address)
+    def _make_plan(self, tokens: Sequence[int]) -> int:
+        """Tell the core what comes, so that it can plan. Returns how many tokens of the context stay."""
         by_hand = self.mesa.plan
         try:
-            if by_hand is not None and n_past == 0:
-                n_planned = max(n_total, by_hand.last_start)  # the text may come in several calls
-                _core.set_plan(self._address, by_hand._plan, n_planned)
-                if by_hand.n_positions(n_planned) > self.train_length:
-                    warnings.warn(
-                        f"the plan needs {by_hand.n_positions(n_planned)} positions, more than the {self.train_length} that the "
-                        "model learned: make stair_width larger or move the anchor forward",
-                        stacklevel=3,
-                    )
-            elif by_hand is not None and n_past < plan.last_start:
-                pass
-            elif n_past < plan.last_start or (
-                n_total if self.mesa.method != "mesa" else plan.n_positions(n_total)
-            ) > self.train_length:
-                breaks = None
-                if n_total > self.train_length:
-                    breaks = self._breaks(np.concatenate((self.input_ids[:n_past], np.asarray(tokens, np.intc))))
-                _core.prompt(self._address, len(tokens), breaks)
+            if by_hand is not None and self.n_tokens == 0:
+                # the text may come in several calls
+                warning = _core.set_plan(self._address, by_hand._plan, max(len(tokens), by_hand.last_start))
+                if warning is not None:
+                    warnings.warn(warning, stacklevel=3)
+                return 0
+            breaks = None
+            if _core.needs_breaks(self._address, len(tokens)):
+                breaks = self._breaks(np.concatenate((self.input_ids[: self.n_tokens], np.asarray(tokens, np.intc))))
+            return _core.prompt(self._address, len(tokens), breaks)
         except ValueError as err:
             raise ConfigError(str(err)) from None
 
@@ -420,15 +401,16 @@ class MesaLlama(llama_cpp.Llama):
         if bad is not None:
             raise PromptError(f"token {bad} is not in the model's vocabulary of {self._n_vocab} tokens")
 
-    def _eval(self, tokens: Sequence[int], borders: list[int]) -> None:
+    def _eval(self, tokens: Sequence[int], to_borders: bool = True) -> None:
         """Read tokens in batches that end at chunk borders where they can."""
         self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
         n_done, n_all = 0, len(tokens)
         while n_done < n_all:
             n_past = self.n_tokens
-            end = n_past + min(self.n_batch, n_all - n_done)
-            end = max((b for b in borders if n_past < b < end), default=end) if end - n_past < n_all - n_done else end
-            batch = tokens[n_done : n_done + end - n_past]
+            n = min(self.n_batch, n_all - n_done)
+            if to_borders:
+                n = _core.n_batch(self._address, n_all - n_done, self.n_batch)
+            batch = tokens[n_done : n_done + n]
 
             self._check_devices()
             n_tokens = len(batch)
@@ -668,18 +650,6 @@ def _address(pointer: Any) -> int:
 def _bytes_at(data: npt.NDArray[np.uint8]) -> Any:
     """The pointer that llama.cpp takes."""
     return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-
-
-def _n_plain(plan: MesaPlan) -> int:
-    """How many tokens of a text that was read by this plan were certainly read as stock llama.cpp reads them, few enough that
-    a text going on from there gets a plan of its own."""
-    if plan.is_plain:
-        return 2**31
-    starts = plan.chunk_starts
-    if len(starts) == 1:  # the anchor moved later than this, and the core takes that back
-        return plan.anchor
-    # the first chunk sees itself, the next one both
-    return min(starts[2] if len(starts) > 2 else starts[1], plan.last_start - 1)
 
 
 def _validate(plan: MesaPlan, params: _core.Params, n_tokens: int) -> None:

@@ -88,10 +88,10 @@ class Recorded(MesaLlama):
         elif tokens:
             self.history.read(tokens)
 
-    def _eval(self, tokens: list[int], borders: list[int]) -> None:
+    def _eval(self, tokens: list[int], to_borders: bool = True) -> None:
         if self.n_tokens < self.n_before:  # a text that fits into T again is read plainly: what was before is no part of it
             self.n_before = -1
-        super()._eval(tokens, borders)
+        super()._eval(tokens, to_borders)
 
 
 class Soak:

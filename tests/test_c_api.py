@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import mesa_gguf
 from conftest import F32, ROOT, ModelPath, Opener, Stock, random_tokens, read
+from mesa_gguf import METHODS, ConfigError, MesaConfig
 from mesa_gguf._llama_cpp import LIBRARY_DIR
 
 N_VOCAB = 128
@@ -122,6 +123,20 @@ class Context:
         rows = [self.ffi.buffer(self.lib.llama_get_logits_ith(self.ctx, i), 4 * N_VOCAB) for i in range(n)]
         return np.stack([np.frombuffer(bytes(row), np.float32) for row in rows])
 
+    def read(self, text: list[int], n_past: int, breaks: Any = None, n_max: int = 512) -> NDArray[np.float32]:
+        """As the header says it: announce what follows the first n_past tokens, read what is not kept -> its logits."""
+        assert self.lib.llama_memory_seq_rm(self.memory, 0, n_past, -1)
+        n = self.lib.llama_mesa_prompt(self.ctx, len(text) - n_past, breaks or self.ffi.NULL)
+        assert 0 <= n <= n_past, self.error()
+        logits = []
+        while n < len(text):
+            size = self.lib.llama_mesa_n_batch(self.ctx, len(text) - n, n_max)
+            assert 1 <= size <= n_max, self.error()
+            assert self.decode(text[n : n + size], n) == 0
+            logits.append(self.logits(size))
+            n += size
+        return np.concatenate(logits)
+
     def plan(self) -> tuple[list[int], int, int]:
         n = self.lib.llama_mesa_get_plan(self.ctx, self.ffi.NULL, 0, self.ffi.NULL, self.ffi.NULL)
         assert n >= 1, self.error()
@@ -198,6 +213,96 @@ def test_prompt_and_generation_equal_mesa_llama(context: Context, model_path: Mo
     assert context.plan() == (plan.chunk_starts, plan.anchor, plan.stair_width)
 
 
+@pytest.mark.parametrize("n_max", [512, 70])
+def test_a_chat_equals_mesa_llama_bit_for_bit(ffi: FFI, lib: Any, model_path: ModelPath, open_llama: Opener, n_max: int) -> None:
+    """Texts that are planned, fit, fit again after a roll-back, and are cut into batches: each decision is the library's."""
+    config = MesaConfig(chunk=40, last_chunk=32)
+    llm = open_llama(model_path("llama"), config, n_ctx=1024, n_batch=n_max)
+    context = Context(ffi, lib, model_path("llama"), n_ctx=1024)
+    params = ffi.new("struct llama_mesa_params *", lib.llama_mesa_unset_params())
+    params.chunk, params.last_chunk = 40, 32
+    assert lib.llama_mesa_fill_params(context.model, params) == 0
+    assert lib.llama_mesa_enable(context.ctx, params) == 0, context.error()
+
+    # the model has no vocabulary: some of its tokens end a line, some a sentence
+    by_token = np.resize(np.array([2, 0, 0, 1, 0, 0, 0, 0, 0], np.uint8), N_VOCAB)
+    llm.__dict__["_has_vocabulary"], llm.__dict__["_token_breaks"] = True, by_token
+
+    random = np.random.default_rng(3)
+    text: list[int] = []
+    kept = set()
+    for n_past, n_more in [(0, 50), (50, 70), (120, 1), (121, 20), (141, 1), (100, 20), (120, 300), (400, 60), (460, 1), (90, 30), (30, 90)] + [
+        (120 + i, 1) for i in range(40)
+    ] + [(130, 400), (500, 3), (15, 100), (0, 300), (90, 30), (0, 300), (20, 90), (0, 20)]:
+        text = text[:n_past] + random_tokens(n_more, seed=int(random.integers(10**6)))
+        logits = context.read(text, n_past, ffi.from_buffer("uint8_t[]", by_token[text]), n_max)
+        kept.add(len(logits) > n_more)
+        llm.n_tokens = n_past
+        llm.eval(text[n_past:])
+        plan = llm.plan()
+        assert context.plan() == (plan.chunk_starts, plan.anchor, plan.stair_width)
+        assert np.array_equal(logits, llm.scores[len(text) - len(logits) : len(text)]), (n_past, n_more)
+    assert kept == {True, False}
+    context.close()
+
+
+def test_filled_params_are_those_of_mesa_config(context: Context) -> None:
+    fields = ["first_chunk", "chunk", "last_chunk", "stair_width", "room", "log_scaling", "window", "n_sinks", "stair_bias", "log_length"]
+    for T in (16, 100, 128, 512, 2048, 131072):
+        for number, method in enumerate(METHODS):
+            for changes in ({}, dict(first_chunk=9), dict(chunk=5), dict(last_chunk=4), dict(n_sinks=2), dict(room=1), dict(log_scaling=0)):
+                params = context.ffi.new("struct llama_mesa_params *", context.lib.llama_mesa_unset_params())
+                params.train_length, params.method = T, number
+                for name, value in changes.items():
+                    setattr(params, name, value)
+                try:
+                    expected = MesaConfig(method=method, **changes | ({"log_scaling": False} if "log_scaling" in changes else {})).params(T)
+                except ConfigError as err:
+                    assert context.lib.llama_mesa_fill_params(context.ffi.NULL, params) < 0
+                    assert context.error() == str(err)  # noqa: PT017
+                    assert params.stair_bias == -1  # as it was
+                    continue
+                assert context.lib.llama_mesa_fill_params(context.ffi.NULL, params) == 0, context.error()
+                # log_length 0 stands for T
+                values = {name: getattr(params, name) or (T if name == "log_length" else 0) for name in fields}
+                assert values == {name: getattr(expected, name) for name in fields}, (T, method, changes)
+
+
+def test_defaults_make_room_for_what_is_set(context: Context) -> None:
+    params = context.ffi.new("struct llama_mesa_params *", context.lib.llama_mesa_unset_params())
+    params.chunk = 120
+    assert context.lib.llama_mesa_fill_params(context.model, params) == 0
+    assert (params.train_length, params.first_chunk, params.chunk) == (128, 8, 120)
+    params = context.ffi.new("struct llama_mesa_params *", context.lib.llama_mesa_unset_params())
+    params.last_chunk = 90
+    assert context.lib.llama_mesa_fill_params(context.model, params) == 0
+    assert params.room == 128 - 90 - 32
+
+
+def test_breaks_are_asked_for_where_a_text_is_cut(context: Context) -> None:
+    lib, ctx = context.lib, context.ctx
+    context.enable()
+    assert [lib.llama_mesa_needs_breaks(ctx, n) for n in (1, 128, 129, 400)] == [0, 0, 1, 1]
+    assert context.plan() == ([0], 0, 1)  # nothing was announced
+    context.read(LONG, 0)
+    assert [lib.llama_mesa_needs_breaks(ctx, n) for n in (1, 20, 160)] == [0, 0, 1]
+    for n in (0, -1, 600):
+        assert lib.llama_mesa_needs_breaks(ctx, n) < 0
+        assert "tokens" in context.error()
+
+
+def test_batches_end_at_borders(context: Context) -> None:
+    lib, ctx = context.lib, context.ctx
+    assert lib.llama_mesa_n_batch(ctx, 300, 100) == 100 and lib.llama_mesa_n_batch(ctx, 30, 100) == 30  # not enabled
+    context.enable()
+    assert lib.llama_mesa_prompt(ctx, len(LONG), context.ffi.NULL) == 0
+    assert context.plan()[0][:4] == [0, 12, 52, 92]
+    assert [lib.llama_mesa_n_batch(ctx, len(LONG), n) for n in (10, 12, 13, 52, 53, 100, 349, 350)] == [10, 12, 12, 12, 52, 92, 318, 350]
+    for n_tokens, n_max in ((0, 5), (5, 0), (-1, 5), (600, 5)):
+        assert lib.llama_mesa_n_batch(ctx, n_tokens, n_max) < 0
+        assert "tokens" in context.error()
+
+
 def test_disabled_and_enabled(context: Context) -> None:
     lib, ctx = context.lib, context.ctx
     assert not lib.llama_mesa_enabled(ctx)
@@ -262,6 +367,22 @@ def test_plan_by_hand(context: Context) -> None:
     assert context.decode(LONG[:110], 0) == 0
 
 
+def test_a_plan_by_hand_holds_until_it_is_read(context: Context) -> None:
+    context.enable()
+    starts = context.ffi.new("int32_t[]", [0, 12, 52, 92, 292])
+    assert context.lib.llama_mesa_set_plan(context.ctx, starts, 4, 90, 1, 200) == 1
+    assert "needs 200 positions, more than the 128" in context.error()
+    starts[3] = 200
+    assert context.lib.llama_mesa_set_plan(context.ctx, starts, 3, 50, 3, 60) == 0
+    assert context.decode(LONG[:20], 0) == 0
+    assert context.lib.llama_mesa_prompt(context.ctx, 200, context.ffi.NULL) == 20
+    assert context.plan() == ([0, 12, 52], 50, 3)
+    assert context.lib.llama_mesa_needs_breaks(context.ctx, 200) == 0
+    assert context.decode(LONG[20:60], 20) == 0
+    assert context.lib.llama_mesa_prompt(context.ctx, 200, context.ffi.NULL) == 60
+    assert context.plan()[0][:3] == [0, 12, 52] and len(context.plan()[0]) > 4
+
+
 def test_make_plan_without_a_context(context: Context) -> None:
     ffi, lib = context.ffi, context.lib
     starts, anchor, width = ffi.new("int32_t[]", [-7] * 64), ffi.new("int32_t *"), ffi.new("int32_t *")
@@ -296,6 +417,8 @@ BAD_PARAMS = [
     (dict(room=-1), "room is -1"),
     (dict(log_length=1), "log_length is 1"),
     (dict(log_length=-5), "log_length is -5"),
+    (dict(log_scaling=-1), "log_scaling is -1"),
+    (dict(log_scaling=2), "log_scaling is 2"),
 ]
 
 
@@ -322,6 +445,12 @@ def test_supported_models(context: Context) -> None:
     assert context.lib.llama_mesa_unsupported(context.model) == context.ffi.NULL
 
 
+def lib_params(params: Any, **changes: int) -> Any:
+    for name, value in changes.items():
+        setattr(params, name, value)
+    return params
+
+
 NULL_CALLS = {
     "default_params": lambda lib, null, ctx, p: lib.llama_mesa_default_params(null, 0).train_length == 0,
     "method_params": lambda lib, null, ctx, p: lib.llama_mesa_method_params(null, -1, 4).train_length == 0,
@@ -335,6 +464,10 @@ NULL_CALLS = {
     "set_plan": lambda lib, null, ctx, p: lib.llama_mesa_set_plan(null, null, 0, 0, 1, 5) < 0,
     "get_plan": lambda lib, null, ctx, p: lib.llama_mesa_get_plan(null, null, 0, null, null) < 0,
     "get_key_pos": lambda lib, null, ctx, p: lib.llama_mesa_get_key_pos(null, null, 0) < 0,
+    "fill_params, no model": lambda lib, null, ctx, p: lib.llama_mesa_fill_params(null, lib_params(p, train_length=-1)) < 0,
+    "fill_params, no params": lambda lib, null, ctx, p: lib.llama_mesa_fill_params(null, null) < 0,
+    "needs_breaks": lambda lib, null, ctx, p: lib.llama_mesa_needs_breaks(null, 5) < 0,
+    "n_batch": lambda lib, null, ctx, p: lib.llama_mesa_n_batch(null, 5, 5) < 0,
     "make_plan": lambda lib, null, ctx, p: lib.llama_mesa_make_plan(null, 5, null, null, 0, null, null) < 0,
 }
 

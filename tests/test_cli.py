@@ -80,9 +80,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     read = MesaLlama._eval
 
-    def count(self: MesaLlama, tokens: list[int], borders: list[int]) -> None:
+    def count(self: MesaLlama, tokens: list[int]) -> None:
         counts.append(len(tokens))
-        read(self, tokens, borders)
+        read(self, tokens)
 
     monkeypatch.setattr(MesaLlama, "_eval", count)
     return counts

@@ -175,7 +175,7 @@ def test_a_text_announced_but_not_read(model_path: ModelPath, open_llama: Opener
         tokens = random_tokens(150, seed=2)
         for one in (llm, straight):
             _core.prompt(one._address, len(tokens))
-            one._eval(tokens, [])
+            one._eval(tokens, to_borders=False)
         assert llm.plan() == straight.plan(), n_past
         assert worst(llm.scores[n_past : n_past + 150], straight.scores[n_past : n_past + 150]) <= ROUNDING
 

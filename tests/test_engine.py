@@ -274,7 +274,7 @@ def test_batches_of_any_size(model_path: ModelPath, open_llama: Opener, flash: b
     llm = open_llama(path, flash=flash, n_batch=n_batch, n_ubatch=n_ubatch)
     _core.prompt(llm._address, len(tokens))
     for start, end in pairwise([0, *cuts, len(tokens)]):
-        llm._eval(tokens[start:end], [])
+        llm._eval(tokens[start:end], to_borders=False)
     plan, logits = llm.plan(), llm.scores[: len(tokens)].copy()
     llm.close()
 
@@ -360,9 +360,9 @@ class Follower:
         self.texts: list[tuple[int, list[int]]] = []
         inner = llm._eval
 
-        def record(tokens: list[int], borders: list[int]) -> None:
+        def record(tokens: list[int]) -> None:
             self.texts.append((llm.n_tokens, list(tokens)))
-            inner(tokens, borders)
+            inner(tokens)
 
         monkeypatch.setattr(llm, "_eval", record)
 

@@ -140,12 +140,12 @@ def test_a_planned_text_in_any_pieces(
     mirror = Mirror(llm)
     tokens = random_tokens(n, seed=n)
     try:
-        llm._make_plan(tokens, 0, n)
+        llm._make_plan(tokens)
     except ConfigError:
         assume(False)
     plan = llm.plan()
     for start, end in pairwise([0, *sorted({c for c in cuts if c < n}), n]):
-        llm._eval(tokens[start:end], [])
+        llm._eval(tokens[start:end], to_borders=False)
     llm.close()
     assert {event.plan for event in mirror.events} == {plan}
     assert mirror.error <= EXACT
@@ -333,7 +333,7 @@ def set_plan(starts, anchor, width, n_past, n_tokens):
     llm.eval(list(range(n_past)))
     try:
         _core.set_plan(llm._address, MesaPlan(starts, anchor, width)._plan, n_tokens)
-        llm._eval([t % 128 for t in range(min(512, max(1, n_tokens)) - n_past)], [])
+        llm._eval([t % 128 for t in range(min(512, max(1, n_tokens)) - n_past)], to_borders=False)
     finally:
         works(llm)
         llm.close()

@@ -102,7 +102,10 @@ void bind_plan(py::module_ & m) {
     }
     m.attr("METHODS") = py::tuple(methods);
 
-    py::class_<mesa::params>(m, "Params")
+    // classes like any other of Python's: pybind11's own metaclass is for static properties
+    const py::metaclass plain((PyObject *) &PyType_Type);
+
+    py::class_<mesa::params>(m, "Params", plain)
         .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk, int32_t stair_width, int32_t room, bool log_scaling,
                          const std::string & method, int32_t window, int32_t n_sinks, float stair_bias, int32_t log_length) {
             mesa::params p;
@@ -162,7 +165,7 @@ void bind_plan(py::module_ & m) {
         .def_readonly("room",         &mesa::params::room)
         .def_property_readonly("log_scaling", [](const mesa::params & p) { return p.log_scaling != 0; });
 
-    py::class_<mesa::plan>(m, "Plan")
+    py::class_<mesa::plan>(m, "Plan", plain)
         .def(py::init(&make_checked), py::arg("chunk_starts"), py::arg("anchor"), py::arg("stair_width"))
         .def_property_readonly("chunk_starts", [](py::object self) {
             auto & pl = self.cast<mesa::plan &>();

@@ -38,7 +38,8 @@ static bool has(const llama_context * ctx) {
     return ctx != nullptr;
 }
 
-static int32_t copy_plan(const mesa::plan & pl, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+static int32_t copy_plan(
+        const mesa::plan & pl, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
     const int32_t n = (int32_t) pl.chunk_starts.size();
 
     if (chunk_starts) {
@@ -184,15 +185,18 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
     const auto & model = ctx->get_model();
 
     if (const char * reason = llama_mesa_unsupported(&model)) {
-        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) + "): " + reason);
+        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") +
+                    llm_arch_name(model.arch) + "): " + reason);
     }
 
     auto * kv = get_kv(*ctx);
     if (!kv) {
-        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) + "): it does not use the ordinary KV cache");
+        return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") +
+                    llm_arch_name(model.arch) + "): it does not use the ordinary KV cache");
     }
     if (kv->get_n_seq_max() != 1) {
-        return fail("Mesa-Extrapolation reads one sequence: the context was made for " + std::to_string(kv->get_n_seq_max()) + " (n_seq_max)");
+        return fail("Mesa-Extrapolation reads one sequence: the context was made for " +
+                    std::to_string(kv->get_n_seq_max()) + " (n_seq_max)");
     }
 
     auto m = std::make_shared<llama_mesa>();
@@ -230,7 +234,8 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
             return -1;
         }
         if (!before->is_plain()) {
-            return fail("the context holds " + std::to_string(before->n_past()) + " tokens that were not read plainly: empty it first");
+            return fail("the context holds " + std::to_string(before->n_past()) +
+                        " tokens that were not read plainly: empty it first");
         }
         if (!apply_key_moves(*ctx, *kv, *before)) {
             return fail("the keys could not be moved back to where they were read: empty the context first");
@@ -242,7 +247,8 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
         return fail("the context does not hold one sequence in order: empty it first");
     }
     if (n > m->params.train_length) {
-        return fail("the context holds " + std::to_string(n) + " tokens already, more than train_length: empty it first");
+        return fail(
+                "the context holds " + std::to_string(n) + " tokens already, more than train_length: empty it first");
     }
     m->append(n);
 
@@ -262,8 +268,8 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
     for (const auto & rope : m->rope) {
         if (rope.problem) {
             ctx->set_mesa(before);
-            return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") + llm_arch_name(model.arch) +
-                    "): its keys cannot be rotated on: " + rope.problem);
+            return fail(std::string("Mesa-Extrapolation does not support this model (architecture ") +
+                        llm_arch_name(model.arch) + "): its keys cannot be rotated on: " + rope.problem);
         }
     }
 
@@ -369,7 +375,8 @@ int32_t llama_mesa_n_batch(llama_context * ctx, int32_t n_tokens, int32_t n_max)
         return -1;
     }
     if (n_tokens < 1 || n_max < 1) {
-        return fail("a batch takes 1 token or more: n_tokens is " + std::to_string(n_tokens) + ", n_max is " + std::to_string(n_max));
+        return fail("a batch takes 1 token or more: n_tokens is " + std::to_string(n_tokens) + ", n_max is " +
+                    std::to_string(n_max));
     }
     if (!llama_mesa_enabled(ctx)) {
         return std::min(n_tokens, n_max);
@@ -381,13 +388,15 @@ int32_t llama_mesa_n_batch(llama_context * ctx, int32_t n_tokens, int32_t n_max)
     return mesa::n_tokens_batch(m->plan, m->n_past(), n_tokens, n_max);
 }
 
-int32_t llama_mesa_set_plan(llama_context * ctx, const int32_t * chunk_starts, int32_t n_chunk_starts, int32_t anchor, int32_t stair_width, int32_t n_tokens) {
+int32_t llama_mesa_set_plan(llama_context * ctx, const int32_t * chunk_starts, int32_t n_chunk_starts, int32_t anchor,
+        int32_t stair_width, int32_t n_tokens) {
     llama_mesa * m = get_mesa_synced(ctx);
     if (!m) {
         return -1;
     }
     if (m->n_past() > 0) {
-        return fail("a plan can be set before the first token is read only: " + std::to_string(m->n_past()) + " are in the context");
+        return fail("a plan can be set before the first token is read only: " + std::to_string(m->n_past()) +
+                    " are in the context");
     }
     if (!chunk_starts || n_chunk_starts < 1) {
         return fail("chunk_starts must begin with 0");
@@ -406,14 +415,16 @@ int32_t llama_mesa_set_plan(llama_context * ctx, const int32_t * chunk_starts, i
 
     const int32_t n_pos = mesa::n_pos(m->plan, n_tokens);
     if (n_pos > m->params.train_length) {
-        fail("the plan needs " + std::to_string(n_pos) + " positions, more than the " + std::to_string(m->params.train_length) +
+        fail("the plan needs " + std::to_string(n_pos) + " positions, more than the " +
+                std::to_string(m->params.train_length) +
                 " that the model learned: make stair_width larger or move the anchor forward");
         return 1;
     }
     return 0;
 }
 
-int32_t llama_mesa_get_plan(llama_context * ctx, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+int32_t llama_mesa_get_plan(
+        llama_context * ctx, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
     const llama_mesa * m = get_mesa_synced(ctx);
 
     return m ? copy_plan(m->plan, chunk_starts, n_max, anchor, stair_width) : -1;
@@ -430,7 +441,8 @@ int32_t llama_mesa_get_key_pos(llama_context * ctx, int32_t * key_pos, int32_t n
     return m->n_past();
 }
 
-int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens, const uint8_t * breaks, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
+int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens, const uint8_t * breaks,
+        int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width) {
     if (!params) {
         return fail(params_is_null);
     }

@@ -9,11 +9,11 @@
 namespace mesa {
 
 inline int32_t ceil_div(int32_t a, int32_t b) { // b > 0, a of any sign
-    return a >= 0 ? a/b + (a % b != 0) : -((-a)/b);
+    return a >= 0 ? a / b + (a % b != 0) : -((-a) / b);
 }
 
 inline int32_t floor_div(int32_t a, int32_t b) { // b > 0, a of any sign
-    return a >= 0 ? a/b : -(-a/b + (-a % b != 0));
+    return a >= 0 ? a / b : -(-a / b + (-a % b != 0));
 }
 
 inline std::string str(int32_t v) {

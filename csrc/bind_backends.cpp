@@ -24,14 +24,15 @@ void load_backends() {
 
     // it tells what it loads, which the rehearsal's reader would take for what llama.cpp says of the model
     ggml_log_callback callback;
-    void *            user_data;
+    void * user_data;
     llama_log_get(&callback, &user_data);
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     ggml_backend_load_all_from_path(folder.c_str());
     llama_log_set(callback, user_data);
 
     if (!ggml_backend_reg_by_name("CPU")) {
-        throw py::import_error("no libggml-cpu in " + folder + " runs on this machine: install mesa-gguf again, with pip");
+        throw py::import_error(
+                "no libggml-cpu in " + folder + " runs on this machine: install mesa-gguf again, with pip");
     }
 #endif
 }

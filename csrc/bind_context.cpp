@@ -56,11 +56,11 @@ void bind_context(py::module_ & m) {
     m.def("enabled", [](uintptr_t ctx) { return llama_mesa_enabled(to_ctx(ctx)); }, py::arg("ctx"));
 
     m.def("prompt", [](uintptr_t ctx, int32_t n_tokens, const breaks_arg & breaks) {
-        auto * c = to_ctx(ctx);
+        auto * c             = to_ctx(ctx);
         const uint8_t * data = nullptr;
         if (breaks) {
             const int32_t n_past = llama_memory_seq_pos_max(llama_get_memory(c), 0) + 1;
-            data = breaks_data(breaks, (int64_t) n_past + n_tokens);
+            data                 = breaks_data(breaks, (int64_t) n_past + n_tokens);
         }
         int32_t res;
         {
@@ -79,8 +79,9 @@ void bind_context(py::module_ & m) {
     }, py::arg("ctx"), py::arg("n_tokens"), py::arg("n_max"));
 
     m.def("set_plan", [](uintptr_t ctx, const mesa::plan & pl, int32_t n_tokens) -> std::optional<std::string> {
-        const int32_t n = (int32_t) pl.chunk_starts.size();
-        const int32_t res = check<std::invalid_argument>(llama_mesa_set_plan(to_ctx(ctx), pl.chunk_starts.data(), n, pl.anchor, pl.stair_width, n_tokens));
+        const int32_t n   = (int32_t) pl.chunk_starts.size();
+        const int32_t res = check<std::invalid_argument>(
+                llama_mesa_set_plan(to_ctx(ctx), pl.chunk_starts.data(), n, pl.anchor, pl.stair_width, n_tokens));
         return res > 0 ? std::optional<std::string>(llama_mesa_last_error()) : std::nullopt;
     }, py::arg("ctx"), py::arg("plan"), py::arg("n_tokens"));
 

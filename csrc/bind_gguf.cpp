@@ -16,8 +16,8 @@
 
 static py::object gguf_value(const gguf_context * g, int64_t id) {
     switch (gguf_get_kv_type(g, id)) {
-        case GGUF_TYPE_UINT8:   return py::int_(gguf_get_val_u8 (g, id));
-        case GGUF_TYPE_INT8:    return py::int_(gguf_get_val_i8 (g, id));
+        case GGUF_TYPE_UINT8:   return py::int_(gguf_get_val_u8(g, id));
+        case GGUF_TYPE_INT8:    return py::int_(gguf_get_val_i8(g, id));
         case GGUF_TYPE_UINT16:  return py::int_(gguf_get_val_u16(g, id));
         case GGUF_TYPE_INT16:   return py::int_(gguf_get_val_i16(g, id));
         case GGUF_TYPE_UINT32:  return py::int_(gguf_get_val_u32(g, id));
@@ -33,7 +33,7 @@ static py::object gguf_value(const gguf_context * g, int64_t id) {
         }
         case GGUF_TYPE_ARRAY: {
             // short arrays of numbers are per-layer hyperparameters; the rest (vocabularies) is given by its length
-            const size_t n = gguf_get_arr_n(g, id);
+            const size_t n  = gguf_get_arr_n(g, id);
             const auto type = gguf_get_arr_type(g, id);
             if (n <= 1024 && (type == GGUF_TYPE_UINT32 || type == GGUF_TYPE_INT32)) {
                 const auto * data = (const int32_t *) gguf_get_arr_data(g, id);
@@ -48,7 +48,8 @@ static py::object gguf_value(const gguf_context * g, int64_t id) {
 }
 
 static py::dict read_gguf(const std::string & path) {
-    std::unique_ptr<gguf_context, decltype(&gguf_free)> g(gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ nullptr }), gguf_free);
+    std::unique_ptr<gguf_context, decltype(&gguf_free)> g(
+            gguf_init_from_file(path.c_str(), { /*.no_alloc =*/true, /*.ctx =*/nullptr }), gguf_free);
     if (!g) {
         throw std::runtime_error("its header is damaged or cut short");
     }
@@ -60,13 +61,14 @@ static py::dict read_gguf(const std::string & path) {
     size_t end = 0;
     for (int64_t id = 0; id < gguf_get_n_tensors(g.get()); ++id) {
         const size_t size = gguf_get_tensor_size(g.get(), id);
-        end = std::max(end, gguf_get_tensor_offset(g.get(), id) + size);
-        tensors.append(py::make_tuple(gguf_get_tensor_name(g.get(), id), ggml_type_name(gguf_get_tensor_type(g.get(), id)), size));
+        end               = std::max(end, gguf_get_tensor_offset(g.get(), id) + size);
+        tensors.append(py::make_tuple(
+                gguf_get_tensor_name(g.get(), id), ggml_type_name(gguf_get_tensor_type(g.get(), id)), size));
     }
     py::dict res;
-    res["metadata"]     = metadata;
-    res["tensors"]      = tensors;
-    res["n_bytes"]      = gguf_get_data_offset(g.get()) + end;
+    res["metadata"] = metadata;
+    res["tensors"]  = tensors;
+    res["n_bytes"]  = gguf_get_data_offset(g.get()) + end;
     return res;
 }
 
@@ -76,7 +78,7 @@ static py::dict read_gguf(const std::string & path) {
 static void rehearse(const std::string & path, const py::dict & overrides, const py::function & loaded) {
     struct log_errors {
         ggml_log_callback callback;
-        void *            user_data;
+        void * user_data;
 
         log_errors() {
             llama_log_get(&callback, &user_data);
@@ -89,7 +91,7 @@ static void rehearse(const std::string & path, const py::dict & overrides, const
         ~log_errors() { llama_log_set(callback, user_data); }
     } log;
 
-    auto mparams = llama_model_default_params();
+    auto mparams      = llama_model_default_params();
     mparams.no_alloc  = true; // hyperparameters, vocabulary and tensor shapes only
     mparams.load_mode = LLAMA_LOAD_MODE_NONE;
 
@@ -102,13 +104,13 @@ static void rehearse(const std::string & path, const py::dict & overrides, const
             kv.tag      = LLAMA_KV_OVERRIDE_TYPE_BOOL;
             kv.val_bool = value.cast<bool>();
         } else if (py::isinstance<py::int_>(value)) {
-            kv.tag      = LLAMA_KV_OVERRIDE_TYPE_INT;
-            kv.val_i64  = value.cast<int64_t>();
+            kv.tag     = LLAMA_KV_OVERRIDE_TYPE_INT;
+            kv.val_i64 = value.cast<int64_t>();
         } else if (py::isinstance<py::float_>(value)) {
-            kv.tag      = LLAMA_KV_OVERRIDE_TYPE_FLOAT;
-            kv.val_f64  = value.cast<double>();
+            kv.tag     = LLAMA_KV_OVERRIDE_TYPE_FLOAT;
+            kv.val_f64 = value.cast<double>();
         } else {
-            kv.tag      = LLAMA_KV_OVERRIDE_TYPE_STR;
+            kv.tag = LLAMA_KV_OVERRIDE_TYPE_STR;
             snprintf(kv.val_str, sizeof(kv.val_str), "%s", value.cast<std::string>().c_str());
         }
     }
@@ -116,7 +118,8 @@ static void rehearse(const std::string & path, const py::dict & overrides, const
         mparams.kv_overrides = kv_overrides.data();
     }
 
-    std::unique_ptr<llama_model, decltype(&llama_model_free)> model(llama_model_load_from_file(path.c_str(), mparams), llama_model_free);
+    std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
+            llama_model_load_from_file(path.c_str(), mparams), llama_model_free);
     if (!model) {
         loaded(py::none());
         return;
@@ -129,7 +132,7 @@ static void rehearse(const std::string & path, const py::dict & overrides, const
         for (int byte = 1; byte < 256; ++byte) {
             bytes += (char) byte;
         }
-        std::vector<llama_token> tokens(4*bytes.size());
+        std::vector<llama_token> tokens(4 * bytes.size());
         llama_tokenize(vocab, bytes.data(), (int32_t) bytes.size(), tokens.data(), (int32_t) tokens.size(), true, true);
 
         char piece[256];
@@ -140,14 +143,14 @@ static void rehearse(const std::string & path, const py::dict & overrides, const
 
     py::dict res;
     const char * reason = llama_mesa_unsupported(model.get());
-    res["unsupported"] = reason ? py::object(py::str(reason)) : py::none();
-    res["n_params"]    = llama_model_n_params(model.get());
-    res["rope_type"]   = (int) llama_model_rope_type(model.get());
+    res["unsupported"]  = reason ? py::object(py::str(reason)) : py::none();
+    res["n_params"]     = llama_model_n_params(model.get());
+    res["rope_type"]    = (int) llama_model_rope_type(model.get());
     loaded(res);
 
     // builds the graphs
     for (const auto flash_attn_type : { LLAMA_FLASH_ATTN_TYPE_DISABLED, LLAMA_FLASH_ATTN_TYPE_ENABLED }) {
-        auto cparams = llama_context_default_params();
+        auto cparams            = llama_context_default_params();
         cparams.n_ctx           = 512;
         cparams.flash_attn_type = flash_attn_type;
         if (auto * ctx = llama_init_from_model(model.get(), cparams)) {
@@ -162,7 +165,9 @@ static size_t row_size(int type, int64_t n) {
         throw std::invalid_argument("there is no ggml type " + std::to_string(type));
     }
     if (n % ggml_blck_size((ggml_type) type) != 0) {
-        throw std::invalid_argument(std::to_string(n) + " values are not a whole number of " + ggml_type_name((ggml_type) type) + " blocks (" + std::to_string(ggml_blck_size((ggml_type) type)) + ")");
+        throw std::invalid_argument(std::to_string(n) + " values are not a whole number of " +
+                                    ggml_type_name((ggml_type) type) + " blocks (" +
+                                    std::to_string(ggml_blck_size((ggml_type) type)) + ")");
     }
     return ggml_row_size((ggml_type) type, n);
 }

@@ -13,14 +13,16 @@ const uint8_t * breaks_data(const breaks_arg & breaks, int64_t n_tokens) {
         return nullptr;
     }
     if (breaks->ndim() != 1 || breaks->size() != n_tokens) {
-        throw std::invalid_argument("breaks must have one value for each of the " + std::to_string(n_tokens) + " tokens");
+        throw std::invalid_argument(
+                "breaks must have one value for each of the " + std::to_string(n_tokens) + " tokens");
     }
     return breaks->data();
 }
 
 static void check_range(int32_t start, int32_t stop) {
     if (start < 0 || stop < start) {
-        throw std::invalid_argument("a range of tokens must have 0 <= start <= stop, not " + std::to_string(start) + " and " + std::to_string(stop));
+        throw std::invalid_argument("a range of tokens must have 0 <= start <= stop, not " + std::to_string(start) +
+                                    " and " + std::to_string(stop));
     }
 }
 
@@ -56,7 +58,8 @@ static mesa::plan make_checked(std::vector<int32_t> chunk_starts, int32_t anchor
     }
     for (size_t c = 1; c < pl.chunk_starts.size(); ++c) {
         if (pl.chunk_starts[c] <= pl.chunk_starts[c - 1]) {
-            throw std::invalid_argument("chunk_starts must grow: " + std::to_string(pl.chunk_starts[c]) + " follows " + std::to_string(pl.chunk_starts[c - 1]));
+            throw std::invalid_argument("chunk_starts must grow: " + std::to_string(pl.chunk_starts[c]) + " follows " +
+                                        std::to_string(pl.chunk_starts[c - 1]));
         }
     }
     if (stair_width < 1) {
@@ -70,7 +73,8 @@ static mesa::plan make_checked(std::vector<int32_t> chunk_starts, int32_t anchor
 
 // the mask of a text, [query, key]
 template <typename T>
-static py::array_t<T> mask_rows(const mesa::params & p, const mesa::plan & pl, int32_t n_tokens, bool alibi, T (*cast)(float)) {
+static py::array_t<T> mask_rows(
+        const mesa::params & p, const mesa::plan & pl, int32_t n_tokens, bool alibi, T (*cast)(float)) {
     check_n(n_tokens);
     py::array_t<T> res({ n_tokens, n_tokens });
     T * data = res.mutable_data();
@@ -78,7 +82,7 @@ static py::array_t<T> mask_rows(const mesa::params & p, const mesa::plan & pl, i
         py::gil_scoped_release release;
         const mesa::mask<T> mask(p, pl, alibi, cast);
         for (int64_t i = 0; i < n_tokens; ++i) {
-            mask.row((int32_t) i, 0, n_tokens, data + i*n_tokens);
+            mask.row((int32_t) i, 0, n_tokens, data + i * n_tokens);
         }
     }
     return res;
@@ -106,92 +110,113 @@ void bind_plan(py::module_ & m) {
     const py::metaclass plain((PyObject *) &PyType_Type);
 
     py::class_<mesa::params>(m, "Params", plain)
-        .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk, int32_t stair_width, int32_t room, bool log_scaling,
-                         const std::string & method, int32_t window, int32_t n_sinks, float stair_bias, int32_t log_length) {
-            mesa::params p;
-            p.method       = to_method(method);
-            p.window       = window;
-            p.n_sinks      = n_sinks;
-            p.stair_bias   = stair_bias;
-            p.log_length   = log_length;
-            p.train_length = train_length;
-            p.first_chunk  = first_chunk;
-            p.chunk        = chunk;
-            p.last_chunk   = last_chunk;
-            p.stair_width  = stair_width;
-            p.room         = room;
-            p.log_scaling  = log_scaling;
-            mesa::validate(p);
-            return p;
-        }), py::kw_only(), py::arg("train_length"), py::arg("first_chunk"), py::arg("chunk"), py::arg("last_chunk"),
-            py::arg("stair_width") = 0, py::arg("room") = 0, py::arg("log_scaling") = true,
-            py::arg("method") = "mesa", py::arg("window") = 0, py::arg("n_sinks") = 0, py::arg("stair_bias") = 0.0f, py::arg("log_length") = 0)
-        .def_static("fill", [](int32_t train_length, const std::string & method, std::optional<int32_t> first_chunk, std::optional<int32_t> chunk,
-                               std::optional<int32_t> last_chunk, std::optional<int32_t> stair_width, std::optional<int32_t> room,
-                               std::optional<bool> log_scaling, std::optional<int32_t> window, std::optional<int32_t> n_sinks,
-                               std::optional<float> stair_bias, std::optional<int32_t> log_length) {
-            auto p = mesa::params_unset(train_length, to_method(method));
-            p.first_chunk = first_chunk.value_or(mesa::unset);
-            p.chunk       = chunk.value_or(mesa::unset);
-            p.last_chunk  = last_chunk.value_or(mesa::unset);
-            p.stair_width = stair_width.value_or(mesa::unset);
-            p.room        = room.value_or(mesa::unset);
-            p.log_scaling = log_scaling ? *log_scaling : mesa::unset;
-            p.window      = window.value_or(mesa::unset);
-            p.n_sinks     = n_sinks.value_or(mesa::unset);
-            p.stair_bias  = stair_bias.value_or(mesa::unset);
-            p.log_length  = log_length.value_or(mesa::unset);
-            p = mesa::fill(p);
-            mesa::validate(p);
-            return p;
-        }, py::kw_only(), py::arg("train_length"), py::arg("method") = "mesa", py::arg("first_chunk") = py::none(),
-            py::arg("chunk") = py::none(), py::arg("last_chunk") = py::none(), py::arg("stair_width") = py::none(), py::arg("room") = py::none(),
-            py::arg("log_scaling") = py::none(), py::arg("window") = py::none(), py::arg("n_sinks") = py::none(),
-            py::arg("stair_bias") = py::none(), py::arg("log_length") = py::none())
-        .def_static("default", [](int32_t train_length, const std::string & method) {
-            return mesa::params_default(train_length, to_method(method));
-        }, py::arg("train_length"), py::arg("method") = "mesa")
-        .def_property_readonly("method", [](const mesa::params & p) { return mesa::method_name(p.method); })
-        .def_readonly("window",       &mesa::params::window)
-        .def_readonly("n_sinks",      &mesa::params::n_sinks)
-        .def_readonly("stair_bias",   &mesa::params::stair_bias)
-        .def_property_readonly("log_length", &mesa::params::n_unscaled)
-        .def_property_readonly("chunked", &mesa::params::chunked)
-        .def_readonly("train_length", &mesa::params::train_length)
-        .def_readonly("first_chunk",  &mesa::params::first_chunk)
-        .def_readonly("chunk",        &mesa::params::chunk)
-        .def_readonly("last_chunk",   &mesa::params::last_chunk)
-        .def_readonly("stair_width",  &mesa::params::stair_width)
-        .def_readonly("room",         &mesa::params::room)
-        .def_property_readonly("log_scaling", [](const mesa::params & p) { return p.log_scaling != 0; });
+            .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk,
+                                  int32_t stair_width, int32_t room, bool log_scaling, const std::string & method,
+                                  int32_t window, int32_t n_sinks, float stair_bias, int32_t log_length) {
+        mesa::params p;
+        p.method       = to_method(method);
+        p.window       = window;
+        p.n_sinks      = n_sinks;
+        p.stair_bias   = stair_bias;
+        p.log_length   = log_length;
+        p.train_length = train_length;
+        p.first_chunk  = first_chunk;
+        p.chunk        = chunk;
+        p.last_chunk   = last_chunk;
+        p.stair_width  = stair_width;
+        p.room         = room;
+        p.log_scaling  = log_scaling;
+        mesa::validate(p);
+        return p;
+    }),
+                    py::kw_only(), py::arg("train_length"), py::arg("first_chunk"), py::arg("chunk"),
+                    py::arg("last_chunk"), py::arg("stair_width") = 0, py::arg("room") = 0,
+                    py::arg("log_scaling") = true, py::arg("method") = "mesa", py::arg("window") = 0,
+                    py::arg("n_sinks") = 0, py::arg("stair_bias") = 0.0f, py::arg("log_length") = 0)
+            .def_static("fill",
+                    [](int32_t train_length, const std::string & method, std::optional<int32_t> first_chunk,
+                            std::optional<int32_t> chunk, std::optional<int32_t> last_chunk,
+                            std::optional<int32_t> stair_width, std::optional<int32_t> room,
+                            std::optional<bool> log_scaling, std::optional<int32_t> window,
+                            std::optional<int32_t> n_sinks, std::optional<float> stair_bias,
+                            std::optional<int32_t> log_length) {
+        auto p        = mesa::params_unset(train_length, to_method(method));
+        p.first_chunk = first_chunk.value_or(mesa::unset);
+        p.chunk       = chunk.value_or(mesa::unset);
+        p.last_chunk  = last_chunk.value_or(mesa::unset);
+        p.stair_width = stair_width.value_or(mesa::unset);
+        p.room        = room.value_or(mesa::unset);
+        p.log_scaling = log_scaling ? *log_scaling : mesa::unset;
+        p.window      = window.value_or(mesa::unset);
+        p.n_sinks     = n_sinks.value_or(mesa::unset);
+        p.stair_bias  = stair_bias.value_or(mesa::unset);
+        p.log_length  = log_length.value_or(mesa::unset);
+        p             = mesa::fill(p);
+        mesa::validate(p);
+        return p;
+    },
+                    py::kw_only(), py::arg("train_length"), py::arg("method") = "mesa",
+                    py::arg("first_chunk") = py::none(), py::arg("chunk") = py::none(),
+                    py::arg("last_chunk") = py::none(), py::arg("stair_width") = py::none(),
+                    py::arg("room") = py::none(), py::arg("log_scaling") = py::none(), py::arg("window") = py::none(),
+                    py::arg("n_sinks") = py::none(), py::arg("stair_bias") = py::none(),
+                    py::arg("log_length") = py::none())
+            .def_static("default",
+                    [](int32_t train_length, const std::string & method) {
+        return mesa::params_default(train_length, to_method(method));
+    }, py::arg("train_length"), py::arg("method") = "mesa")
+            .def_property_readonly("method", [](const mesa::params & p) { return mesa::method_name(p.method); })
+            .def_readonly("window", &mesa::params::window)
+            .def_readonly("n_sinks", &mesa::params::n_sinks)
+            .def_readonly("stair_bias", &mesa::params::stair_bias)
+            .def_property_readonly("log_length", &mesa::params::n_unscaled)
+            .def_property_readonly("chunked", &mesa::params::chunked)
+            .def_readonly("train_length", &mesa::params::train_length)
+            .def_readonly("first_chunk", &mesa::params::first_chunk)
+            .def_readonly("chunk", &mesa::params::chunk)
+            .def_readonly("last_chunk", &mesa::params::last_chunk)
+            .def_readonly("stair_width", &mesa::params::stair_width)
+            .def_readonly("room", &mesa::params::room)
+            .def_property_readonly("log_scaling", [](const mesa::params & p) { return p.log_scaling != 0; });
 
     py::class_<mesa::plan>(m, "Plan", plain)
-        .def(py::init(&make_checked), py::arg("chunk_starts"), py::arg("anchor"), py::arg("stair_width"))
-        .def_property_readonly("chunk_starts", [](py::object self) {
-            auto & pl = self.cast<mesa::plan &>();
-            auto array = i32_array(pl.chunk_starts.size(), pl.chunk_starts.data(), self); // a view
-            array.attr("setflags")(py::arg("write") = false);
-            return array;
-        })
-        .def_readonly("anchor",      &mesa::plan::anchor)
-        .def_readonly("stair_width", &mesa::plan::stair_width)
-        .def_property_readonly("last_start", &mesa::plan::last_start)
-        .def("__eq__", [](const mesa::plan & a, const mesa::plan & b) { return a == b; })
-        .def("__hash__", [](const mesa::plan & pl) { return py::hash(py::make_tuple(py::cast(pl.chunk_starts).attr("__len__")(), pl.anchor, pl.stair_width)); })
-        .def("validate", [](const mesa::plan & pl, const mesa::params & p, int32_t n_tokens) { mesa::validate(p, pl, n_tokens); }, py::arg("params"), py::arg("n_tokens") = 0)
-        .def("n_positions", [](const mesa::plan & pl, int32_t n_tokens) { return mesa::n_pos(pl, n_tokens); }, py::arg("n_tokens"))
-        .def("key_positions", [](const mesa::plan & pl, int32_t start, int32_t stop) {
-            return map_range(start, stop, [&](int32_t j) { return mesa::key_pos(pl, j); });
-        }, py::arg("start"), py::arg("stop"))
-        .def("query_positions", [](const mesa::plan & pl, int32_t start, int32_t stop) {
-            return map_range(start, stop, [&](int32_t i) { return mesa::query_pos(pl, i); });
-        }, py::arg("start"), py::arg("stop"))
-        .def("chunk_positions", [](const mesa::plan & pl, int32_t start, int32_t stop) {
-            return map_range(start, stop, [&](int32_t i) { return mesa::chunk_pos(pl, i); });
-        }, py::arg("start"), py::arg("stop"))
-        .def("mask", [](const mesa::plan & pl, int32_t n_tokens) {
-            return mask_rows<bool>({}, pl, n_tokens, false, [](float v) { return v == 0.0f; });
-        }, py::arg("n_tokens"));
+            .def(py::init(&make_checked), py::arg("chunk_starts"), py::arg("anchor"), py::arg("stair_width"))
+            .def_property_readonly("chunk_starts",
+                    [](py::object self) {
+        auto & pl  = self.cast<mesa::plan &>();
+        auto array = i32_array(pl.chunk_starts.size(), pl.chunk_starts.data(), self); // a view
+        array.attr("setflags")(py::arg("write") = false);
+        return array;
+    })
+            .def_readonly("anchor", &mesa::plan::anchor)
+            .def_readonly("stair_width", &mesa::plan::stair_width)
+            .def_property_readonly("last_start", &mesa::plan::last_start)
+            .def("__eq__", [](const mesa::plan & a, const mesa::plan & b) { return a == b; })
+            .def("__hash__",
+                    [](const mesa::plan & pl) {
+        return py::hash(py::make_tuple(py::cast(pl.chunk_starts).attr("__len__")(), pl.anchor, pl.stair_width));
+    })
+            .def("validate",
+                    [](const mesa::plan & pl, const mesa::params & p, int32_t n_tokens) {
+        mesa::validate(p, pl, n_tokens);
+    }, py::arg("params"), py::arg("n_tokens") = 0)
+            .def("n_positions", [](const mesa::plan & pl, int32_t n_tokens) { return mesa::n_pos(pl, n_tokens); },
+                    py::arg("n_tokens"))
+            .def("key_positions",
+                    [](const mesa::plan & pl, int32_t start, int32_t stop) {
+        return map_range(start, stop, [&](int32_t j) { return mesa::key_pos(pl, j); });
+    }, py::arg("start"), py::arg("stop"))
+            .def("query_positions",
+                    [](const mesa::plan & pl, int32_t start, int32_t stop) {
+        return map_range(start, stop, [&](int32_t i) { return mesa::query_pos(pl, i); });
+    }, py::arg("start"), py::arg("stop"))
+            .def("chunk_positions",
+                    [](const mesa::plan & pl, int32_t start, int32_t stop) {
+        return map_range(start, stop, [&](int32_t i) { return mesa::chunk_pos(pl, i); });
+    }, py::arg("start"), py::arg("stop"))
+            .def("mask", [](const mesa::plan & pl, int32_t n_tokens) {
+        return mask_rows<bool>({}, pl, n_tokens, false, [](float v) { return v == 0.0f; });
+    }, py::arg("n_tokens"));
 
     m.def("mask", [](const mesa::params & p, const mesa::plan & pl, int32_t n_tokens, bool alibi) {
         return mask_rows<float>(p, pl, n_tokens, alibi, [](float v) { return v; });
@@ -204,14 +229,18 @@ void bind_plan(py::module_ & m) {
         return mesa::make(p, n_tokens, data);
     }, py::arg("params"), py::arg("n_tokens"), py::arg("breaks") = py::none());
 
-    m.def("extend_plan", [](const mesa::params & p, const mesa::plan & old, int32_t n_past, int32_t n_tokens, const breaks_arg & breaks) {
+    m.def("extend_plan",
+            [](const mesa::params & p, const mesa::plan & old, int32_t n_past, int32_t n_tokens,
+                    const breaks_arg & breaks) {
         if (n_past < 0 || n_tokens <= n_past) {
-            throw std::invalid_argument("n_tokens (" + std::to_string(n_tokens) + ") must be more than n_past (" + std::to_string(n_past) + ")");
+            throw std::invalid_argument("n_tokens (" + std::to_string(n_tokens) + ") must be more than n_past (" +
+                                        std::to_string(n_past) + ")");
         }
         const uint8_t * data = breaks_data(breaks, n_tokens);
         py::gil_scoped_release release;
         return mesa::extend(p, old, n_past, n_tokens, data);
-    }, py::arg("params"), py::arg("plan"), py::arg("n_past"), py::arg("n_tokens"), py::arg("breaks") = py::none());
+    },
+            py::arg("params"), py::arg("plan"), py::arg("n_past"), py::arg("n_tokens"), py::arg("breaks") = py::none());
 
     m.def("log_scale", [](int32_t log_length, int32_t start, int32_t stop) {
         check_range(start, stop);

@@ -114,11 +114,11 @@ static bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t *
 
     const int64_t n = hi - lo;
 
-    auto inp = std::make_unique<llm_graph_input_mesa_move>();
-    inp->kv    = &kv;
-    inp->data  = std::vector<int32_t>(delta + lo, delta + hi);
+    auto inp            = std::make_unique<llm_graph_input_mesa_move>();
+    inp->kv             = &kv;
+    inp->data           = std::vector<int32_t>(delta + lo, delta + hi);
     inp->n_pos_per_embd = hparams.n_pos_per_embd();
-    inp->delta = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n*hparams.n_pos_per_embd());
+    inp->delta          = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n * hparams.n_pos_per_embd());
     ggml_set_input(inp->delta);
     inp->k_rot = kv.build_input_k_rot(ctx);
 
@@ -133,7 +133,8 @@ static bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t *
 
         const int64_t n_embd_head = hparams.n_embd_head_k(il);
 
-        k = ggml_view_3d(ctx, k, n_embd_head, hparams.n_head_kv(il), n, ggml_row_size(k->type, n_embd_head), k->nb[1], lo*k->nb[1]);
+        k = ggml_view_3d(ctx, k, n_embd_head, hparams.n_head_kv(il), n, ggml_row_size(k->type, n_embd_head), k->nb[1],
+                lo * k->nb[1]);
 
         ggml_tensor * cur = ggml_cast(ctx, k, GGML_TYPE_F32);
         if (inp->k_rot) {
@@ -220,7 +221,8 @@ bool mesa::sync_state(const llama_context & lctx, llama_mesa & m) {
     const int32_t n = kv.seq_pos_max(0) + 1;
 
     if (!can_roll_back(lctx, n)) {
-        fail("tokens in front of position " + std::to_string(n) + " have left the sliding-window cache: to roll back, make the context with swa_full");
+        fail("tokens in front of position " + std::to_string(n) +
+                " have left the sliding-window cache: to roll back, make the context with swa_full");
         return false;
     }
 
@@ -260,7 +262,8 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
 
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         if (batch.pos[i] != n_past + i || batch.n_seq_id[i] != 1 || batch.seq_id[i][0] != 0) {
-            fail("a Mesa context reads one sequence, number 0, whose tokens follow one another: the next position is " + std::to_string(n_past + i));
+            fail("a Mesa context reads one sequence, number 0, whose tokens follow one another: the next position is " +
+                    std::to_string(n_past + i));
             LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
             return false;
         }
@@ -270,7 +273,8 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
         try {
             m.set_plan(mesa::advance(m.params, m.plan, n_past, n_end));
         } catch (const std::invalid_argument & err) {
-            fail(std::string("a batch of ") + std::to_string(batch.n_tokens) + " tokens cannot be read without a plan: " + err.what() + "; call llama_mesa_prompt first");
+            fail(std::string("a batch of ") + std::to_string(batch.n_tokens) +
+                    " tokens cannot be read without a plan: " + err.what() + "; call llama_mesa_prompt first");
             LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
             return false;
         }
@@ -290,9 +294,9 @@ void llama_context::set_mesa(std::shared_ptr<llama_mesa> mesa) {
 
     auto * kv = get_kv(*this);
 
-    kv->mesa           = mesa.get();
+    kv->mesa = mesa.get();
     if (auto * kv_swa = get_kv_swa(*this)) {
-        kv_swa->mesa   = mesa.get();
+        kv_swa->mesa = mesa.get();
     }
     cparams.mesa       = std::move(mesa);
     cparams.mesa_graph = {};
@@ -308,7 +312,8 @@ bool llama_context::mesa_reserve() {
 
     // buffers only grow: first a ubatch that is read in its chunk, then the graph that the scheduler is left with
     mesa_window = true;
-    const bool ok = graph_reserve(n_tokens, cparams.n_seq_max, n_outputs, mctx.get(), model.hparams.no_alloc) != nullptr;
+    const bool ok =
+            graph_reserve(n_tokens, cparams.n_seq_max, n_outputs, mctx.get(), model.hparams.no_alloc) != nullptr;
     mesa_window = false;
 
     return ok && graph_reserve(n_tokens, cparams.n_seq_max, n_outputs, mctx.get(), model.hparams.no_alloc) != nullptr;
@@ -366,11 +371,13 @@ void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
 
     if (m_new && m_new->n_past() != n) {
         kv.clear(true);
-        fail_state("the plan in the state is for " + std::to_string(m_new->n_past()) + " tokens, its KV data for " + std::to_string(n));
+        fail_state("the plan in the state is for " + std::to_string(m_new->n_past()) + " tokens, its KV data for " +
+                   std::to_string(n));
     }
     if (!m_new && n > m.params.train_length) {
         kv.clear(true);
-        fail_state("the state was saved without Mesa and holds " + std::to_string(n) + " tokens, more than train_length (" + std::to_string(m.params.train_length) + ")");
+        fail_state("the state was saved without Mesa and holds " + std::to_string(n) +
+                   " tokens, more than train_length (" + std::to_string(m.params.train_length) + ")");
     }
     if (!cells_in_order(kv, n)) {
         kv.clear(true);

@@ -25,7 +25,8 @@ inline params from_c(const llama_mesa_params & c) {
 }
 
 inline llama_mesa_params to_c(const params & p) {
-    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method, p.window, p.n_sinks, p.stair_bias, p.log_length };
+    return { p.train_length, p.first_chunk, p.chunk, p.last_chunk, p.stair_width, p.room, p.log_scaling, p.method,
+        p.window, p.n_sinks, p.stair_bias, p.log_length };
 }
 
 } // namespace mesa

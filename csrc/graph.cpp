@@ -21,7 +21,8 @@ using namespace mesa;
 // note: inputs outlive the ubatch that they were built for (graph reuse), so everything is read from the state when they are set
 class llm_graph_input_mesa : public llm_graph_input_i {
 public:
-    llm_graph_input_mesa(const llama_mesa & m, bool use_alibi, uint32_t n_pos_per_embd) : m(m), use_alibi(use_alibi), n_pos_per_embd(n_pos_per_embd) {}
+    llm_graph_input_mesa(const llama_mesa & m, bool use_alibi, uint32_t n_pos_per_embd) :
+            m(m), use_alibi(use_alibi), n_pos_per_embd(n_pos_per_embd) {}
     virtual ~llm_graph_input_mesa() = default;
 
     void set_input(const llama_ubatch * ubatch) override;
@@ -33,16 +34,16 @@ public:
     }
 
     const llama_mesa & m;
-    const bool     use_alibi;
+    const bool use_alibi;
     const uint32_t n_pos_per_embd;
 
     llama_mesa_graph g;
 
     // the ubatch's keys and values by the cache tensor that they go to: layers without keys of their own attend to them too
     struct fresh_kv {
-        ggml_tensor * k  = nullptr;
-        ggml_tensor * v  = nullptr;
-        int           il = 0; // the layer that they are of
+        ggml_tensor * k = nullptr;
+        ggml_tensor * v = nullptr;
+        int il          = 0; // the layer that they are of
     };
 
     std::map<const ggml_tensor *, fresh_kv> fresh;
@@ -63,15 +64,21 @@ public:
     };
 
     rule_positions rule;
-    int32_t        divisor  = 1;
-    ggml_tensor *  rule_far = nullptr; // F32 [n_kv, n_tokens]  1 where the key is far, else 0
+    int32_t divisor        = 1;
+    ggml_tensor * rule_far = nullptr; // F32 [n_kv, n_tokens]  1 where the key is far, else 0
 };
 
 template <typename T>
 static T to(float v);
 
-template <> float       to(float v) { return v; }
-template <> ggml_fp16_t to(float v) { return ggml_fp32_to_fp16(v); }
+template <>
+float to(float v) {
+    return v;
+}
+template <>
+ggml_fp16_t to(float v) {
+    return ggml_fp32_to_fp16(v);
+}
 
 // calls fill(mask, data) with a mask of t's type, f32 or f16, and then sets t
 template <typename F>
@@ -91,7 +98,7 @@ bool llama_mesa_set_mask(const llama_mesa * m, ggml_tensor * dst, const llama_ub
     }
     const auto fill = [&](auto && mask, auto * data) {
         for (uint32_t ii = 0; ii < ubatch.n_tokens; ++ii) {
-            mask.row(ubatch.pos[ii], 0, dst->ne[0], data + ii*dst->ne[0]);
+            mask.row(ubatch.pos[ii], 0, dst->ne[0], data + ii * dst->ne[0]);
         }
     };
     // note: as llama.cpp does, into the buffer itself: of a long text the mask is large
@@ -167,7 +174,7 @@ void llm_graph_input_mesa::set_input(const llama_ubatch * ubatch) {
         set_mask(kq_mask, m, use_alibi, [&](auto && mask, auto * data) {
             const auto drop = to<std::remove_pointer_t<decltype(data)>>(-INFINITY);
             for (int32_t ii = 0; ii < n_tokens; ++ii) {
-                auto * row = data + ii*n_kv;
+                auto * row = data + ii * n_kv;
                 mask.row(pos + ii, 0, n_first, row);
                 mask.row(pos + ii, start, pos, row + n_first);
                 std::fill(row + rows.size(), row + g.n_prev, drop);
@@ -183,22 +190,22 @@ void llm_graph_input_mesa::set_rules(int32_t pos, int32_t n_tokens) {
     if (kq_mask->buffer) {
         set_mask(kq_mask, m, false, [&](auto && mask, auto * data) {
             for (int32_t ii = 0; ii < n_tokens; ++ii) {
-                mask.row(pos + ii, 0, n_kv, data + ii*n_kv);
+                mask.row(pos + ii, 0, n_kv, data + ii * n_kv);
             }
         });
     }
     if (rule_far && rule_far->buffer) {
-        std::vector<float> far(n_kv*n_tokens, 0.0f);
+        std::vector<float> far(n_kv * n_tokens, 0.0f);
         for (int32_t ii = 0; ii < n_tokens; ++ii) {
-            std::fill_n(far.begin() + ii*n_kv, mesa::window_start(m.params, pos + ii), 1.0f);
+            std::fill_n(far.begin() + ii * n_kv, mesa::window_start(m.params, pos + ii), 1.0f);
         }
         ggml_backend_tensor_set(rule_far, far.data(), 0, ggml_nbytes(rule_far));
     }
 
     std::vector<int32_t> q_delta(n_tokens, 0);
-    std::vector<int32_t> k_delta(n_kv,     0);
-    std::vector<int32_t> q_pos  (n_tokens, 0);
-    std::vector<int32_t> k_pos  (n_kv,     0);
+    std::vector<int32_t> k_delta(n_kv, 0);
+    std::vector<int32_t> q_pos(n_tokens, 0);
+    std::vector<int32_t> k_pos(n_kv, 0);
 
     // the ubatch's own keys are in the cache by now
     const auto stands = [&](int32_t j) { return j < m.n_past() ? m.key_pos[j] : mesa::key_pos(m.plan, j); };
@@ -208,7 +215,7 @@ void llm_graph_input_mesa::set_rules(int32_t pos, int32_t n_tokens) {
         const int32_t q = g.n_rules == 1 ? 0 : mesa::weave(m.params, m.plan, i, 0).q;
 
         q_delta[ii] = (divisor > 1 ? 0 : q) - m.pos(i);
-        q_pos  [ii] = q;
+        q_pos[ii]   = q;
     }
     const int32_t last = pos + n_tokens - 1;
     for (int32_t j = 0; j <= last; ++j) {
@@ -219,7 +226,7 @@ void llm_graph_input_mesa::set_rules(int32_t pos, int32_t n_tokens) {
             k = mesa::weave(m.params, m.plan, last, j).k;
         }
         k_delta[j] = (divisor > 1 ? 0 : k) - stands(j);
-        k_pos  [j] = k;
+        k_pos[j]   = k;
     }
 
     const auto set = [&](ggml_tensor * t, std::vector<int32_t> & data) {
@@ -229,8 +236,8 @@ void llm_graph_input_mesa::set_rules(int32_t pos, int32_t n_tokens) {
     };
     set(rule.q_delta, q_delta);
     set(rule.k_delta, k_delta);
-    set(rule.q_pos,   q_pos);
-    set(rule.k_pos,   k_pos);
+    set(rule.q_pos, q_pos);
+    set(rule.k_pos, k_pos);
 }
 
 llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, const llama_kv_cache_context * mctx) {
@@ -262,16 +269,17 @@ llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, cons
         inp->q_scale = new_input(GGML_TYPE_F32, 1, 1, n_tokens, "mesa_q_scale");
     }
     if (inp->g.window) {
-        inp->k_delta = new_input(GGML_TYPE_I32, n_tokens*n_pos, 1, 1, "mesa_k_delta");
+        inp->k_delta = new_input(GGML_TYPE_I32, n_tokens * n_pos, 1, 1, "mesa_k_delta");
         // flash attention requires an f16 mask
-        inp->kq_mask = new_input(cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32, n_prev + n_tokens, n_tokens, 1, "mesa_kq_mask");
+        inp->kq_mask = new_input(
+                cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32, n_prev + n_tokens, n_tokens, 1, "mesa_kq_mask");
         if (n_prev > 0) {
-            inp->prev_rows  = new_input(GGML_TYPE_I32, n_prev,       1, 1, "mesa_prev_rows");
-            inp->prev_delta = new_input(GGML_TYPE_I32, n_prev*n_pos, 1, 1, "mesa_prev_delta");
+            inp->prev_rows  = new_input(GGML_TYPE_I32, n_prev, 1, 1, "mesa_prev_rows");
+            inp->prev_delta = new_input(GGML_TYPE_I32, n_prev * n_pos, 1, 1, "mesa_prev_delta");
         }
     }
     if (inp->g.swa) {
-        inp->swa_delta = new_input(GGML_TYPE_I32, n_tokens*n_pos, 1, 1, "mesa_swa_delta");
+        inp->swa_delta = new_input(GGML_TYPE_I32, n_tokens * n_pos, 1, 1, "mesa_swa_delta");
     }
 
     if (inp->g.n_rules > 0) {
@@ -279,15 +287,15 @@ llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, cons
 
         inp->divisor = cparams.mesa->params.method == mesa::method_leaky_rerope ? cparams.mesa->plan.stair_width : 1;
 
-        inp->kq_mask      = new_input(cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32, n_kv, n_tokens, 1, "mesa_kq_mask");
-        inp->rule.q_delta = new_input(GGML_TYPE_I32, n_tokens*n_pos, 1, 1, "mesa_rule_q_delta");
-        inp->rule.k_delta = new_input(GGML_TYPE_I32, n_kv*n_pos,     1, 1, "mesa_rule_k_delta");
+        inp->kq_mask = new_input(cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32, n_kv, n_tokens, 1, "mesa_kq_mask");
+        inp->rule.q_delta = new_input(GGML_TYPE_I32, n_tokens * n_pos, 1, 1, "mesa_rule_q_delta");
+        inp->rule.k_delta = new_input(GGML_TYPE_I32, n_kv * n_pos, 1, 1, "mesa_rule_k_delta");
         if (inp->g.n_rules > 1) {
             inp->rule_far = new_input(GGML_TYPE_F32, n_kv, n_tokens, 1, "mesa_rule_far");
         }
         if (inp->divisor > 1) {
-            inp->rule.q_pos = new_input(GGML_TYPE_I32, n_tokens*n_pos, 1, 1, "mesa_rule_q_pos");
-            inp->rule.k_pos = new_input(GGML_TYPE_I32, n_kv*n_pos,     1, 1, "mesa_rule_k_pos");
+            inp->rule.q_pos = new_input(GGML_TYPE_I32, n_tokens * n_pos, 1, 1, "mesa_rule_q_pos");
+            inp->rule.k_pos = new_input(GGML_TYPE_I32, n_kv * n_pos, 1, 1, "mesa_rule_k_pos");
         }
     }
 
@@ -306,16 +314,9 @@ struct mesa_cache {
 
 // Attention over the whole cache whose distances are woven while it is read: slow, and for comparing methods. Far keys get a second
 // matrix of scores, or, where every query has distances of its own, the ubatch is one query and its keys are moved for it.
-static ggml_tensor * build_attn_rules(
-        const llm_graph_context & gctx,
-        llm_graph_input_mesa * inp_mesa,
-        const mesa_cache & cache,
-        ggml_tensor  * q,
-        ggml_tensor  * k_cur,
-        ggml_tensor  * v_cur,
-        ggml_tensor  * sinks,
-        float          kq_scale,
-        int            il) {
+static ggml_tensor * build_attn_rules(const llm_graph_context & gctx, llm_graph_input_mesa * inp_mesa,
+        const mesa_cache & cache, ggml_tensor * q, ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * sinks,
+        float kq_scale, int il) {
     auto * ctx0 = gctx.ctx0;
     auto * gf   = gctx.gf;
 
@@ -368,7 +369,8 @@ static ggml_tensor * build_attn_rules(
         } else {
             // added to the scores: far - near where the key is far
             const auto scores = [&](ggml_tensor * q, ggml_tensor * k) {
-                ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
+                ggml_tensor * kq =
+                        ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
                 ggml_prec_set_acc(kq, GGML_PREC_F32);
                 return kq;
             };
@@ -385,17 +387,9 @@ static ggml_tensor * build_attn_rules(
     return cur;
 }
 
-static ggml_tensor * build_attn(
-        const llm_graph_context & gctx,
-        llm_graph_input_mesa * inp_mesa,
-        const mesa_cache & cache,
-        ggml_tensor *& q_cur,
-        ggml_tensor  * k_cur,
-        ggml_tensor  * v_cur,
-        ggml_tensor  * kq_b,
-        ggml_tensor  * sinks,
-        float          kq_scale,
-        int            il) {
+static ggml_tensor * build_attn(const llm_graph_context & gctx, llm_graph_input_mesa * inp_mesa,
+        const mesa_cache & cache, ggml_tensor *& q_cur, ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b,
+        ggml_tensor * sinks, float kq_scale, int il) {
     auto * ctx0 = gctx.ctx0;
     auto * gf   = gctx.gf;
 
@@ -455,10 +449,10 @@ static ggml_tensor * build_attn(
         // [n_embd_head_k, n_head_kv, n_kv, 1]
         ggml_tensor * k_cache = mctx_cur->get_k(ctx0, il);
 
-        k_cache = ggml_view_2d(ctx0, k_cache, n_embd_head_k*n_head_kv, k_cache->ne[2], k_cache->nb[2], 0);
+        k_cache = ggml_view_2d(ctx0, k_cache, n_embd_head_k * n_head_kv, k_cache->ne[2], k_cache->nb[2], 0);
 
         ggml_tensor * k_prev = ggml_get_rows(ctx0, k_cache, inp_mesa->prev_rows); // F32
-        k_prev = ggml_reshape_3d(ctx0, k_prev, n_embd_head_k, n_head_kv, n_prev);
+        k_prev               = ggml_reshape_3d(ctx0, k_prev, n_embd_head_k, n_head_kv, n_prev);
         if (cache.k_rot) {
             k_prev = llama_mul_mat_hadamard(ctx0, k_prev, cache.k_rot); // its own inverse
         }
@@ -472,7 +466,7 @@ static ggml_tensor * build_attn(
 
         if (!inp_mesa->m.v_trans) {
             // [n_embd_head_v, n_head_kv, n_kv, 1]
-            v_cache = ggml_view_2d(ctx0, v_cache, n_embd_head_v*n_head_kv, v_cache->ne[2], v_cache->nb[2], 0);
+            v_cache = ggml_view_2d(ctx0, v_cache, n_embd_head_v * n_head_kv, v_cache->ne[2], v_cache->nb[2], 0);
 
             v_prev = ggml_get_rows(ctx0, v_cache, inp_mesa->prev_rows); // F32
         } else {
@@ -481,7 +475,8 @@ static ggml_tensor * build_attn(
             const int64_t n_first = start == 0 ? 0 : inp_mesa->m.plan.chunk_starts[1];
 
             const auto range = [&](int64_t from, int64_t n) {
-                ggml_tensor * t = ggml_view_2d(ctx0, v_cache, n, n_embd_head_v*n_head_kv, v_cache->nb[2], from*ggml_type_size(v_cache->type));
+                ggml_tensor * t = ggml_view_2d(ctx0, v_cache, n, n_embd_head_v * n_head_kv, v_cache->nb[2],
+                        from * ggml_type_size(v_cache->type));
                 return ggml_cast(ctx0, ggml_transpose(ctx0, t), GGML_TYPE_F32);
             };
 
@@ -491,7 +486,7 @@ static ggml_tensor * build_attn(
             }
             if (n_prev > n_first) {
                 ggml_tensor * v_own = range(start, n_prev - n_first);
-                v_prev = v_prev ? ggml_concat(ctx0, v_prev, v_own, 1) : v_own;
+                v_prev              = v_prev ? ggml_concat(ctx0, v_prev, v_own, 1) : v_own;
             }
         }
         v_prev = ggml_reshape_3d(ctx0, v_prev, n_embd_head_v, n_head_kv, n_prev);
@@ -507,12 +502,12 @@ static ggml_tensor * build_attn(
     ggml_tensor * cur;
     if (cparams.flash_attn && kq_b == nullptr && inp_mesa->m.on_cpu) {
         // as in build_attn_mha, but the CPU kernel takes f32 keys and values as they are: no rounding, no copy
-        cur = ggml_flash_attn_ext(ctx0,
-                ggml_permute(ctx0, q_cur, 0, 2, 1, 3), ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, v, 0, 2, 1, 3),
-                inp_mesa->kq_mask, kq_scale, hparams.f_max_alibi_bias, hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f);
+        cur = ggml_flash_attn_ext(ctx0, ggml_permute(ctx0, q_cur, 0, 2, 1, 3), ggml_permute(ctx0, k, 0, 2, 1, 3),
+                ggml_permute(ctx0, v, 0, 2, 1, 3), inp_mesa->kq_mask, kq_scale, hparams.f_max_alibi_bias,
+                hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f);
         ggml_flash_attn_ext_add_sinks(cur, sinks);
         ggml_prec_set_acc(cur, GGML_PREC_F32);
-        cur = ggml_reshape_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2]);
+        cur = ggml_reshape_2d(ctx0, cur, cur->ne[0] * cur->ne[1], cur->ne[2]);
         ggml_build_forward_expand(gf, cur);
     } else {
         cur = gctx.build_attn_mha(q_cur, k, v, kq_b, inp_mesa->kq_mask, sinks, nullptr, 0, kq_scale, il);
@@ -522,13 +517,8 @@ static ggml_tensor * build_attn(
     return cur;
 }
 
-static void learn_layer(
-        const llm_graph_context & gctx,
-        llm_graph_input_mesa * inp_mesa,
-        const llama_kv_cache_context * mctx,
-        ggml_tensor * k_cur,
-        ggml_tensor * v_cur,
-        int           il) {
+static void learn_layer(const llm_graph_context & gctx, llm_graph_input_mesa * inp_mesa,
+        const llama_kv_cache_context * mctx, ggml_tensor * k_cur, ggml_tensor * v_cur, int il) {
     auto & rope  = gctx.cparams.mesa->rope;
     auto & fresh = inp_mesa->fresh[mctx->get_k(gctx.ctx0, il)->view_src];
 
@@ -540,16 +530,8 @@ static void learn_layer(
     }
 }
 
-ggml_tensor * llama_mesa_build_attn(
-        const llm_graph_context & gctx,
-        llm_graph_input_attn_kv * inp,
-        ggml_tensor *& q_cur,
-        ggml_tensor  * k_cur,
-        ggml_tensor  * v_cur,
-        ggml_tensor  * kq_b,
-        ggml_tensor  * sinks,
-        float          kq_scale,
-        int            il) {
+ggml_tensor * llama_mesa_build_attn(const llm_graph_context & gctx, llm_graph_input_attn_kv * inp, ggml_tensor *& q_cur,
+        ggml_tensor * k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il) {
     if (!inp->mesa) {
         return nullptr;
     }
@@ -560,21 +542,15 @@ ggml_tensor * llama_mesa_build_attn(
     return build_attn(gctx, inp->mesa, cache, q_cur, k_cur, v_cur, kq_b, sinks, kq_scale, il);
 }
 
-ggml_tensor * llama_mesa_build_attn(
-        const llm_graph_context & gctx,
-        llm_graph_input_attn_kv_iswa * inp,
-        ggml_tensor *& q_cur,
-        ggml_tensor *& k_cur,
-        ggml_tensor  * v_cur,
-        ggml_tensor  * kq_b,
-        ggml_tensor  * sinks,
-        float          kq_scale,
-        int            il) {
+ggml_tensor * llama_mesa_build_attn(const llm_graph_context & gctx, llm_graph_input_attn_kv_iswa * inp,
+        ggml_tensor *& q_cur, ggml_tensor *& k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b, ggml_tensor * sinks,
+        float kq_scale, int il) {
     if (!inp->mesa) {
         return nullptr;
     }
 
-    learn_layer(gctx, inp->mesa, gctx.hparams.is_swa(il) ? inp->mctx->get_swa() : inp->mctx->get_base(), k_cur, v_cur, il);
+    learn_layer(
+            gctx, inp->mesa, gctx.hparams.is_swa(il) ? inp->mctx->get_swa() : inp->mctx->get_base(), k_cur, v_cur, il);
 
     if (gctx.hparams.is_swa(il)) {
         // as trained: a window over the tokens in front, at their logical positions
@@ -596,7 +572,8 @@ ggml_tensor * llama_mesa_build_attn(
         return nullptr;
     }
 
-    const mesa_cache cache = { inp->mctx->get_base(), inp->self_k_idxs, inp->self_v_idxs, inp->self_k_rot, inp->self_v_rot };
+    const mesa_cache cache = { inp->mctx->get_base(), inp->self_k_idxs, inp->self_v_idxs, inp->self_k_rot,
+        inp->self_v_rot };
 
     return build_attn(gctx, inp->mesa, cache, q_cur, k_cur, v_cur, kq_b, sinks, kq_scale, il);
 }
@@ -624,7 +601,7 @@ ggml_tensor * llama_mesa_build_attn(
 static const uint32_t n_nodes_layer = 40;
 
 uint32_t llama_mesa_n_nodes_max(uint32_t n_layer) {
-    return n_nodes_layer*n_layer;
+    return n_nodes_layer * n_layer;
 }
 
 llama_mesa_woven::llama_mesa_woven(const llama_mesa * m, const llama_ubatch *& ubatch) {

@@ -37,7 +37,7 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch);
 
 // llama_context::process_ubatch: the shape of the graph that reads these tokens; and when they have been read
 llama_mesa_graph llama_mesa_ubatch_begin(const llama_mesa & m, const llama_ubatch & ubatch);
-void             llama_mesa_ubatch_end  (      llama_mesa & m, const llama_ubatch & ubatch);
+void llama_mesa_ubatch_end(llama_mesa & m, const llama_ubatch & ubatch);
 
 // llama_context::graph_reserve: the largest graph against the whole cache, or of a ubatch that is read in its chunk alone (window)
 llama_mesa_graph llama_mesa_graph_reserve(const llama_mesa & m, bool window, uint32_t n_ctx);
@@ -50,40 +50,29 @@ llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, cons
 
 // llm_graph_context::build_attn: the attention of a ubatch that is read in its chunk alone.
 // Returns null where the stock path over the whole cache is to be taken, with q_cur scaled or moved if it must.
-ggml_tensor * llama_mesa_build_attn(
-        const llm_graph_context & gctx,
-        llm_graph_input_attn_kv * inp,
+ggml_tensor * llama_mesa_build_attn(const llm_graph_context & gctx, llm_graph_input_attn_kv * inp,
         ggml_tensor *& q_cur, // [n_embd_head_k, n_head,    n_tokens]
-        ggml_tensor  * k_cur, // [n_embd_head_k, n_head_kv, n_tokens], null: the layer uses the keys of another
-        ggml_tensor  * v_cur, // [n_embd_head_v, n_head_kv, n_tokens]
-        ggml_tensor  * kq_b,
-        ggml_tensor  * sinks,
-        float          kq_scale,
-        int            il);
+        ggml_tensor * k_cur,  // [n_embd_head_k, n_head_kv, n_tokens], null: the layer uses the keys of another
+        ggml_tensor * v_cur,  // [n_embd_head_v, n_head_kv, n_tokens]
+        ggml_tensor * kq_b, ggml_tensor * sinks, float kq_scale, int il);
 
 // the same where some layers have a sliding window: those get the logical positions, and the stock path
-ggml_tensor * llama_mesa_build_attn(
-        const llm_graph_context & gctx,
-        llm_graph_input_attn_kv_iswa * inp,
-        ggml_tensor *& q_cur,
-        ggml_tensor *& k_cur,
-        ggml_tensor  * v_cur,
-        ggml_tensor  * kq_b,
-        ggml_tensor  * sinks,
-        float          kq_scale,
-        int            il);
+ggml_tensor * llama_mesa_build_attn(const llm_graph_context & gctx, llm_graph_input_attn_kv_iswa * inp,
+        ggml_tensor *& q_cur, ggml_tensor *& k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b, ggml_tensor * sinks,
+        float kq_scale, int il);
 
 // llm_graph_input_*::set_input: makes ubatch point to a copy at woven positions, for as long as this lives; nothing if m is null
 struct llama_mesa_woven {
     llama_mesa_woven(const llama_mesa * m, const llama_ubatch *& ubatch);
 
-    llama_ubatch           copy = {};
+    llama_ubatch copy = {};
     std::vector<llama_pos> pos;
 };
 
 // llama_context::state_*: the plan travels with the KV data
 void llama_mesa_state_write(const llama_context & lctx, llama_io_write_i & io);
-std::shared_ptr<llama_mesa> llama_mesa_state_read(const llama_mesa & m, llama_io_read_i & io); // for a context such as m's
+std::shared_ptr<llama_mesa> llama_mesa_state_read(
+        const llama_mesa & m, llama_io_read_i & io); // for a context such as m's
 
 // after the KV data: m_new is what was read, or null if the state was saved by stock llama.cpp
 void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new);

@@ -56,22 +56,23 @@ struct llama_mesa_params {
     int32_t method;       // enum llama_mesa_method
     int32_t window;       // N of the methods other than mesa and star
     int32_t n_sinks;      // first tokens that lm-infinite and streaming-llm keep
-    float   stair_bias;   // logits of keys on the stair, or last_chunk tokens behind, are lowered by stair_bias*ln(E); 0: not. Without effect on ALiBi models
-    int32_t log_length;   // the scale of queries is 1 for the first log_length tokens; 0: train_length
+    float stair_bias; // logits of keys on the stair, or last_chunk tokens behind, are lowered by stair_bias*ln(E); 0: not. Without effect on ALiBi models
+    int32_t log_length; // the scale of queries is 1 for the first log_length tokens; 0: train_length
 };
 
 // LLAMA_MESA_VERSION of the library
 LLAMA_API int32_t llama_mesa_version(void);
 
 // why the last failing call of this thread failed, a decode or the loading of a state included; never NULL
-LLAMA_API const char * llama_mesa_last_error (void);
-LLAMA_API void         llama_mesa_clear_error(void);
+LLAMA_API const char * llama_mesa_last_error(void);
+LLAMA_API void llama_mesa_clear_error(void);
 
 // params that suit a model trained at train_length tokens; train_length 0: the model's own. All of them 0 if that is impossible
 LLAMA_API struct llama_mesa_params llama_mesa_default_params(const struct llama_model * model, int32_t train_length);
 
 // the same for another method, and its name; NULL: there is no such method
-LLAMA_API struct llama_mesa_params llama_mesa_method_params(const struct llama_model * model, int32_t train_length, int32_t method);
+LLAMA_API struct llama_mesa_params llama_mesa_method_params(
+        const struct llama_model * model, int32_t train_length, int32_t method);
 LLAMA_API const char * llama_mesa_method_name(int32_t method);
 
 // everything LLAMA_MESA_UNSET, and the method mesa
@@ -85,11 +86,11 @@ LLAMA_API int32_t llama_mesa_fill_params(const struct llama_model * model, struc
 LLAMA_API const char * llama_mesa_unsupported(const struct llama_model * model);
 
 // 0 on success. Tokens in the context count as read plainly; on a context that is enabled already they must have been.
-LLAMA_API int32_t llama_mesa_enable (struct llama_context * ctx, const struct llama_mesa_params * params);
+LLAMA_API int32_t llama_mesa_enable(struct llama_context * ctx, const struct llama_mesa_params * params);
 
 // back to stock llama.cpp; the context is emptied
-LLAMA_API void    llama_mesa_disable(struct llama_context * ctx);
-LLAMA_API bool    llama_mesa_enabled(const struct llama_context * ctx);
+LLAMA_API void llama_mesa_disable(struct llama_context * ctx);
+LLAMA_API bool llama_mesa_enabled(const struct llama_context * ctx);
 
 // Plan the reading of the n_tokens tokens that come next, after the ones in the context.
 // breaks: NULL or one byte for every token of the context and of the text (n_past + n_tokens), 1 where a sentence ends,
@@ -113,15 +114,15 @@ LLAMA_API int32_t llama_mesa_set_plan(struct llama_context * ctx, const int32_t 
         int32_t anchor, int32_t stair_width, int32_t n_tokens);
 
 // The plan now: fills at most n_max chunk starts, returns their number.
-LLAMA_API int32_t llama_mesa_get_plan(struct llama_context * ctx, int32_t * chunk_starts, int32_t n_max,
-        int32_t * anchor, int32_t * stair_width);
+LLAMA_API int32_t llama_mesa_get_plan(
+        struct llama_context * ctx, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width);
 
 // Tokens read, and the position at which each one's key stands in the cache: fills at most n_max, returns their number.
 LLAMA_API int32_t llama_mesa_get_key_pos(struct llama_context * ctx, int32_t * key_pos, int32_t n_max);
 
 // Without a context: the plan of a text of n_tokens tokens. As llama_mesa_get_plan; negative if params are invalid.
-LLAMA_API int32_t llama_mesa_make_plan(const struct llama_mesa_params * params, int32_t n_tokens, const uint8_t * breaks,
-        int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width);
+LLAMA_API int32_t llama_mesa_make_plan(const struct llama_mesa_params * params, int32_t n_tokens,
+        const uint8_t * breaks, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width);
 
 #ifdef __cplusplus
 }

@@ -18,8 +18,8 @@ class mask {
 public:
     // note: p and pl must outlive it
     mask(const params & p, const plan & pl, bool alibi, T (*cast)(float)) :
-            p(p), pl(pl), alibi(alibi), cast(cast),
-            drop(cast(-std::numeric_limits<float>::infinity())), keep(cast(0.0f)), stair(cast(stair_bias(p, pl))) {
+            p(p), pl(pl), alibi(alibi), cast(cast), drop(cast(-std::numeric_limits<float>::infinity())),
+            keep(cast(0.0f)), stair(cast(stair_bias(p, pl))) {
         const auto bias = near_bias(p, pl);
 
         near.reserve(bias.size());
@@ -70,8 +70,8 @@ private:
     }
 
     const params & p;
-    const plan   & pl;
-    const bool     alibi;
+    const plan & pl;
+    const bool alibi;
 
     T (*cast)(float);
 

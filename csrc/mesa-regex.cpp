@@ -10,7 +10,7 @@ namespace mesa {
 static thread_local uint64_t n_steps_thread   = 0;
 static thread_local uint64_t n_unknown_thread = 0;
 
-static constexpr size_t   none     = std::numeric_limits<size_t>::max();
+static constexpr size_t none       = std::numeric_limits<size_t>::max();
 static constexpr uint32_t char_max = std::numeric_limits<uint32_t>::max();
 
 struct unknown_syntax {};
@@ -68,9 +68,7 @@ public:
         }
     }
 
-    bool contains(uint32_t c) const {
-        return c < low.size() ? low[c] : find(c);
-    }
+    bool contains(uint32_t c) const { return c < low.size() ? low[c] : find(c); }
 
 private:
     bool find(uint32_t c) const {
@@ -94,12 +92,12 @@ struct node {
         type_end,      // the end of the text
     };
 
-    node_type         type = type_sequence;
-    char_ranges       chars;
+    node_type type = type_sequence;
+    char_ranges chars;
     std::vector<node> parts;
-    size_t            n_min   = 0;
-    size_t            n_max   = 0; // none: any number
-    bool              negated = false;
+    size_t n_min = 0;
+    size_t n_max = 0; // none: any number
+    bool negated = false;
 };
 
 // matches without consuming anything, sometimes
@@ -117,14 +115,17 @@ static bool can_be_empty(const node & cur) {
 
 // consumes something, sometimes
 static bool can_consume(const node & cur) {
-    return cur.type == node::type_chars || (cur.type != node::type_look && std::any_of(cur.parts.begin(), cur.parts.end(), can_consume));
+    return cur.type == node::type_chars ||
+           (cur.type != node::type_look && std::any_of(cur.parts.begin(), cur.parts.end(), can_consume));
 }
 
-template <typename CharT> static uint32_t code(CharT c) {
+template <typename CharT>
+static uint32_t code(CharT c) {
     return static_cast<uint32_t>(c);
 }
 
-template <> uint32_t code(char c) {
+template <>
+uint32_t code(char c) {
     return static_cast<unsigned char>(c);
 }
 
@@ -147,19 +148,15 @@ public:
     }
 
 private:
-    static constexpr int    max_depth = 16;
+    static constexpr int max_depth    = 16;
     static constexpr size_t max_count = 1000;
 
     const std::basic_string<CharT> & regex;
     size_t pos = 0;
 
-    bool at_end() const {
-        return pos == regex.size();
-    }
+    bool at_end() const { return pos == regex.size(); }
 
-    bool at(char c) const {
-        return !at_end() && regex[pos] == CharT(c);
-    }
+    bool at(char c) const { return !at_end() && regex[pos] == CharT(c); }
 
     bool at_any(const char * chars) const {
         for (; *chars; ++chars) {
@@ -209,8 +206,8 @@ private:
 
             // (?=[a])[b] is one character that is in both: a loop of these is then a loop over a set, which is the fast one
             const size_t n = parts.size();
-            if (n > 1 && parts[n - 1].type == node::type_chars && parts[n - 2].type == node::type_look && !parts[n - 2].negated &&
-                    parts[n - 2].parts[0].type == node::type_chars) {
+            if (n > 1 && parts[n - 1].type == node::type_chars && parts[n - 2].type == node::type_look &&
+                    !parts[n - 2].negated && parts[n - 2].parts[0].type == node::type_chars) {
                 parts[n - 2] = chars(intersection(parts[n - 2].parts[0].chars, parts[n - 1].chars));
                 parts.pop_back();
             }
@@ -219,7 +216,7 @@ private:
     }
 
     node parse_repeat(int depth) {
-        node part = parse_atom(depth);
+        node part    = parse_atom(depth);
         size_t n_min = 1;
         size_t n_max = 1;
         if (take('*')) {
@@ -256,7 +253,7 @@ private:
             throw unknown_syntax();
         }
         while (is_digit()) {
-            count = 10*count + (next_char() - '0');
+            count = 10 * count + (next_char() - '0');
             if (count > max_count) {
                 throw unknown_syntax();
             }
@@ -264,9 +261,7 @@ private:
         return count;
     }
 
-    bool is_digit() const {
-        return !at_end() && code(regex[pos]) >= '0' && code(regex[pos]) <= '9';
-    }
+    bool is_digit() const { return !at_end() && code(regex[pos]) >= '0' && code(regex[pos]) <= '9'; }
 
     node parse_atom(int depth) {
         if (take('(')) {
@@ -304,7 +299,7 @@ private:
             throw unknown_syntax();
         }
         const uint32_t c = next_char();
-        return chars({{c, c}});
+        return chars({ { c, c } });
     }
 
     static node chars(char_ranges ranges) {
@@ -317,24 +312,25 @@ private:
     // what follows a backslash; whether it is a single character
     std::pair<char_ranges, bool> parse_escape() {
         // as in the C locale. note: llama.cpp has replaced the white space of Unicode by \v
-        static const char_ranges space = {{'\t', '\r'}, {' ', ' '}};
-        static const char_ranges digit = {{'0', '9'}};
+        static const char_ranges space = { { '\t', '\r' }, { ' ', ' ' } };
+        static const char_ranges digit = { { '0', '9' } };
 
         uint32_t c = next_char();
         switch (c) {
-            case 's': return {space, false};
-            case 'S': return {complement(space), false};
-            case 'd': return {digit, false};
-            case 'D': return {complement(digit), false};
+            case 's': return { space, false };
+            case 'S': return { complement(space), false };
+            case 'd': return { digit, false };
+            case 'D': return { complement(digit), false };
             case 'n': c = '\n'; break;
             case 'r': c = '\r'; break;
             case 't': c = '\t'; break;
             default:
-                if (c >= 128 || c == '_' || (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z')) {
+                if (c >= 128 || c == '_' || (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') ||
+                        (c >= 'a' && c <= 'z')) {
                     throw unknown_syntax();
                 }
         }
-        return {char_ranges{{c, c}}, true};
+        return { char_ranges{ { c, c } }, true };
     }
 
     char_ranges parse_set() {
@@ -372,10 +368,10 @@ private:
             if (at_any(".:=")) { // [:alpha:] and the like
                 throw unknown_syntax();
             }
-            return {char_ranges{{'[', '['}}, true};
+            return { char_ranges{ { '[', '[' } }, true };
         }
         const uint32_t c = next_char();
-        return {char_ranges{{c, c}}, true};
+        return { char_ranges{ { c, c } }, true };
     }
 };
 
@@ -393,26 +389,26 @@ struct instruction {
     };
 
     instruction_type type;
-    int32_t set     = -1;
-    int32_t count   = 0;
-    int32_t next    = -1;
-    int32_t alt     = -1;
-    int32_t memory  = -1; // of type_star and type_loop: what is known of them at each character
-    bool    negated = false;
+    int32_t set    = -1;
+    int32_t count  = 0;
+    int32_t next   = -1;
+    int32_t alt    = -1;
+    int32_t memory = -1; // of type_star and type_loop: what is known of them at each character
+    bool negated   = false;
 };
 
 struct program {
     std::vector<instruction> code;
-    std::vector<char_set>    sets;
-    int32_t                  start    = -1;
-    int32_t                  n_memory = 0;
+    std::vector<char_set> sets;
+    int32_t start    = -1;
+    int32_t n_memory = 0;
 };
 
 class compiler {
 public:
     static program compile(const node & root) {
         compiler cur;
-        cur.out.start = cur.emit(root, cur.add({instruction::type_match}));
+        cur.out.start = cur.emit(root, cur.add({ instruction::type_match }));
         return std::move(cur.out);
     }
 
@@ -435,7 +431,7 @@ private:
 
     int32_t add_chars(instruction::instruction_type type, const node & cur, int32_t count, int32_t next) {
         const auto known = std::find(sets.begin(), sets.end(), cur.chars);
-        instruction chars{type};
+        instruction chars{ type };
         chars.set   = int32_t(known - sets.begin());
         chars.count = count;
         chars.next  = next;
@@ -447,7 +443,7 @@ private:
     }
 
     int32_t add_split(instruction::instruction_type type, int32_t next, int32_t alt) {
-        instruction split{type};
+        instruction split{ type };
         split.next = next;
         split.alt  = alt;
         return add(split);
@@ -456,8 +452,7 @@ private:
     // -> where the program of this node begins; it goes on at next
     int32_t emit(const node & cur, int32_t next) {
         switch (cur.type) {
-            case node::type_chars:
-                return add_chars(instruction::type_chars, cur, 1, next);
+            case node::type_chars: return add_chars(instruction::type_chars, cur, 1, next);
             case node::type_sequence:
                 for (auto it = cur.parts.rbegin(); it != cur.parts.rend(); ++it) {
                     next = emit(*it, next);
@@ -470,17 +465,16 @@ private:
                 }
                 return start;
             }
-            case node::type_repeat:
-                return emit_repeat(cur, next);
-            case node::type_look: {
-                instruction look{instruction::type_look};
-                look.alt     = emit(cur.parts[0], add({instruction::type_match}));
+            case node::type_repeat: return emit_repeat(cur, next);
+            case node::type_look:   {
+                instruction look{ instruction::type_look };
+                look.alt     = emit(cur.parts[0], add({ instruction::type_match }));
                 look.next    = next;
                 look.negated = cur.negated;
                 return add(look);
             }
             case node::type_end: {
-                instruction end{instruction::type_end};
+                instruction end{ instruction::type_end };
                 end.next = next;
                 return add(end);
             }
@@ -490,7 +484,7 @@ private:
 
     int32_t emit_repeat(const node & cur, int32_t next) {
         const node & part = cur.parts[0];
-        const bool   set  = part.type == node::type_chars;
+        const bool set    = part.type == node::type_chars;
         if (cur.n_max != none) {
             // a{1,3} is a(a(a)?)?
             const int32_t after = next;
@@ -500,10 +494,10 @@ private:
         } else if (set) {
             next = add_chars(instruction::type_star, part, 0, next);
         } else {
-            const int32_t loop = add_split(instruction::type_loop, -1, next);
-            const int32_t body = emit(part, loop);
+            const int32_t loop  = add_split(instruction::type_loop, -1, next);
+            const int32_t body  = emit(part, loop);
             out.code[loop].next = body;
-            next = loop;
+            next                = loop;
         }
         if (set && cur.n_min > 0) {
             return add_chars(instruction::type_chars, part, int32_t(cur.n_min), next);
@@ -522,16 +516,14 @@ private:
 template <typename CharT>
 class matcher {
 public:
-    matcher(const program & prog, const std::basic_string<CharT> & text, size_t n_pieces)
-        : prog(prog), text(text), n_slots(text.size() + n_pieces), failed(prog.n_memory), matched(prog.n_memory) {}
+    matcher(const program & prog, const std::basic_string<CharT> & text, size_t n_pieces) :
+            prog(prog), text(text), n_slots(text.size() + n_pieces), failed(prog.n_memory), matched(prog.n_memory) {}
 
-    ~matcher() {
-        n_steps_thread += n_steps;
-    }
+    ~matcher() { n_steps_thread += n_steps; }
 
     // the text from begin to end, in ascending order and without gaps
     void split(size_t begin, size_t end, std::vector<size_t> & lengths) {
-        this->end = end;
+        this->end   = end;
         size_t last = begin; // the end of the last match
         for (size_t start = begin; start <= end;) {
             const size_t stop = run(prog.start, start);
@@ -561,11 +553,11 @@ private:
             type_loop, // nothing more
         };
 
-        frame_type type  = type_go;
-        int32_t    pc    = -1;
-        size_t     pos   = 0;
-        size_t     first = 0; // of a star: the places at which it may end; pos is the one that is tried
-        size_t     last  = 0;
+        frame_type type = type_go;
+        int32_t pc      = -1;
+        size_t pos      = 0;
+        size_t first    = 0; // of a star: the places at which it may end; pos is the one that is tried
+        size_t last     = 0;
     };
 
     using slots = std::vector<bool>;
@@ -574,8 +566,8 @@ private:
     const std::basic_string<CharT> & text;
     const size_t n_slots;
 
-    size_t   end     = 0;
-    size_t   piece   = 0;
+    size_t end       = 0;
+    size_t piece     = 0;
     uint64_t n_steps = 0;
 
     std::vector<frame> stack;
@@ -612,8 +604,8 @@ private:
         const size_t base = stack.size();
         for (;;) {
             const instruction & cur = prog.code[pc];
-            bool ok   = true;
-            bool done = false;
+            bool ok                 = true;
+            bool done               = false;
             ++n_steps;
 
             switch (cur.type) {
@@ -637,7 +629,7 @@ private:
                         done = look && known(matched, cur, pos);
                     }
                     if (pos > first) {
-                        stack.push_back({frame::type_star, pc, pos, first, pos});
+                        stack.push_back({ frame::type_star, pc, pos, first, pos });
                     }
                     break;
                 }
@@ -647,21 +639,13 @@ private:
                     if (!ok || done) {
                         break;
                     }
-                    stack.push_back({frame::type_loop, pc, pos, pos, pos});
-                    stack.push_back({frame::type_go, cur.alt, pos, pos, pos});
+                    stack.push_back({ frame::type_loop, pc, pos, pos, pos });
+                    stack.push_back({ frame::type_go, cur.alt, pos, pos, pos });
                     break;
-                case instruction::type_split:
-                    stack.push_back({frame::type_go, cur.alt, pos, pos, pos});
-                    break;
-                case instruction::type_look:
-                    ok = (run(cur.alt, pos, true) != none) != cur.negated;
-                    break;
-                case instruction::type_end:
-                    ok = pos == end;
-                    break;
-                case instruction::type_match:
-                    done = true;
-                    break;
+                case instruction::type_split: stack.push_back({ frame::type_go, cur.alt, pos, pos, pos }); break;
+                case instruction::type_look:  ok = (run(cur.alt, pos, true) != none) != cur.negated; break;
+                case instruction::type_end:   ok = pos == end; break;
+                case instruction::type_match: done = true; break;
             }
 
             if (done) {
@@ -712,8 +696,8 @@ private:
 };
 
 template <typename CharT>
-static std::optional<std::vector<size_t>> split(
-        const std::basic_string<CharT> & text, const std::basic_string<CharT> & regex, const std::vector<size_t> & lengths) {
+static std::optional<std::vector<size_t>> split(const std::basic_string<CharT> & text,
+        const std::basic_string<CharT> & regex, const std::vector<size_t> & lengths) {
     program prog;
     try {
         prog = compiler::compile(parser<CharT>(regex).parse());
@@ -733,11 +717,13 @@ static std::optional<std::vector<size_t>> split(
     return out;
 }
 
-std::optional<std::vector<size_t>> regex_split(const std::string & text, const std::string & regex, const std::vector<size_t> & lengths) {
+std::optional<std::vector<size_t>> regex_split(
+        const std::string & text, const std::string & regex, const std::vector<size_t> & lengths) {
     return split(text, regex, lengths);
 }
 
-std::optional<std::vector<size_t>> regex_split(const std::wstring & text, const std::wstring & regex, const std::vector<size_t> & lengths) {
+std::optional<std::vector<size_t>> regex_split(
+        const std::wstring & text, const std::wstring & regex, const std::vector<size_t> & lengths) {
     return split(text, regex, lengths);
 }
 

@@ -23,8 +23,10 @@ namespace mesa {
 // Nothing, if the expression has syntax that the pre-tokenizers do not use.
 //
 // With P pieces, N characters and an expression of M instructions: O(M*N) time, O(M*(N + P)) bits and O(N) frames at the worst.
-std::optional<std::vector<size_t>> regex_split(const std::string  & text, const std::string  & regex, const std::vector<size_t> & lengths);
-std::optional<std::vector<size_t>> regex_split(const std::wstring & text, const std::wstring & regex, const std::vector<size_t> & lengths);
+std::optional<std::vector<size_t>> regex_split(
+        const std::string & text, const std::string & regex, const std::vector<size_t> & lengths);
+std::optional<std::vector<size_t>> regex_split(
+        const std::wstring & text, const std::wstring & regex, const std::vector<size_t> & lengths);
 
 } // namespace mesa
 
@@ -32,5 +34,4 @@ extern "C" {
 
 // For the tests. Of the calling thread, since it began: steps of the matcher, and expressions that were left to std::regex.
 LLAMA_API void llama_mesa_regex_counts(uint64_t * n_steps, uint64_t * n_unknown);
-
 }

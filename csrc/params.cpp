@@ -9,7 +9,15 @@ namespace mesa {
 
 const char * method_name(int32_t method) {
     static const char * names[n_methods] = {
-        "mesa", "mesa-exact", "star", "stair", "rerope", "leaky-rerope", "self-extend", "lm-infinite", "streaming-llm",
+        "mesa",
+        "mesa-exact",
+        "star",
+        "stair",
+        "rerope",
+        "leaky-rerope",
+        "self-extend",
+        "lm-infinite",
+        "streaming-llm",
     };
     return method >= 0 && method < n_methods ? names[method] : nullptr;
 }
@@ -18,37 +26,31 @@ params params_default(int32_t train_length, int32_t method) {
     params p;
     p.train_length = train_length;
     p.method       = method;
-    p.first_chunk  = std::max(1, std::min(100, train_length/16));
+    p.first_chunk  = std::max(1, std::min(100, train_length / 16));
     p.chunk        = train_length - p.first_chunk;
-    p.last_chunk   = std::max(1, std::min(512, std::max(train_length/8, std::min(256, train_length/4)))); // it pays for every key
-    p.room         = train_length/4;
+    p.last_chunk   = std::max(
+            1, std::min(512, std::max(train_length / 8, std::min(256, train_length / 4)))); // it pays for every key
+    p.room = train_length / 4;
 
     switch (method) {
         case method_star:
-            p.first_chunk = p.chunk = train_length/2; // as long as a block
-            p.last_chunk  = std::max(1, p.last_chunk/2);
-            p.room        = p.room/2;
+            p.first_chunk = p.chunk = train_length / 2; // as long as a block
+            p.last_chunk            = std::max(1, p.last_chunk / 2);
+            p.room                  = p.room / 2;
             break;
-        case method_mesa_exact:
-            p.window = p.last_chunk;
-            break;
+        case method_mesa_exact:    p.window = p.last_chunk; break;
         case method_stair:
         case method_rerope:
         case method_leaky_rerope:
-        case method_self_extend:
-            p.window = train_length/2;
-            break;
+        case method_self_extend:   p.window = train_length / 2; break;
         case method_lm_infinite:
-        case method_streaming_llm:
-            p.window = train_length - p.n_sinks;
-            break;
-        case method_mesa: // the three are not the paper's: docs/DESIGN.md
-            p.room       = train_length/2;
+        case method_streaming_llm: p.window = train_length - p.n_sinks; break;
+        case method_mesa:          // the three are not the paper's: docs/DESIGN.md
+            p.room       = train_length / 2;
             p.stair_bias = 0.5f;
-            p.log_length = (int32_t) std::min<int64_t>(INT32_MAX, 4*(int64_t) train_length);
+            p.log_length = (int32_t) std::min<int64_t>(INT32_MAX, 4 * (int64_t) train_length);
             break;
-        default:
-            break;
+        default: break;
     }
     p.log_scaling = method == method_mesa || method == method_mesa_exact;
     return p;
@@ -72,10 +74,12 @@ params params_unset(int32_t train_length, int32_t method) {
 }
 
 params fill(const params & p) {
-    const params  d = params_default(p.train_length, p.method);
+    const params d  = params_default(p.train_length, p.method);
     const int64_t T = p.train_length;
 
-    const auto clip = [](int64_t v, int64_t most, int64_t least) { return (int32_t) std::max(least, std::min(v, most)); };
+    const auto clip = [](int64_t v, int64_t most, int64_t least) {
+        return (int32_t) std::max(least, std::min(v, most));
+    };
 
     params res = p;
     if (p.first_chunk == unset) {
@@ -91,7 +95,7 @@ params fill(const params & p) {
         res.stair_width = 0;
     }
     if (p.room == unset) { // T/4 is the stair's, if it can be had
-        res.room = clip(d.room, T - res.last_chunk - std::max<int64_t>(T/4, (int64_t) res.first_chunk + 1), 0);
+        res.room = clip(d.room, T - res.last_chunk - std::max<int64_t>(T / 4, (int64_t) res.first_chunk + 1), 0);
     }
     if (p.log_scaling == unset) {
         res.log_scaling = d.log_scaling;
@@ -106,14 +110,16 @@ params fill(const params & p) {
         res.n_sinks = d.n_sinks;
     }
     if (p.window == unset) { // sinks and window share what there is
-        res.window = p.forgets() ? (int32_t) std::min<int64_t>(INT32_MAX, (int64_t) d.window + d.n_sinks - res.n_sinks) : d.window;
+        res.window = p.forgets() ? (int32_t) std::min<int64_t>(INT32_MAX, (int64_t) d.window + d.n_sinks - res.n_sinks)
+                                 : d.window;
     }
     return res;
 }
 
 void validate(const params & p) {
     if (p.train_length < 8) {
-        invalid("train_length is " + str(p.train_length) + ": it must be the length that the model was trained at, 8 tokens or more");
+        invalid("train_length is " + str(p.train_length) +
+                ": it must be the length that the model was trained at, 8 tokens or more");
     }
     if (p.first_chunk < 1) {
         invalid("first_chunk is " + str(p.first_chunk) + ": it must be 1 token or more");
@@ -122,11 +128,14 @@ void validate(const params & p) {
         invalid("chunk is " + str(p.chunk) + ": it must be 1 token or more");
     }
     if (p.first_chunk >= p.train_length) {
-        invalid("first_chunk is " + str(p.first_chunk) + ", not less than train_length (" + str(p.train_length) + "): nothing is left for the chunks after it");
+        invalid("first_chunk is " + str(p.first_chunk) + ", not less than train_length (" + str(p.train_length) +
+                "): nothing is left for the chunks after it");
     }
     if (p.first_chunk > p.train_length - p.chunk) {
-        invalid("first_chunk + chunk is " + std::to_string((int64_t) p.first_chunk + p.chunk) + ", more than train_length (" + str(p.train_length) +
-                "): a middle chunk would leave the trained positions; make chunk at most " + str(p.train_length - p.first_chunk));
+        invalid("first_chunk + chunk is " + std::to_string((int64_t) p.first_chunk + p.chunk) +
+                ", more than train_length (" + str(p.train_length) +
+                "): a middle chunk would leave the trained positions; make chunk at most " +
+                str(p.train_length - p.first_chunk));
     }
     if (p.last_chunk < 1) {
         invalid("last_chunk is " + str(p.last_chunk) + ": it must be 1 token or more");
@@ -158,16 +167,19 @@ void validate(const params & p) {
             invalid("n_sinks is " + str(n_sinks) + ": it must be 0 or more");
         }
         if (p.window < 1 || p.window > p.train_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) {
-            invalid("window is " + str(p.window) + ": it must lie between 1 and " + str(p.train_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) +
-                    ", inside train_length (" + str(p.train_length) + ")");
+            invalid("window is " + str(p.window) + ": it must lie between 1 and " +
+                    str(p.train_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) + ", inside train_length (" +
+                    str(p.train_length) + ")");
         }
     }
     if (p.method == method_star) {
         return; // what follows is about the stair
     }
     if ((int64_t) p.last_chunk + p.room + p.first_chunk >= p.train_length) {
-        invalid("first_chunk + last_chunk + room is " + std::to_string((int64_t) p.first_chunk + p.last_chunk + p.room) + ", which leaves nothing of train_length (" +
-                str(p.train_length) + ") to the stair; make last_chunk smaller");
+        invalid("first_chunk + last_chunk + room is " +
+                std::to_string((int64_t) p.first_chunk + p.last_chunk + p.room) +
+                ", which leaves nothing of train_length (" + str(p.train_length) +
+                ") to the stair; make last_chunk smaller");
     }
 }
 

@@ -25,18 +25,18 @@ const char * method_name(int32_t method); // null: there is no such method
 
 // What a plan is made from. All lengths in tokens.
 struct params {
-    int32_t train_length = 0;    // T: positions 0 .. T-1 are the ones that the model learned
-    int32_t first_chunk  = 0;    // F
-    int32_t chunk        = 0;    // C, the longest middle chunk; F + C <= T
-    int32_t last_chunk   = 0;    // the least length of the last chunk
-    int32_t stair_width  = 0;    // E; 0: the smallest that fits
-    int32_t room         = 0;    // positions that stay free for generation when a plan is made
-    int32_t log_scaling  = 1;    // 0 or 1: scale queries by max(1, ln(i + 1)/ln(log_length))
-    int32_t log_length   = 0;    // 0: T
+    int32_t train_length = 0; // T: positions 0 .. T-1 are the ones that the model learned
+    int32_t first_chunk  = 0; // F
+    int32_t chunk        = 0; // C, the longest middle chunk; F + C <= T
+    int32_t last_chunk   = 0; // the least length of the last chunk
+    int32_t stair_width  = 0; // E; 0: the smallest that fits
+    int32_t room         = 0; // positions that stay free for generation when a plan is made
+    int32_t log_scaling  = 1; // 0 or 1: scale queries by max(1, ln(i + 1)/ln(log_length))
+    int32_t log_length   = 0; // 0: T
 
     // logits of keys on the stair are lowered by stair_bias*ln(E): E keys share a position, and weigh as one (1) or as E (0)
     // so are those of keys in the last chunk that are last_chunk tokens or more behind the query, and less so from half of it on
-    float   stair_bias   = 0.0f;
+    float stair_bias = 0.0f;
 
     int32_t method  = method_mesa;
     int32_t window  = 0; // N of the methods that have one
@@ -77,8 +77,8 @@ void validate(const params & p);
 // Not among them: what only decides the plans of texts that follow (first_chunk, chunk, room, stair_width).
 struct difference {
     const char * name = nullptr;
-    std::string  a;
-    std::string  b;
+    std::string a;
+    std::string b;
 };
 
 difference find_difference(const params & a, const params & b);

@@ -23,19 +23,23 @@ void validate(const params & p, const plan & pl, int32_t n_tokens) {
         invalid("stair_width is " + str(pl.stair_width) + ": it must be 1 or more");
     }
     if (pl.anchor < 0 || pl.anchor > pl.last_start()) {
-        invalid("anchor is " + str(pl.anchor) + ": it must lie between 0 and the last chunk's start (" + str(pl.last_start()) + ")");
+        invalid("anchor is " + str(pl.anchor) + ": it must lie between 0 and the last chunk's start (" +
+                str(pl.last_start()) + ")");
     }
     if (cs.size() > 1 && cs[1] >= p.train_length) {
-        invalid("the first chunk has " + str(cs[1]) + " tokens, not less than train_length (" + str(p.train_length) + ")");
+        invalid("the first chunk has " + str(cs[1]) + " tokens, not less than train_length (" + str(p.train_length) +
+                ")");
     }
     for (size_t c = 1; c + 1 < cs.size(); ++c) {
         if ((int64_t) cs[1] + (cs[c + 1] - cs[c]) > p.train_length) {
-            invalid("the chunk that starts at " + str(cs[c]) + " has " + str(cs[c + 1] - cs[c]) + " tokens: with the first chunk (" + str(cs[1]) +
-                    ") that is more than train_length (" + str(p.train_length) + ")");
+            invalid("the chunk that starts at " + str(cs[c]) + " has " + str(cs[c + 1] - cs[c]) +
+                    " tokens: with the first chunk (" + str(cs[1]) + ") that is more than train_length (" +
+                    str(p.train_length) + ")");
         }
     }
     if (n_tokens > 0 && n_tokens < pl.last_start()) {
-        invalid("the last chunk starts at " + str(pl.last_start()) + ", after the end of the text (" + str(n_tokens) + " tokens)");
+        invalid("the last chunk starts at " + str(pl.last_start()) + ", after the end of the text (" + str(n_tokens) +
+                " tokens)");
     }
 }
 
@@ -71,15 +75,15 @@ int32_t chunk_pos(const plan & pl, int32_t i) {
 
 seen sees(const params & p, const plan & pl, int32_t i) {
     if (i >= pl.last_start()) {
-        return p.forgets() ? seen { p.n_sinks, window_start(p, i) } : seen {};
+        return p.forgets() ? seen{ p.n_sinks, window_start(p, i) } : seen{};
     }
     const int32_t c = chunk_of(pl, i);
 
-    return c == 0 ? seen {} : seen { pl.chunk_starts[1], pl.chunk_starts[c] };
+    return c == 0 ? seen{} : seen{ pl.chunk_starts[1], pl.chunk_starts[c] };
 }
 
 float stair_bias(const params & p, const plan & pl) {
-    return pl.anchor > 0 ? -p.stair_bias*std::log((float) pl.stair_width) : 0.0f;
+    return pl.anchor > 0 ? -p.stair_bias * std::log((float) pl.stair_width) : 0.0f;
 }
 
 std::vector<float> near_bias(const params & p, const plan & pl) {
@@ -87,7 +91,7 @@ std::vector<float> near_bias(const params & p, const plan & pl) {
 
     std::vector<float> res(bias < 0.0f ? p.last_chunk : 0);
     for (int32_t d = 0; d < (int32_t) res.size(); ++d) {
-        res[d] = bias*std::max(0.0f, 2.0f*d/p.last_chunk - 1.0f);
+        res[d] = bias * std::max(0.0f, 2.0f * d / p.last_chunk - 1.0f);
     }
     return res;
 }
@@ -96,7 +100,7 @@ float log_scale(int32_t log_length, int32_t i) {
     if (i < log_length) {
         return 1.0f;
     }
-    return (float) (std::log((double) i + 1.0)/std::log((double) log_length));
+    return (float) (std::log((double) i + 1.0) / std::log((double) log_length));
 }
 
 // the last start of a chunk in (lo, hi] that follows the end of a line, else of a sentence, else hi
@@ -115,9 +119,10 @@ static int32_t snap(const uint8_t * breaks, int32_t lo, int32_t hi) {
 
 // append chunk starts until the next one would be last_start, then last_start itself
 // a chunk that was read in part ends where that part does, or later
-static void append_chunks(std::vector<int32_t> & cs, int32_t chunk, int32_t n_past, int32_t last_start, const uint8_t * breaks) {
+static void append_chunks(
+        std::vector<int32_t> & cs, int32_t chunk, int32_t n_past, int32_t last_start, const uint8_t * breaks) {
     while (last_start - cs.back() > chunk) {
-        cs.push_back(snap(breaks, std::max(cs.back() + chunk/2, n_past - 1), cs.back() + chunk));
+        cs.push_back(snap(breaks, std::max(cs.back() + chunk / 2, n_past - 1), cs.back() + chunk));
     }
     if (last_start > cs.back()) {
         cs.push_back(last_start);
@@ -129,7 +134,8 @@ static int32_t stair_width_fit(const params & p, int32_t anchor, int32_t n_token
     const int32_t n_stair = p.train_length - (n_tokens - anchor) - room;
 
     if (n_stair < 1) {
-        invalid("the last " + str(n_tokens - anchor) + " tokens leave no position of train_length (" + str(p.train_length) + ") to the stair");
+        invalid("the last " + str(n_tokens - anchor) + " tokens leave no position of train_length (" +
+                str(p.train_length) + ") to the stair");
     }
     return std::max(std::max(1, e_min), ceil_div(anchor, n_stair));
 }
@@ -138,15 +144,17 @@ static int32_t last_start_of(const params & p, int32_t lo, int32_t n_tokens, con
     const int32_t s = std::max(lo, n_tokens - p.last_chunk);
 
     // a break up to half a last chunk earlier keeps a sentence in one piece, and the last chunk near its asked length
-    return snap(breaks, std::max(lo, s - std::min(p.last_chunk, p.train_length - p.last_chunk - p.room - 1)/2), s);
+    return snap(breaks, std::max(lo, s - std::min(p.last_chunk, p.train_length - p.last_chunk - p.room - 1) / 2), s);
 }
 
-static plan make_from(const params & p, std::vector<int32_t> cs, int32_t n_past, int32_t n_tokens, const uint8_t * breaks) {
+static plan make_from(
+        const params & p, std::vector<int32_t> cs, int32_t n_past, int32_t n_tokens, const uint8_t * breaks) {
     plan pl;
 
     pl.chunk_starts = std::move(cs);
 
-    const int32_t s = last_start_of(p, std::max(n_past, pl.chunk_starts.back() + (pl.chunk_starts.size() == 1 ? 1 : 0)), n_tokens, breaks);
+    const int32_t s = last_start_of(
+            p, std::max(n_past, pl.chunk_starts.back() + (pl.chunk_starts.size() == 1 ? 1 : 0)), n_tokens, breaks);
 
     append_chunks(pl.chunk_starts, p.chunk, n_past, s, breaks);
 
@@ -158,8 +166,8 @@ static plan make_from(const params & p, std::vector<int32_t> cs, int32_t n_past,
 
     const int32_t e_fit = stair_width_fit(p, pl.anchor, n_tokens, p.room, 1);
     if (p.stair_width > 0 && ceil_div(pl.anchor, p.stair_width) + (n_tokens - pl.anchor) > p.train_length) {
-        invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) + " tokens: the stair would leave the trained positions; use " +
-                str(e_fit) + " or more, or \"auto\"");
+        invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) +
+                " tokens: the stair would leave the trained positions; use " + str(e_fit) + " or more, or \"auto\"");
     }
     pl.stair_width = p.stair_width > 0 ? p.stair_width : e_fit;
 
@@ -180,7 +188,8 @@ static plan make_width(const params & p, const plan & old, int32_t n_tokens, int
 
     const int32_t e_fit = width_fit(p, (int64_t) n_tokens + room);
     if (p.stair_width > 0 && p.stair_width < width_fit(p, n_tokens)) {
-        invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) + " tokens: use " + str(e_fit) + " or more, or \"auto\"");
+        invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) + " tokens: use " +
+                str(e_fit) + " or more, or \"auto\"");
     }
     pl.stair_width = std::max(old.stair_width, p.stair_width > 0 ? p.stair_width : e_fit);
     return pl;
@@ -209,7 +218,7 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
             return old;
         }
         // a short text is read in the last chunk, beside the stair; a longer one is chunked
-        const int32_t n_last_max = std::max(p.last_chunk, (p.train_length - p.first_chunk)/2 - p.room/2);
+        const int32_t n_last_max = std::max(p.last_chunk, (p.train_length - p.first_chunk) / 2 - p.room / 2);
 
         if (n_tokens - n_past <= std::min(p.chunk, n_last_max)) {
             return advance(p, old, n_past, n_tokens);
@@ -243,19 +252,20 @@ plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_token
     plan pl = old;
 
     if (n_past < old.last_start()) {
-        invalid("the last chunk starts at " + str(old.last_start()) + ": the anchor cannot move while a chunk before it is being read (" + str(n_past) + " tokens so far)");
+        invalid("the last chunk starts at " + str(old.last_start()) +
+                ": the anchor cannot move while a chunk before it is being read (" + str(n_past) + " tokens so far)");
     }
     if (fits(p, old, n_tokens)) {
         return pl;
     }
     if (!p.chunked()) {
-        return make_width(p, old, n_tokens, n_tokens/4); // seldom
+        return make_width(p, old, n_tokens, n_tokens / 4); // seldom
     }
 
     // as far forward as leaves last_chunk tokens at unit distance, in steps of E: no key on the stair moves
     const int32_t a_max = std::max(old.anchor, std::min(n_past, n_tokens - p.last_chunk));
 
-    pl.anchor = old.anchor + (a_max - old.anchor)/old.stair_width*old.stair_width;
+    pl.anchor = old.anchor + (a_max - old.anchor) / old.stair_width * old.stair_width;
 
     if (pl.anchor == old.anchor || n_pos(pl, n_tokens) + std::min(p.room, p.last_chunk) > p.train_length) {
         // E grows by a quarter more than it must, so that it seldom grows
@@ -266,9 +276,9 @@ plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_token
                         str(stair_width_fit(p, pl.anchor, n_tokens, 0, 1)) + " or more, or \"auto\"");
             }
         } else {
-            const int32_t room  = std::min(p.room, std::max(0, (p.train_length - (n_tokens - pl.anchor))/2));
+            const int32_t room  = std::min(p.room, std::max(0, (p.train_length - (n_tokens - pl.anchor)) / 2));
             const int32_t e_fit = stair_width_fit(p, pl.anchor, n_tokens, room, old.stair_width);
-            pl.stair_width = e_fit + e_fit/4;
+            pl.stair_width      = e_fit + e_fit / 4;
         }
     }
 
@@ -291,7 +301,8 @@ int32_t n_tokens_batch(const plan & pl, int32_t n_past, int32_t n_tokens, int32_
     }
     const auto & cs = pl.chunk_starts;
 
-    const auto next = std::lower_bound(cs.begin(), cs.end(), n_past + n_max); // the border before it is the last one inside
+    const auto next =
+            std::lower_bound(cs.begin(), cs.end(), n_past + n_max); // the border before it is the last one inside
     return next != cs.begin() && *(next - 1) > n_past ? *(next - 1) - n_past : n_max;
 }
 

@@ -43,9 +43,7 @@ llama_mesa_rope find_rope(const ggml_tensor * t, llama_mesa_rope res, int32_t of
                 }
                 break;
             case GGML_OP_ADD:
-            case GGML_OP_NORM:
-                res.problem = cannot_undo;
-                break;
+            case GGML_OP_NORM: res.problem = cannot_undo; break;
             // a rotation commutes with these
             case GGML_OP_CONT:
             case GGML_OP_CPY:
@@ -57,23 +55,26 @@ llama_mesa_rope find_rope(const ggml_tensor * t, llama_mesa_rope res, int32_t of
             case GGML_OP_RMS_NORM:
             case GGML_OP_SCALE:
             case GGML_OP_TRANSPOSE:
-            case GGML_OP_VIEW:
-                break;
-            default:
-                return {};
+            case GGML_OP_VIEW:      break;
+            default:                return {};
         }
     }
     return {};
 }
 
-ggml_tensor * rope_move(ggml_context * ctx, const llama_mesa_rope & rope, ggml_tensor * k, ggml_tensor * pos, int32_t divisor) {
-    const auto f32 = [&](int i) { float v; memcpy(&v, rope.op_params + i, sizeof(v)); return v; };
+ggml_tensor * rope_move(
+        ggml_context * ctx, const llama_mesa_rope & rope, ggml_tensor * k, ggml_tensor * pos, int32_t divisor) {
+    const auto f32 = [&](int i) {
+        float v;
+        memcpy(&v, rope.op_params + i, sizeof(v));
+        return v;
+    };
 
-    const float freq_scale = f32(6)/divisor;
+    const float freq_scale = f32(6) / divisor;
     const float ext_factor = f32(7);
 
     // ggml multiplies by this when it mixes YaRN's two frequencies
-    const float attn_factor = ext_factor != 0.0f ? 1.0f/(1.0f + 0.1f*logf(1.0f/freq_scale)) : 1.0f;
+    const float attn_factor = ext_factor != 0.0f ? 1.0f / (1.0f + 0.1f * logf(1.0f / freq_scale)) : 1.0f;
 
     const int32_t * p = rope.op_params;
 
@@ -85,9 +86,11 @@ ggml_tensor * rope_move(ggml_context * ctx, const llama_mesa_rope & rope, ggml_t
     if (p[2] & GGML_ROPE_TYPE_MROPE) {
         int sections[GGML_MROPE_SECTIONS];
         std::copy_n(p + 11, GGML_MROPE_SECTIONS, sections);
-        res = ggml_rope_multi(ctx, k, pos, rope.factors, p[1], sections, p[2], p[4], f32(5), freq_scale, ext_factor, attn_factor, f32(9), f32(10));
+        res = ggml_rope_multi(ctx, k, pos, rope.factors, p[1], sections, p[2], p[4], f32(5), freq_scale, ext_factor,
+                attn_factor, f32(9), f32(10));
     } else {
-        res = ggml_rope_ext(ctx, k, pos, rope.factors, p[1], p[2], p[4], f32(5), freq_scale, ext_factor, attn_factor, f32(9), f32(10));
+        res = ggml_rope_ext(ctx, k, pos, rope.factors, p[1], p[2], p[4], f32(5), freq_scale, ext_factor, attn_factor,
+                f32(9), f32(10));
     }
     if (p[15] != 0) {
         res = ggml_rope_set_offset(res, p[15]);
@@ -98,9 +101,9 @@ ggml_tensor * rope_move(ggml_context * ctx, const llama_mesa_rope & rope, ggml_t
 void set_positions(ggml_tensor * t, std::vector<int32_t> & pos, uint32_t n_pos_per_embd) {
     if (n_pos_per_embd == 4) {
         const size_t n = pos.size();
-        pos.resize(4*n, 0);
-        std::copy_n(pos.begin(), n, pos.begin() +   n);
-        std::copy_n(pos.begin(), n, pos.begin() + 2*n);
+        pos.resize(4 * n, 0);
+        std::copy_n(pos.begin(), n, pos.begin() + n);
+        std::copy_n(pos.begin(), n, pos.begin() + 2 * n);
     }
     ggml_backend_tensor_set(t, pos.data(), 0, ggml_nbytes(t));
 }

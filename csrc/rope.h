@@ -19,7 +19,8 @@ llama_mesa_rope find_rope(const ggml_tensor * t, llama_mesa_rope res = {}, int32
 
 // Rotate keys (or queries) on by pos positions [n_embd_head_k, n_head_kv, n]. RoPE being a group, R(p + q) = R(p) R(q), for every kind
 // of it, scaled or not. The attention factor was applied by the first rotation, so that this one must have magnitude 1.
-ggml_tensor * rope_move(ggml_context * ctx, const llama_mesa_rope & rope, ggml_tensor * k, ggml_tensor * pos, int32_t divisor = 1);
+ggml_tensor * rope_move(
+        ggml_context * ctx, const llama_mesa_rope & rope, ggml_tensor * k, ggml_tensor * pos, int32_t divisor = 1);
 
 // M-RoPE takes four positions for each token: of a text the first three are equal, and the fourth is 0
 // ref: llm_graph_input_pos::set_input

@@ -12,7 +12,7 @@ void llama_mesa::set_plan(mesa::plan plan_new) {
         return;
     }
     changes.push_back({ n_past(), std::move(plan) });
-    plan = std::move(plan_new);
+    plan       = std::move(plan_new);
     keys_stale = true;
 }
 
@@ -39,7 +39,8 @@ void llama_mesa::start_anew() {
 bool llama_mesa::is_plain() const {
     const int32_t n = n_past();
 
-    return plan == mesa::plan() && (n == 0 || (mesa::all_true(params, plan, n - 1) && !(params.log_scaling && n > params.n_unscaled())));
+    return plan == mesa::plan() &&
+           (n == 0 || (mesa::all_true(params, plan, n - 1) && !(params.log_scaling && n > params.n_unscaled())));
 }
 
 const mesa::plan & llama_mesa::plan_read() const {
@@ -121,7 +122,7 @@ llama_mesa_graph llama_mesa::graph(int32_t pos, int32_t n) const {
         g.n_prev = n_rows;
         g.start  = plan.chunk_starts[mesa::chunk_of(plan, pos)];
     } else {
-        g.n_prev = (n_rows + n + n_pad - 1)/n_pad*n_pad - n;
+        g.n_prev = (n_rows + n + n_pad - 1) / n_pad * n_pad - n;
     }
 
     return g;
@@ -134,13 +135,15 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
 
     if (window) {
         g.window = true;
-        g.n_prev = (std::min(params.first_chunk + params.chunk, n_ctx) + n_pad - 1)/n_pad*n_pad;
+        g.n_prev = (std::min(params.first_chunk + params.chunk, n_ctx) + n_pad - 1) / n_pad * n_pad;
         if (v_trans) {
             g.n_prev = std::min(g.n_prev, n_ctx);
         }
     } else {
         g.scale   = params.log_scaling;
-        g.n_rules = params.method == mesa::method_mesa || params.method == mesa::method_star ? 0 : params.exact() ? 1 : 2;
+        g.n_rules = params.method == mesa::method_mesa || params.method == mesa::method_star ? 0
+                    : params.exact()                                                         ? 1
+                                                                                             : 2;
     }
     return g;
 }
@@ -156,7 +159,7 @@ static const uint32_t MESA_STATE_VERSION = 5;
 static uint64_t checksum(const uint8_t * data, size_t size) {
     uint64_t h = 14695981039346656037ull;
     for (size_t i = 0; i < size; ++i) {
-        h = (h ^ data[i])*1099511628211ull;
+        h = (h ^ data[i]) * 1099511628211ull;
     }
     return h;
 }
@@ -175,7 +178,7 @@ struct writer {
     void f32(float v) { raw(&v, sizeof(v)); }
     void vec(const std::vector<int32_t> & v) {
         i32((int32_t) v.size());
-        raw(v.data(), v.size()*sizeof(int32_t));
+        raw(v.data(), v.size() * sizeof(int32_t));
     }
     void params(const mesa::params & p) {
         i32(p.train_length);
@@ -200,7 +203,7 @@ struct writer {
 
 struct reader {
     const uint8_t * p;
-    size_t          n;
+    size_t n;
 
     void raw(void * dst, size_t size) {
         if (size > n) {
@@ -212,16 +215,28 @@ struct reader {
         p += size;
         n -= size;
     }
-    int32_t  i32() { int32_t  v; raw(&v, sizeof(v)); return v; }
-    uint64_t u64() { uint64_t v; raw(&v, sizeof(v)); return v; }
-    float    f32() { float    v; raw(&v, sizeof(v)); return v; }
+    int32_t i32() {
+        int32_t v;
+        raw(&v, sizeof(v));
+        return v;
+    }
+    uint64_t u64() {
+        uint64_t v;
+        raw(&v, sizeof(v));
+        return v;
+    }
+    float f32() {
+        float v;
+        raw(&v, sizeof(v));
+        return v;
+    }
     std::vector<int32_t> vec() {
         const int32_t size = i32();
-        if (size < 0 || (size_t) size > n/sizeof(int32_t)) {
+        if (size < 0 || (size_t) size > n / sizeof(int32_t)) {
             throw std::runtime_error("the Mesa part of the state is damaged: a length is out of range");
         }
         std::vector<int32_t> v(size);
-        raw(v.data(), v.size()*sizeof(int32_t));
+        raw(v.data(), v.size() * sizeof(int32_t));
         return v;
     }
     mesa::params params() {
@@ -289,7 +304,8 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
     }
     const int32_t version = r.i32();
     if ((uint32_t) version != MESA_STATE_VERSION) {
-        throw std::runtime_error("the Mesa part of the state has version " + std::to_string(version) + ", this library reads " + std::to_string(MESA_STATE_VERSION));
+        throw std::runtime_error("the Mesa part of the state has version " + std::to_string(version) +
+                                 ", this library reads " + std::to_string(MESA_STATE_VERSION));
     }
     if (r.u64() != checksum(r.p, r.n)) {
         throw std::runtime_error("the Mesa part of the state is damaged: wrong checksum");
@@ -299,7 +315,8 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
     res.params = r.params();
 
     if (const auto diff = mesa::find_difference(res.params, m.params_own); diff.name) {
-        throw std::runtime_error(std::string("the state was saved with ") + diff.name + " " + diff.a + ", this context has " + diff.b);
+        throw std::runtime_error(
+                std::string("the state was saved with ") + diff.name + " " + diff.a + ", this context has " + diff.b);
     }
     try {
         mesa::validate(res.params);
@@ -308,8 +325,8 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
     }
 
     res.n_by_hand = r.i32();
-    res.plan    = r.plan();
-    res.key_pos = r.vec();
+    res.plan      = r.plan();
+    res.key_pos   = r.vec();
 
     const int32_t n_changes = r.i32();
     if (n_changes < 0) {

@@ -14,23 +14,23 @@ struct ggml_tensor;
 
 // How a layer rotates its keys: the ROPE node of the model's own graph.
 struct llama_mesa_rope {
-    bool          rotates       = false; // no ROPE node: NoPE
-    int32_t       op_params[16] = {};
-    ggml_tensor * factors       = nullptr;
-    ggml_tensor * weight        = nullptr; // of a norm that comes after the rotation
-    const char *  problem       = nullptr; // why the keys cannot be rotated on
+    bool rotates          = false; // no ROPE node: NoPE
+    int32_t op_params[16] = {};
+    ggml_tensor * factors = nullptr;
+    ggml_tensor * weight  = nullptr; // of a norm that comes after the rotation
+    const char * problem  = nullptr; // why the keys cannot be rotated on
 };
 
 struct llama_mesa {
     mesa::params params_own; // the context's
     mesa::params params;     // this text's: after a state was loaded, those that it was saved with
-    mesa::plan   plan;
+    mesa::plan plan;
 
     // position at which the key of each token read so far stands in the cache [n_past]
     std::vector<int32_t> key_pos;
 
     struct plan_change {
-        int32_t    n_past; // tokens read when the plan changed
+        int32_t n_past; // tokens read when the plan changed
         mesa::plan before;
     };
 

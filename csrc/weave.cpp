@@ -13,9 +13,9 @@ bool all_true(const params & p, const plan & pl, int32_t i) {
         case method_mesa_exact:    return i < pl.last_start() || pl.anchor == 0;
         case method_stair:         return i <= p.window || pl.stair_width == 1;
         case method_leaky_rerope:
-        case method_self_extend:   return i <  p.window || pl.stair_width == 1;
-        case method_streaming_llm: return i <  p.window + p.n_sinks;
-        default:                   return i <  p.window;
+        case method_self_extend:   return i < p.window || pl.stair_width == 1;
+        case method_streaming_llm: return i < p.window + p.n_sinks;
+        default:                   return i < p.window;
     }
 }
 
@@ -34,8 +34,8 @@ woven weave(const params & p, const plan & pl, int32_t i, int32_t j) {
             return { N + ceil_div(i - j - N, E_i), 0 };
         }
         case method_stair:         return { N + ceil_div(i - j - N, E), 0 };
-        case method_leaky_rerope:  return { i + N*(E - 1), j, E };
-        case method_self_extend:   return { i/E + N - N/E, j/E };
+        case method_leaky_rerope:  return { i + N * (E - 1), j, E };
+        case method_self_extend:   return { i / E + N - N / E, j / E };
         case method_streaming_llm: return { std::min(i, N + p.n_sinks - 1), j };
         default:                   return { N, 0 };
     }
@@ -45,11 +45,11 @@ int32_t width_fit(const params & p, int64_t n_tokens) {
     switch (p.method) {
         case method_stair:
         case method_leaky_rerope:
-        case method_self_extend: {
+        case method_self_extend:  {
             const int64_t n_far = std::min<int64_t>(INT32_MAX, n_tokens - 1 - p.window);
             return std::max(1, ceil_div((int32_t) n_far, std::max(1, p.train_length - 1 - p.window)));
         }
-        default:                 return 1;
+        default: return 1;
     }
 }
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from mesa_gguf.lab.evaluate import report
 from mesa_gguf.model.header import check_model
 
-STOCK_LIKE = "--method origin --method linear --method dynamic-ntk --method yarn"
+STOCK_LIKE = "--method stock --method linear --method dynamic-ntk --method yarn"
 EVERY_KEY = "--method rerope --method leaky-rerope --method self-extend"  # two position rules, and all keys are seen
 TWO_RULES = f"{EVERY_KEY} --method lm-infinite --method streaming-llm"
 TO_4 = "--length T --length 2T --length 4T"

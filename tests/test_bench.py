@@ -174,7 +174,7 @@ def settings(**fields: Any) -> Settings:
     defaults: dict[str, Any] = {
         "model": BUNDLED,
         "tokens": (512, 1024, 4096),
-        "methods": ("stock", "off", "mesa"),
+        "methods": ("stock", "disabled", "mesa"),
         "runs": 2,
     }
     return Settings(**defaults | fields)
@@ -182,7 +182,7 @@ def settings(**fields: Any) -> Settings:
 
 def test_lengths_and_methods_take_turns() -> None:
     made = measure.jobs(settings())
-    assert [job.key for job in made[:4]] == [(512, "stock"), (512, "off"), (512, "mesa"), (1024, "stock")]
+    assert [job.key for job in made[:4]] == [(512, "stock"), (512, "disabled"), (512, "mesa"), (1024, "stock")]
     assert [job.key for job in made[9:]] == [job.key for job in made[:9]]
     assert [job.run for job in made] == [0] * 9 + [1] * 9
 
@@ -192,14 +192,14 @@ def test_long_texts_are_read_in_chunks_only() -> None:
     assert [job.method for job in made if job.tokens == 4096] == ["mesa"]
     made = measure.jobs(settings(whole_max=1024, runs=1, decode_only=True))
     long = [(job.method, job.decode_only, job.save_state) for job in made if job.tokens == 4096]
-    assert long == [("mesa", False, True), ("stock", True, False), ("off", True, False)]
+    assert long == [("mesa", False, True), ("stock", True, False), ("disabled", True, False)]
     assert not any(job.decode_only or job.save_state for job in made if job.tokens < 4096)
 
 
 def test_which_methods_read_in_chunks() -> None:
     chunked = {method for method in measure.method_names() if measure.in_chunks(method)}
     assert {"mesa", "mesa-exact", "star"} <= chunked
-    assert not {"stock", "off", "stair", "rerope", "streaming-llm"} & chunked
+    assert not {"stock", "disabled", "stair", "rerope", "streaming-llm"} & chunked
 
 
 def test_estimate() -> None:
@@ -263,9 +263,9 @@ def test_memory_of_a_device_is_counted() -> None:
     assert made.results[0].memory_bytes == 111 * MIB
 
 
-def test_without_stock_the_ratios_are_to_mesa_off() -> None:
-    made = make_report([measurement("off", 0, seconds=4.0), measurement("mesa", 0, seconds=1.0)])
-    assert made.baseline == "off" and made.results[1].ratios is not None
+def test_without_stock_the_ratios_are_to_mesa_disabled() -> None:
+    made = make_report([measurement("disabled", 0, seconds=4.0), measurement("mesa", 0, seconds=1.0)])
+    assert made.baseline == "disabled" and made.results[1].ratios is not None
     assert made.results[1].ratios["decode_time"].median == 0.25
 
 
@@ -307,9 +307,9 @@ def test_bench_end_to_end(run: Callable[..., tuple[str, str]], tmp_path: Path) -
     """Without stock, so that it runs anywhere."""
     output, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     args = ("--shape", "tiny", "--tokens", "256,1280", "--train-length", "256", "--runs", "1", "--decode", "4")
-    out, err = run(*args, "--method", "off,mesa", "--output", output, "--plot", picture)
+    out, err = run(*args, "--method", "disabled,mesa", "--output", output, "--plot", picture)
     for part in ("tiny q8_0, 2.6 M parameters", "T = 256 (the model's own is 512)", "machine", "AVX" if sys.platform == "linux" else "CPU",
-                 "the patched library with Mesa off", "compute", "a token of a text of 1280 takes"):  # fmt: skip
+                 "the patched library with Mesa disabled", "compute", "a token of a text of 1280 takes"):  # fmt: skip
         assert part in out, part
     assert err.count(" left\n") == 4 and "4 of 4: mesa, 1280 tokens" in err
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -318,7 +318,7 @@ def test_bench_end_to_end(run: Callable[..., tuple[str, str]], tmp_path: Path) -
     assert set(saved) == {
         "command", "format", "time", "machine", "builds", "model", "settings", "baseline", "results", "flatness", "measurements",
     }  # fmt: skip
-    assert saved["baseline"] == "off" and saved["builds"]["stock"] is None
+    assert saved["baseline"] == "disabled" and saved["builds"]["stock"] is None
     assert (
         saved["builds"]["patched"]["mesa_gguf"] == mesa_gguf.__version__ and saved["builds"]["patched"]["system_info"]
     )
@@ -333,9 +333,9 @@ def test_bench_end_to_end(run: Callable[..., tuple[str, str]], tmp_path: Path) -
     assert sum(line.startswith(("| 256 |", "| 1,280 |")) for line in page.splitlines()) == len(saved["results"])
 
     assert [(r["tokens"], r["method"]) for r in saved["results"]] == [
-        (256, "off"),
+        (256, "disabled"),
         (256, "mesa"),
-        (1280, "off"),
+        (1280, "disabled"),
         (1280, "mesa"),
     ]
     header = check_model(shapes.cached_model("tiny", "q8_0"))
@@ -349,7 +349,9 @@ def test_bench_end_to_end(run: Callable[..., tuple[str, str]], tmp_path: Path) -
         assert r["buffers"]["compute"] > MIB
         assert r["memory_bytes"] > r["buffers"]["kv"] + r["buffers"]["weights"]
     plans = {(r["tokens"], r["method"]): r["plan"] for r in saved["results"]}
-    assert plans[256, "off"] is None and plans[256, "mesa"]["n_chunks"] == 1 and plans[1280, "mesa"]["n_chunks"] > 4
+    assert (
+        plans[256, "disabled"] is None and plans[256, "mesa"]["n_chunks"] == 1 and plans[1280, "mesa"]["n_chunks"] > 4
+    )
     assert plans[1280, "mesa"]["stair_width"] > 1
 
 
@@ -417,7 +419,7 @@ def test_without_stock_it_says_so(
     monkeypatch.setenv("MESA_STOCK_LIB", str(tmp_path))
     monkeypatch.setattr("llama_cpp.__path__", [str(tmp_path)])
     build, used = cli_bench._find_stock(settings())
-    assert build is None and used == settings(methods=("off", "mesa"))
+    assert build is None and used == settings(methods=("disabled", "mesa"))
     told = capsys.readouterr().err
     assert "no unpatched llama.cpp to compare with (there is no libllama in MESA_STOCK_LIB" in told
     assert "measuring without" in told and told.count("\n") == 1
@@ -473,14 +475,15 @@ def test_an_interrupted_run_shows_what_it_has(
         (["--quant", "q3_k"], "not in q3_k"),
         (["--tokens", "2k"], "--tokens 2k"),
         (["--tokens", "0"], "--tokens 0"),
-        (["--method", "magic"], "there is no method magic: use one of stock, off, mesa"),
+        (["--method", "mesa,off"], "the method off is called disabled now: give disabled"),
+        (["--method", "magic"], "there is no method magic: use one of stock, disabled, mesa"),
         (["--runs", "0"], "--runs"),
         (["--decode", "-1"], "--decode"),
         (["--type-k", "q9_9"], "q9_9"),
         (["--type-v", "q8_0", "--flash-attn", "off", "--method", "mesa"], "--type-v q8_0 needs --flash-attn on"),
         (["--flash-attn", "auto"], "--flash-attn auto: it must be on or off"),
-        (["--method", "off,mesa", "--decode-only"], "--decode-only needs --stock-max"),
-        (["--method", "off", "--stock-max", "100"], "nothing is left to measure"),
+        (["--method", "disabled,mesa", "--decode-only"], "--decode-only needs --stock-max"),
+        (["--method", "disabled", "--stock-max", "100"], "nothing is left to measure"),
         (["--method", "mesa", "--train-length", "256", "--chunk", "300"], "train_length (256)"),
         (["--method", "mesa", "--tokens", "2000000000"], "GiB are free"),
         (["-m", "BUNDLED", "--shape", "tiny"], "-m names a file"),

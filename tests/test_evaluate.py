@@ -356,7 +356,7 @@ def test_a_file_that_holds_no_results(tmp_path: Path, text: str) -> None:
 
 SMALL_RUN = Options(
     path=BUNDLED,
-    methods=("mesa", "origin"),
+    methods=("mesa", "stock"),
     lengths=(T, 2 * T),
     seed=3,
     samples={"passkey": 2, "niah": 1, "ruler": 1, "ppl": 3, "qa": 1},
@@ -402,7 +402,7 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.
     asked.clear()
     with pytest.raises(KeyboardInterrupt):
         run("passkey", tmp_path / "cut")
-    assert asked == [(T, 1), (2 * T, 0), (2 * T, 1)]  # origin's second at T, then mesa's at 2 T
+    assert asked == [(T, 1), (2 * T, 0), (2 * T, 1)]  # stock's second at T, then mesa's at 2 T
     asked.clear()
     resumed = run("passkey", tmp_path / "cut")
     assert asked == [(2 * T, 0), (2 * T, 1)]
@@ -453,9 +453,9 @@ def test_what_a_model_cannot_do_is_said(tmp_path: Path) -> None:
 
 def test_quadratic_methods_stop_at_a_length(tmp_path: Path) -> None:
     contents = run("passkey", tmp_path, replace(SMALL_RUN, max_length_full=T))
-    assert [(e["method"], e["length"]) for e in contents["summary"]] == [("mesa", T), ("origin", T), ("mesa", 2 * T)]
+    assert [(e["method"], e["length"]) for e in contents["summary"]] == [("mesa", T), ("stock", T), ("mesa", 2 * T)]
     (table,) = report.tables(contents)
-    assert table[2][1] == ("origin", [table[2][1][1][0], "–"])
+    assert table[2][1] == ("stock", [table[2][1][1][0], "–"])
 
 
 def test_ppl_scores_the_same_tokens_at_all_lengths(tmp_path: Path) -> None:
@@ -470,11 +470,11 @@ def test_ppl_scores_the_same_tokens_at_all_lengths(tmp_path: Path) -> None:
 
 
 def test_pooled_numbers() -> None:
-    rows = [row(i, right=i % 2, of=1) for i in range(10)] + [row(i, "origin", right=0, of=1) for i in range(10)]
-    mesa, origin = report.summarize(rows, T)
+    rows = [row(i, right=i % 2, of=1) for i in range(10)] + [row(i, "stock", right=0, of=1) for i in range(10)]
+    mesa, stock = report.summarize(rows, T)
     assert (mesa["right"], mesa["of"], mesa["share"]) == (5, 10, 0.5)
     assert mesa["interval"] == pytest.approx(scoring.wilson(5, 10), abs=1e-4)
-    assert origin["interval"][0] == 0
+    assert stock["interval"][0] == 0
     assert [e["depth"] for e in report.by_depth(rows)] == [0.55, 0.55]
 
 
@@ -512,7 +512,7 @@ SHORT = make_models.Shape(n_head=2, train_length=32)
         ("linear", make_models.RopeScaling("linear", factor=4.0)),
         ("yarn", make_models.RopeScaling("yarn", factor=4.0, original_length=32)),
         ("dynamic-ntk", make_models.RopeScaling(freq_base=10000.0 * (3 * 4 - 2) ** (32 / 30))),
-        ("origin", make_models.RopeScaling()),
+        ("stock", make_models.RopeScaling()),
     ],
 )
 def test_methods_are_what_a_model_with_that_scaling_is(
@@ -522,9 +522,9 @@ def test_methods_are_what_a_model_with_that_scaling_is(
     scaled = make_models.write_llama(tmp_path / "scaled.gguf", replace(SHORT, train_length=128), scaling)
     tokens = random_tokens(120)
     got = logits(plain, method, 128, tokens)
-    expected = logits(scaled, "origin", 128, tokens)
+    expected = logits(scaled, "stock", 128, tokens)
     assert worst(got, expected) < 1e-4
-    others = [name for name in ("linear", "yarn", "dynamic-ntk", "origin") if name != method]
+    others = [name for name in ("linear", "yarn", "dynamic-ntk", "stock") if name != method]
     assert all(worst(logits(plain, other, 128, tokens), expected) > 0.1 for other in others)
 
 
@@ -532,7 +532,7 @@ def test_methods_are_what_a_model_with_that_scaling_is(
 def test_within_the_trained_length_a_method_is_stock(method: str, tmp_path: Path) -> None:
     plain = make_models.write_llama(tmp_path / "plain.gguf", SHORT)
     tokens = random_tokens(32)
-    np.testing.assert_array_equal(logits(plain, method, 32, tokens), logits(plain, "origin", 32, tokens))
+    np.testing.assert_array_equal(logits(plain, method, 32, tokens), logits(plain, "stock", 32, tokens))
 
 
 def test_yarn_goes_on_from_a_models_own(tmp_path: Path) -> None:
@@ -542,7 +542,7 @@ def test_yarn_goes_on_from_a_models_own(tmp_path: Path) -> None:
 
     tokens = random_tokens(120)
     got = logits(write("own.gguf", 2.0, 64), "yarn", 128, tokens)
-    assert worst(got, logits(write("longer.gguf", 4.0, 128), "origin", 128, tokens)) < 1e-4
+    assert worst(got, logits(write("longer.gguf", 4.0, 128), "stock", 128, tokens)) < 1e-4
 
 
 def test_overrides_reach_the_engine() -> None:
@@ -703,10 +703,10 @@ def test_leads_are_taken_of_the_items_of_all_files(command: Callable[..., tuple[
 
 
 def test_pairs_share_their_items() -> None:
-    rows = [row(i, right=1, of=1) for i in range(4)] + [row(i, "origin", right=int(i > 2), of=1) for i in range(1, 4)]
-    mesa, origin = (entry["values"] for entry in report.scores(rows))
-    assert len(mesa) == 4 and set(origin) < set(mesa)
-    mean, low, high = report.lead(mesa, origin) or (0, 0, 0)
+    rows = [row(i, right=1, of=1) for i in range(4)] + [row(i, "stock", right=int(i > 2), of=1) for i in range(1, 4)]
+    mesa, stock = (entry["values"] for entry in report.scores(rows))
+    assert len(mesa) == 4 and set(stock) < set(mesa)
+    mean, low, high = report.lead(mesa, stock) or (0, 0, 0)
     assert mean == pytest.approx(2 / 3) and (low, high) == pytest.approx(scoring.mean_interval([1, 1, 0]))
     assert report.lead(mesa, {}) is None
     # the items of a document are one observation of their mean
@@ -789,6 +789,7 @@ def test_lengths(text: str, tokens: int) -> None:
         (["everything"], "there is no task everything: use one of passkey, niah, ruler, ppl, qa, all"),
         ([], "TASK"),
         (["qa", "--method", "mega"], "there is no method mega: use one of mesa"),
+        (["qa", "--method", "origin"], "the method origin is called stock now: give stock"),
         (["qa", "--length", "long"], "--length long: write a number of tokens"),
         (["qa", "--length", "0"], "--length 0"),
         (["qa", "--length", "T/0"], "--length T/0"),

@@ -90,8 +90,8 @@ def bench(
         option(
             "--method",
             metavar="NAME",
-            help="stock: unpatched llama.cpp; off: the patched one with Mesa off; mesa; or another of docs/METHODS.md. "
-            "Default: stock,off,mesa.",
+            help="stock: unpatched llama.cpp; disabled: the patched one with Mesa disabled; mesa; or another of "
+            "docs/METHODS.md. Default: stock,disabled,mesa.",
             panel=WHAT,
         ),
     ] = None,
@@ -162,9 +162,7 @@ def bench(
         raise ConfigError(f"--flash-attn {flash_attn}: it must be on or off")
     lengths = _lengths(tokens) or defaults.tokens
     methods = _names(method)
-    unknown = [name for name in methods if name not in measure.method_names()]
-    if unknown:
-        raise ConfigError(f"there is no method {unknown[0]}: use one of {', '.join(measure.method_names())}")
+    measure.check_names(methods)
 
     stock = None
     if stock_python is not None or stock_lib is not None:
@@ -176,7 +174,7 @@ def bench(
     settings = measure.Settings(
         model=path,
         tokens=lengths,
-        methods=tuple(methods or ("stock", "off", "mesa")),
+        methods=tuple(methods or ("stock", "disabled", "mesa")),
         runs=runs or defaults.runs,
         decode=defaults.decode if decode is None else decode,
         whole_max=stock_max,

@@ -100,7 +100,7 @@ METHODS: dict[str, Method] = {
             engine="mesa",
             quadratic=False,
         ),
-        Method("origin", "stock llama.cpp, positions past T as they come", "llama.cpp"),
+        Method("stock", "stock llama.cpp, positions past T as they come", "llama.cpp"),
         Method("linear", "positions times T/L", "position interpolation, arXiv 2306.15595", rope=_linear),
         Method(
             "dynamic-ntk", "RoPE's base grown with the length", "Dynamic NTK, see arXiv 2309.00071", rope=_dynamic_ntk
@@ -123,15 +123,26 @@ METHODS: dict[str, Method] = {
 }
 
 
+RENAMED = {"origin": "stock"}
+"""Names that methods had in version 0.1."""
+
+
 def find_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
         ConfigError: there is none.
     """
+    if name in RENAMED:
+        raise renamed(name, RENAMED[name])
     if name not in METHODS:
         raise ConfigError(f"there is no method {name}: use one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def renamed(old: str, new: str) -> ConfigError:
+    """The error to raise for a method's former name."""
+    return ConfigError(f"the method {old} is called {new} now: give {new}")
 
 
 def check_method(header: Header, method: Method, overrides: Mapping[str, Any] | None = None) -> None:

@@ -17,16 +17,29 @@ from ...errors import ConfigError, MesaError, ModelError, OutOfMemoryError
 from ...machine import available_memory
 from ...model.header import Header, check_model
 from ...model.memory import KV_TYPES
+from ..methods import renamed
 from .builds import Build, run_worker
 from .shapes import cache_dir
 
 N_CTX_STEP = 256  # tokens, llama.cpp's own step
-STOCK, OFF, MESA = "stock", "off", "mesa"
+STOCK, DISABLED, MESA = "stock", "disabled", "mesa"
+"""The unpatched library; the patched one with Mesa disabled; with Mesa."""
+RENAMED = {"off": DISABLED}
+"""Names that methods had in version 0.1."""
 
 
 def method_names() -> tuple[str, ...]:
     """All that can be measured."""
-    return (STOCK, OFF, *_core.METHODS)
+    return (STOCK, DISABLED, *_core.METHODS)
+
+
+def check_names(methods: Sequence[str]) -> None:
+    """Raise ConfigError if one of them is no method."""
+    for method in methods:
+        if method in RENAMED:
+            raise renamed(method, RENAMED[method])
+        if method not in method_names():
+            raise ConfigError(f"there is no method {method}: use one of {', '.join(method_names())}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Settings:
 
     def config(self, method: str) -> dict[str, Any]:
         """The fields of `MesaConfig` for a method of the patched library."""
-        if method == OFF:
+        if method == DISABLED:
             return {"enabled": False}
         fields = {"train_length": self.train_length, **self.mesa}
         if method != MESA:
@@ -124,9 +137,7 @@ def check(settings: Settings) -> None:
     Raises:
         MesaError: as `MesaLlama` would, or the settings exclude each other.
     """
-    for method in settings.methods:
-        if method not in method_names():
-            raise ConfigError(f"there is no method {method}: use one of {', '.join(method_names())}")
+    check_names(settings.methods)
     if not jobs(settings):
         raise ConfigError(f"nothing is left to measure: every length is beyond --stock-max {settings.whole_max}")
     if settings.decode_only and (settings.whole_max is None or MESA not in settings.methods or settings.decode < 1):
@@ -134,11 +145,11 @@ def check(settings: Settings) -> None:
             "--decode-only needs --stock-max, the method mesa, which reads the texts, and --decode 1 or more"
         )
     header = check_model(settings.model)
-    weaving = [method for method in settings.methods if method not in (STOCK, OFF)]
+    weaving = [method for method in settings.methods if method not in (STOCK, DISABLED)]
     if weaving and header.unsupported is not None:
         raise ModelError(
             f"{header.path}: Mesa-Extrapolation does not support this model (architecture {header.architecture}): "
-            f"{header.unsupported}; --method stock --method off measures it without"
+            f"{header.unsupported}; --method stock --method disabled measures it without"
         )
     for method in weaving:
         MesaConfig(**settings.config(method)).params(header.train_length)
@@ -175,7 +186,7 @@ def kv_bytes(settings: Settings, header: Header, n_tokens: int) -> int:
 
 def in_chunks(method: str) -> bool:
     """A text is read in chunks: in time that grows with its length, not with its square."""
-    return method not in (STOCK, OFF) and _core.Params.default(N_CTX_STEP, method).chunked
+    return method not in (STOCK, DISABLED) and _core.Params.default(N_CTX_STEP, method).chunked
 
 
 def jobs(settings: Settings) -> list[Job]:
@@ -187,12 +198,12 @@ def jobs(settings: Settings) -> list[Job]:
     for run in range(settings.runs):
         for tokens in settings.tokens:
             is_long = settings.whole_max is not None and tokens > settings.whole_max
-            saves = settings.decode_only and is_long and any(m in (STOCK, OFF) for m in settings.methods)
+            saves = settings.decode_only and is_long and any(m in (STOCK, DISABLED) for m in settings.methods)
             round_: list[Job] = []
             for method in settings.methods:
                 if not is_long or in_chunks(method):
                     round_.append(Job(run, tokens, method, save_state=saves and method == MESA))
-                elif settings.decode_only and method in (STOCK, OFF):
+                elif settings.decode_only and method in (STOCK, DISABLED):
                     round_.append(Job(run, tokens, method, decode_only=True))
             made += sorted(round_, key=lambda job: job.decode_only)  # they need what Mesa has read
     return made

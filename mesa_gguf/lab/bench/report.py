@@ -17,7 +17,7 @@ from rich.text import Text
 from ...model.header import check_model
 from ...model.inspection import format_bytes, format_count
 from .builds import Build, Machine
-from .measure import MESA, OFF, STOCK, Measurement, Settings, in_chunks, kv_bytes
+from .measure import DISABLED, MESA, STOCK, Measurement, Settings, in_chunks, kv_bytes
 
 FORMAT = 1  # of the JSON
 HOST_BUFFERS = ("CPU",)  # prefixes of buffers in the process's own memory; others are on a device
@@ -159,7 +159,7 @@ def make_report(
         groups.setdefault(measurement.job.key, []).append(measurement)
     order = {method: i for i, method in enumerate(settings.methods)}
     keys = sorted(groups, key=lambda key: (settings.tokens.index(key[0]), order[key[1]]))
-    baseline = next((name for name in (STOCK, OFF) if any(method == name for _, method in groups)), None)
+    baseline = next((name for name in (STOCK, DISABLED) if any(method == name for _, method in groups)), None)
     results = [_result(groups[key], groups.get((key[0], baseline)) if baseline else None) for key in keys]
     return Report(
         machine, patched, stock, model, settings, list(measurements), results, baseline, _flatness(groups, MESA)
@@ -333,7 +333,7 @@ def _measured_table(report: Report) -> Table:
 
 
 def _ratio_table(report: Report, baseline: str) -> Table:
-    name = "stock llama.cpp" if baseline == STOCK else "the patched library with Mesa off"
+    name = "stock llama.cpp" if baseline == STOCK else "the patched library with Mesa disabled"
     shown = [ratio for ratio in RATIOS if ratio != "first_token_time"]  # hardly differs from prefill
     table = _table(f"against {name}: below 1 is less", *(ratio.replace("_", " ") for ratio in shown))
     for r in report.results:
@@ -425,4 +425,4 @@ def save_picture(report: Report, path: Path) -> None:
 
 
 def _label(method: str) -> str:
-    return {STOCK: "stock llama.cpp", OFF: "patched, Mesa off", MESA: "Mesa"}.get(method, method)
+    return {STOCK: "stock llama.cpp", DISABLED: "patched, Mesa disabled", MESA: "Mesa"}.get(method, method)

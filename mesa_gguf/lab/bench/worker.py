@@ -3,8 +3,8 @@
     python worker.py '{"method": "stock", "model": "model.gguf", ...}'
 
 It is run by its path and needs nothing but llama_cpp and its numpy, so that it works where mesa_gguf is not installed. The
-last line of its output is JSON. "stock" is llama_cpp as it is found (LLAMA_CPP_LIB_PATH chooses the library), "off" the
-patched library with Mesa off, everything else a method of MesaConfig.
+last line of its output is JSON. "stock" is llama_cpp as it is found (LLAMA_CPP_LIB_PATH chooses the library), "disabled"
+the patched library with Mesa disabled, everything else a method of MesaConfig.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def measure(request: dict[str, Any], log: Log) -> dict[str, Any]:
         llm._ctx.get_logits()
         steps.append(time.perf_counter() - start)
 
-    plan = llm.plan() if request["method"] not in ("stock", "off") else None
+    plan = llm.plan() if request["method"] not in ("stock", "disabled") else None
     return {
         "load_s": load_s,
         "prefill_s": prefill_s,

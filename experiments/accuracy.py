@@ -1,6 +1,6 @@
 """Exact answers of the bundled model by length and depth, with Mesa and in stock mode.
 
-    python experiments/accuracy.py --output docs/accuracy.json --plot docs/accuracy.png
+    python experiments/accuracy.py --output experiments/accuracy.json --plot experiments/accuracy.png
 
 Every document holds 20 look-alike facts at depths 0.025 … 0.975; each is asked for. With --two-hop it holds 10 facts and 10
 links from one fact's key to another's; the fact at the end of each link is asked for. The documents are generated from

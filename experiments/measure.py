@@ -1,4 +1,4 @@
-"""Measures what docs/RESULTS.md shows, with `mesa-gguf eval` and `mesa-gguf bench`, into docs/results.
+"""Measures what experiments/RESULTS.md shows, with `mesa-gguf eval` and `mesa-gguf bench`, into experiments/results.
 
     python experiments/measure.py reader                                          # the bundled model: hours on one core
     python experiments/measure.py language --model FILE.gguf --text FILE.txt      # log-loss: python -m training.language makes both
@@ -7,9 +7,9 @@
     python experiments/measure.py mesa --model FILE.gguf --text FILE.txt          # Mesa alone, after its defaults changed
     python experiments/measure.py fresh                                           # ReRoPE's two hops, on seeds of their own
     python experiments/measure.py bench                                           # nothing else should run meanwhile
-    python experiments/results.py docs/results --output docs/RESULTS.md
+    python experiments/results.py experiments/results --output experiments/RESULTS.md
 
-Runs that were cut off go on where they were. In a fresh checkout docs/results holds sums without their items, which are not
+Runs that were cut off go on where they were. In a fresh checkout experiments/results holds sums without their items, which are not
 overwritten: give another --output, or delete it. The quadratic methods stop at shorter texts, because they take hours there.
 `mesa` takes the method's numbers (but not its speeds, which others are told in) out of the sums of "reader" and "language", and
 measures what they were of, and what "fresh" is compared with, into folders of its own.
@@ -169,7 +169,7 @@ def forget_mesa(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["reader", "language", "mesa", "fresh", "ablation", "longer", "bench"])
-    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("--output", type=Path, default=Path("experiments/results"))
     parser.add_argument("--model", help="a language model, for log-loss; for longer, one of another T")
     parser.add_argument("--text", help="a text that it has not seen")
     parser.add_argument("--only", metavar="FOLDER", help="what belongs into one of the folders")

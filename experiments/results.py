@@ -1,6 +1,6 @@
-"""Writes docs/RESULTS.md from what `mesa-gguf eval` and `mesa-gguf bench` measured.
+"""Writes experiments/RESULTS.md from what `mesa-gguf eval` and `mesa-gguf bench` measured.
 
-    python experiments/results.py docs/results --output docs/RESULTS.md
+    python experiments/results.py experiments/results --output experiments/RESULTS.md
 
 Takes folders and looks through them for the JSON files of the two, whatever they are called. Several files of `eval` for one
 task, with the same settings of it, and one model become one table, in which each cell is from the file that has the most items
@@ -31,9 +31,13 @@ INTRODUCTION = """\
 # Results
 
 Written by `python experiments/results.py {folders} --output {output}` from the JSON files of `mesa-gguf eval`
-and `mesa-gguf bench`; nothing here is typed by hand. What is measured, and how, is in [EVALUATION.md](EVALUATION.md). In brackets stand 95 % intervals, Wilson's
-for shares; items of the same document are not independent of each other, so that true intervals are wider. Those of differences,
-item by item, take that into account. A length is that of prompt and answer together; T is the trained length. Up to T all methods are the same computation.
+and `mesa-gguf bench`; nothing here is typed by hand. The same command draws the pictures of `eval`; the commands of `eval` and `bench` stand above
+their tables, and `experiments/measure.py` runs them. Pictures of single runs, which are not shown here, were in the repository up to
+version 0.1.
+
+What is measured, and how, is in [EVALUATION.md](../docs/EVALUATION.md). In brackets stand 95 % intervals, Wilson's for shares; items of the
+same document are not independent of each other, so that true intervals are wider. Those of differences, item by item, take that into
+account. A length is that of prompt and answer together; T is the trained length. Up to T all methods are the same computation.
 """
 GROUPS = ("passkey", "niah", "ruler", "qa", "ppl")
 MESA = "mesa"
@@ -99,7 +103,8 @@ class Merged:
 
 def merge(files: list[Measured], name: str) -> Merged:
     """Each (task, method, length) from the file with the most items for it; of those that have as many, the first that tells
-    them one by one. Where there are several files, a picture of that name is drawn into the folder that theirs are in."""
+    them one by one. Where there are several files, a picture of that name is drawn into the folder that theirs are in. That of a
+    single file is drawn where it is not there."""
 
     def key(entry: Contents) -> tuple[str, str, int]:
         return entry["task"], entry["method"], entry["length"]
@@ -128,6 +133,7 @@ def merge(files: list[Measured], name: str) -> Merged:
     picture = first.path.with_suffix(".png")
     if len(files) > 1:
         picture = first.path.parent.parent / f"{name}.png"
+    if len(files) > 1 or not picture.exists():
         report.figure(contents).savefig(picture, dpi=90)
     return Merged(contents, sources, files, picture)
 
@@ -190,9 +196,8 @@ def accuracy(group: str, merged: Merged, folder: Path) -> Iterator[str]:
         if note:
             yield note
             yield ""
-    if merged.picture.exists():
-        yield f"![{group} by length]({os.path.relpath(merged.picture, folder)})"
-        yield ""
+    yield f"![{group} by length]({os.path.relpath(merged.picture, folder)})"
+    yield ""
 
 
 def per_document(task: str, settings: Contents) -> int:

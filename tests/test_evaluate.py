@@ -619,7 +619,9 @@ def test_all_tasks(command: Callable[..., tuple[str, str]], tmp_path: Path) -> N
         assert contents["settings"]["style"] == "reader"
         assert {entry["length"] for entry in contents["summary"]} == {T, 2 * T}
 
+    (tmp_path / "results" / "qa.png").unlink()  # of single runs pictures are not kept
     page = results_page(tmp_path, "results")
+    assert (tmp_path / "results" / "qa.png").exists()
     assert "## mesa-reader-q8_0.gguf" in page and "### Where Mesa is behind" in page
     assert "| method | T | 2 T |" in page and "![qa by length](results/qa.png)" in page
 

@@ -61,6 +61,18 @@ def test_git_carries_no_picture_that_no_page_shows() -> None:
     assert pictures and not [name for name in pictures if name not in shown]
 
 
+def test_every_page_of_documentation_is_linked_from_the_readme() -> None:
+    linked = {os.path.normpath((ROOT / link.partition("#")[0]).relative_to(ROOT)) for link in links(ROOT / "README.md")}
+    listed = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")}
+    assert not listed - linked
+
+
+def test_the_picture_of_the_readme_is_what_the_library_plans(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "experiments" / "stair.py"), str(tmp_path / "stair.svg")]
+    subprocess.run(script, check=True)
+    assert (tmp_path / "stair.svg").read_text() == (ROOT / "docs" / "stair.svg").read_text()
+
+
 def test_results_are_those_of_the_stored_numbers(tmp_path: Path) -> None:
     """experiments/RESULTS.md is written by experiments/results.py, and by nobody else."""
     copy = tmp_path / "experiments"

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from huggingface_hub import errors as hub_errors
 from matplotlib.path import Path as Polygon
 
 from conftest import BUNDLED, READER, ModelPath
 from mesa_gguf import MesaConfig, MesaLlama, ModelError, cli
 from mesa_gguf.cli import output
+from mesa_gguf.cli.app import app
 from mesa_gguf.lab import plot
 from mesa_gguf.lab.documents import Document, make_document
 from mesa_gguf.model.header import Header
@@ -545,6 +547,18 @@ def test_hub_errors(monkeypatch: pytest.MonkeyPatch, name: str, problem: str) ->
 def test_help_shows_examples(run: Run, command: str) -> None:
     text = run(*command.split(), "--help")
     assert "Examples:" in text and f"mesa-gguf {command}" in text
+
+
+def test_help_speaks_in_phrases() -> None:
+    """A text says what it is without the option's name beside it: no "Of the document."."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(commands) == {"ask", "inspect", "plan", "demo", "rpc-server", "bench", "eval"}
+    for command, of in commands.items():
+        assert of.help and of.help.strip().endswith("."), command
+        for param in of.params:
+            text = param.help or ""
+            assert len(text.split()) >= 4 and text[0].isupper() and text.endswith("."), f"{command} {param.name}: {text}"
+            assert text.split()[0] not in ("Of", "At", "By", "Default:", "In", "Where"), f"{command} {param.name}: {text}"
 
 
 def test_version(run: Run) -> None:

@@ -130,7 +130,7 @@ def test_a_model_whose_name_is_not_utf_8(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.pdf", b"%PDF-1.4\n%\xe2\xe3\n", "a.pdf: is a PDF file"),
+        ("a.pdf", b"%PDF-1.4\n%\xe2\xe3\n", "a.pdf is a PDF file"),
         ("b.txt", "Café “x”".encode("cp1252"), "give --encoding cp1252"),
         ("c.txt", b"one\0two", "has a NUL"),
     ],

@@ -810,7 +810,7 @@ def test_lengths(text: str, tokens: int) -> None:
         (["ppl", "--text", "missing.txt"], "missing.txt: there is no such file"),
         (["ppl", "--text", "SHORT"], "the longest window takes"),
         (["ppl", "--length", "50"], "too short for a tail of 64"),
-        (["qa", "--output", "SHORT"], "SHORT: is a file"),
+        (["qa", "--output", "SHORT"], "SHORT is a file: give --output a folder"),
         (["passkey", "--output", "OTHER", "--seed", "5"], "is no result of mesa-gguf eval"),
         (["passkey", "--output", "CHANGED"], "made with other settings"),
     ],

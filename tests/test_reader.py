@@ -98,7 +98,7 @@ def test_limits(reader: Reader) -> None:
     answer = reader.ask(question, max_tokens=2).answer
     assert (answer.n_tokens, answer.finish_reason) == (2, "length")
     assert reader.ask(question, stop=[" "]).answer.text == "The"
-    with pytest.raises(PromptError, match="0 tokens: it must be 1 or more"):
+    with pytest.raises(PromptError, match="max_tokens is 0: it must be 1 or more"):
         reader.ask(question, max_tokens=0)
 
 
@@ -254,7 +254,7 @@ def test_a_given_encoding_counts() -> None:
 def test_what_is_no_text_is_named(data: bytes, said: str) -> None:
     with pytest.raises(PromptError) as error:
         decode(data, "a.txt")
-    assert str(error.value).startswith("a.txt: ") and said in str(error.value)
+    assert str(error.value).startswith("a.txt ") and said in str(error.value)
 
 
 def test_what_is_advised_works() -> None:

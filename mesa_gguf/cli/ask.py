@@ -63,7 +63,10 @@ Examples:\n
 
 
 def ask(
-    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="The question.")] = None,
+    question: Annotated[
+        str | None,
+        typer.Argument(metavar="QUESTION", help="The question; further ones are given with -q or --questions."),
+    ] = None,
     model: ModelOption = None,
     file: FileOption = None,
     questions: QuestionOption = None,
@@ -162,7 +165,7 @@ def _questions(first: str | None, others: list[str], file: str | None, encoding:
     lines = read_text(file, encoding).splitlines() if file is not None else []
     asked = [*given, *(text.strip() for text in lines if text.strip())]
     if not asked:
-        reason = "no question" if file is None else f"{source_name(file)}: there is no question in it"
+        reason = "no question" if file is None else f"{source_name(file)} has no question in it"
         raise PromptError(
             f'{reason}: give one at the end ("Who was there?"), with -q, or one a line with --questions FILE'
         )
@@ -174,7 +177,7 @@ def _document(file: str | None, encoding: str | None) -> str:
         raise PromptError("no document: give a text file with -f, or -f - to read standard input")
     text = read_text(file, encoding).strip()
     if not text:
-        raise PromptError(f"{source_name(file)}: the document is empty")
+        raise PromptError(f"{source_name(file)} is empty: give a document with text in it")
     return text
 
 

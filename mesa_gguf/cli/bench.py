@@ -65,39 +65,54 @@ Examples:\n
 
 def bench(
     model: Annotated[
-        str | None, option("-m", "--model", metavar="MODEL", help=f"A GGUF file, or {HUB_FORM}.", panel=MODEL)
+        str | None,
+        option(
+            "-m",
+            "--model",
+            metavar="MODEL",
+            help=f"The model: a GGUF file, or {HUB_FORM}. Default: random weights.",
+            panel=MODEL,
+        ),
     ] = None,
     shape: Annotated[
         str | None,
         option(
             "--shape",
             metavar="NAME",
-            help="Random weights in the shape of smollm2-135m (the default), qwen2.5-0.5b, llama-3.2-1b, llama-2-7b "
-            "or tiny; written once, to the user's cache.",
+            help="Shape of random weights: smollm2-135m (the default), qwen2.5-0.5b, llama-3.2-1b, llama-2-7b or tiny. They "
+            "are written once, into the user's cache.",
             panel=MODEL,
         ),
     ] = None,
     quant: Annotated[
-        str | None, option("--quant", metavar="TYPE", help="Of the random weights: q8_0, q4_0 or f16.", panel=MODEL)
+        str | None,
+        option(
+            "--quant", metavar="TYPE", help="Type of the random weights: q8_0 (the default), q4_0 or f16.", panel=MODEL
+        ),
     ] = None,
     train_length: TrainLength = None,
     tokens: Annotated[
         list[str] | None,
-        option("--tokens", metavar="N", help="Lengths of text: 2048,8192, or repeated.", panel=WHAT),
+        option(
+            "--tokens", metavar="N", help="Lengths of text, in tokens: 2048,8192, or given several times.", panel=WHAT
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
         option(
             "--method",
             metavar="NAME",
-            help="stock: unpatched llama.cpp; disabled: the patched one with Mesa disabled; mesa; or another of "
-            "docs/METHODS.md. Default: stock,disabled,mesa.",
+            help="What to measure: stock (unpatched llama.cpp), disabled (the patched one with Mesa disabled), mesa, or "
+            "another method of docs/METHODS.md. Default: stock,disabled,mesa.",
             panel=WHAT,
         ),
     ] = None,
-    runs: Annotated[int | None, option("--runs", min=1, metavar="N", help="Of each measurement.", panel=WHAT)] = None,
+    runs: Annotated[
+        int | None, option("--runs", min=1, metavar="N", help="How often each measurement is made.", panel=WHAT)
+    ] = None,
     decode: Annotated[
-        int | None, option("--decode", min=0, metavar="N", help="Tokens decoded after each text.", panel=WHAT)
+        int | None,
+        option("--decode", min=0, metavar="N", help="How many tokens are decoded after each text.", panel=WHAT),
     ] = None,
     stock_max: Annotated[
         int | None,
@@ -117,30 +132,46 @@ def bench(
     ] = False,
     stock_python: Annotated[
         str | None,
-        option("--stock-python", metavar="PYTHON", help="A Python with an unpatched llama-cpp-python.", panel=WHAT),
+        option(
+            "--stock-python",
+            metavar="PYTHON",
+            help="A Python that has an unpatched llama-cpp-python, to compare with.",
+            panel=WHAT,
+        ),
     ] = None,
     stock_lib: Annotated[
         Path | None,
-        option("--stock-lib", metavar="DIR", help="A folder with an unpatched libllama.", panel=WHAT),
+        option(
+            "--stock-lib", metavar="DIR", help="A folder that has an unpatched libllama, to compare with.", panel=WHAT
+        ),
     ] = None,
-    quick: Annotated[bool, option("--quick", help="Two short lengths, one run, T = 512.", panel=WHAT)] = False,
-    output: Annotated[Path | None, option("--output", metavar="FILE.json", help="Save all measurements.")] = None,
-    plot: Annotated[Path | None, option("--plot", metavar="FILE.png", help="Save a picture.")] = None,
+    quick: Annotated[
+        bool, option("--quick", help="Measure two short lengths, once, with T = 512.", panel=WHAT)
+    ] = False,
+    output: Annotated[
+        Path | None, option("--output", metavar="FILE.json", help="Save all measurements in this file.")
+    ] = None,
+    plot: Annotated[Path | None, option("--plot", metavar="FILE.png", help="Save a picture in this file.")] = None,
     as_json: JsonOption = False,
     first_chunk: FirstChunk = None,
     chunk: Chunk = None,
     last_chunk: LastChunk = None,
     type_k: TypeK = "f16",
     type_v: TypeV = "f16",
-    flash_attn: Annotated[str, option("--flash-attn", metavar="on|off", help="Flash attention.", panel=ENGINE)] = "on",
+    flash_attn: Annotated[
+        str, option("--flash-attn", metavar="on|off", help="Whether to use flash attention.", panel=ENGINE)
+    ] = "on",
     threads: Annotated[
-        int | None, option("--threads", min=1, metavar="N", help="Default: all cores.", panel=ENGINE)
+        int | None, option("--threads", min=1, metavar="N", help="Number of threads. Default: all cores.", panel=ENGINE)
     ] = None,
     n_gpu_layers: NGpuLayers = None,
     batch: Annotated[
-        int, option("--batch", min=1, metavar="N", help="Tokens handed over at once.", panel=ENGINE)
+        int,
+        option("--batch", min=1, metavar="N", help="How many tokens are handed to llama.cpp at once.", panel=ENGINE),
     ] = 2048,
-    ubatch: Annotated[int, option("--ubatch", min=1, metavar="N", help="Tokens computed at once.", panel=ENGINE)] = 512,
+    ubatch: Annotated[
+        int, option("--ubatch", min=1, metavar="N", help="How many tokens are computed at once.", panel=ENGINE)
+    ] = 512,
 ) -> None:
     """Measure speed and memory by length and method, against unpatched llama.cpp.
 

@@ -22,11 +22,16 @@ Examples:\n
 def demo(
     length: Annotated[
         int,
-        option("--length", min=2, max=1024, metavar="N", help="Of the document, in multiples of the trained length."),
+        option(
+            "--length", min=2, max=1024, metavar="N", help="Length of the document, in multiples of the trained length."
+        ),
     ] = 32,
-    seed: Annotated[int, option("--seed", min=0, metavar="N", help="Of the document.")] = 1,
+    seed: Annotated[int, option("--seed", min=0, metavar="N", help="Seed that the document is made from.")] = 1,
     picture: Annotated[
-        Path, option("--output", metavar="FILE.png", help="The picture that is saved, where matplotlib is installed.")
+        Path,
+        option(
+            "--output", metavar="FILE.png", help="File of the picture that is saved, where matplotlib is installed."
+        ),
     ] = Path("demo.png"),
     threads: Threads = None,
 ) -> None:

@@ -22,11 +22,11 @@ from .options import (
     MESA,
     Batch,
     Chunk,
-    Encoding,
     FirstChunk,
     FlashAttn,
     JsonOption,
     LastChunk,
+    LogScaling,
     ModelOption,
     NGpuLayers,
     StairBias,
@@ -58,7 +58,7 @@ DEPTHS, QUICK_DEPTHS = 11, 5
 QUICK_MAX_LENGTH_FULL = "4T"
 
 SIZE = "How much is run"
-TASK = "Of single tasks"
+TASK = "Options of single tasks"
 
 _LENGTH = re.compile(r"(\d+(?:\.\d+)?)?T(?:/(\d+))?|(\d+)")
 
@@ -101,22 +101,32 @@ Examples:\n
 
 
 def evaluate(
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help=f"{', '.join((*TASKS, ALL))}.")],
+    tasks: Annotated[
+        list[str], typer.Argument(metavar="TASK...", help=f"What to run: {', '.join(TASKS)}, or {ALL} of them.")
+    ],
     model: ModelOption = None,
     methods: Annotated[
         list[str] | None,
-        option("--method", metavar="NAME", help="What to compare; may be repeated; all: every method."),
+        option(
+            "--method",
+            metavar="NAME",
+            help="A method to compare, or all for every one; may be given several times. Default: mesa and those that "
+            "stock llama.cpp has.",
+        ),
     ] = None,
     lengths: Annotated[
         list[str] | None,
         option(
             "--length",
             metavar="N",
-            help=f"Of prompt and answer, in tokens or as 4T; may be repeated. Default: {', '.join(LENGTHS)}.",
+            help="Length of prompt and answer together, in tokens or as 4T; may be given several times. "
+            f"Default: {', '.join(LENGTHS)}.",
         ),
     ] = None,
-    seed: Annotated[int, option("--seed", min=0, metavar="N", help="Of the texts.")] = 1,
-    quick: Annotated[bool, option("--quick", help="Fewer samples; quadratic methods up to 4T.", panel=SIZE)] = False,
+    seed: Annotated[int, option("--seed", min=0, metavar="N", help="Seed that the texts are made from.")] = 1,
+    quick: Annotated[
+        bool, option("--quick", help="Run fewer samples, and quadratic methods up to 4T only.", panel=SIZE)
+    ] = False,
     samples: Annotated[
         int | None,
         option(
@@ -124,31 +134,51 @@ def evaluate(
             "--documents",
             min=1,
             metavar="N",
-            help="Documents of a length; for niah of each depth, for ppl windows. Default: by task.",
+            help="How many documents there are of each length; for niah of each depth, too, and for ppl how many windows. "
+            "Default: by task.",
             panel=SIZE,
         ),
     ] = None,
     max_length_full: Annotated[
         str | None,
         option(
-            "--max-length-full", metavar="N", help="Longest for methods whose time grows as its square.", panel=SIZE
+            "--max-length-full",
+            metavar="N",
+            help="Longest length for methods whose time grows with its square.",
+            panel=SIZE,
         ),
     ] = None,
     style: Annotated[
         str,
-        option("--style", metavar="NAME", help="natural, or reader: what the bundled model can read. auto: by model."),
+        option(
+            "--style",
+            metavar="NAME",
+            help="Wording of the texts: natural for any model, reader for the bundled one; auto goes by the model.",
+        ),
     ] = "auto",
     output: Annotated[
-        Path, option("-o", "--output", metavar="FOLDER", help="Where results are kept, and found again.")
+        Path, option("-o", "--output", metavar="FOLDER", help="Folder where results are kept, and found again.")
     ] = Path("mesa-eval"),
     as_json: JsonOption = False,
     verbose: Verbose = False,
     depths: Annotated[
-        int | None, option("--depths", min=2, metavar="N", help="niah: depths from 0 to 1. Default: 11.", panel=TASK)
+        int | None,
+        option(
+            "--depths",
+            min=2,
+            metavar="N",
+            help="For niah: how many depths there are, from 0 to 1. Default: 11.",
+            panel=TASK,
+        ),
     ] = None,
     kinds: Annotated[
         list[str] | None,
-        option("--kind", metavar="NAME", help="ruler: one of its kinds; may be repeated. Default: all.", panel=TASK),
+        option(
+            "--kind",
+            metavar="NAME",
+            help="For ruler: one of its kinds; may be given several times. Default: all.",
+            panel=TASK,
+        ),
     ] = None,
     facts: Annotated[
         int,
@@ -157,22 +187,35 @@ def evaluate(
             min=1,
             max=200,
             metavar="N",
-            help="qa: facts in a document; of two hops, facts and links.",
+            help="For qa: how many facts a document has; with two hops, how many facts and links.",
             panel=TASK,
         ),
     ] = 20,
     text: Annotated[
         str | None,
-        option("--text", metavar="FILE", help="ppl: a text file. Default, in reader style: generated.", panel=TASK),
+        option(
+            "--text",
+            metavar="FILE",
+            help="For ppl: a text file. Default: a generated text, where the style is reader.",
+            panel=TASK,
+        ),
     ] = None,
-    encoding: Encoding = None,
+    encoding: Annotated[
+        str | None,
+        option(
+            "--encoding",
+            metavar="NAME",
+            help="For ppl: encoding of the text file. Default: UTF-8 or UTF-16, whichever it is.",
+            panel=TASK,
+        ),
+    ] = None,
     tail: Annotated[
         int | None,
         option(
             "--tail",
             min=1,
             metavar="N",
-            help="ppl: last tokens of a window that count. Default: T/8, at most 256.",
+            help="For ppl: how many of a window's last tokens count. Default: T/8, at most 256.",
             panel=TASK,
         ),
     ] = None,
@@ -188,25 +231,18 @@ def evaluate(
             "--room",
             min=0,
             metavar="N",
-            help="Positions that a plan leaves free to generation. Default: T/2; of other methods T/4.",
+            help="How many positions a plan leaves free for generation. Default: T/2, for other methods T/4.",
             panel=MESA,
         ),
     ] = None,
-    log_scaling: Annotated[
-        bool | None,
-        option(
-            "--log-scaling/--no-log-scaling",
-            help="Scale queries with the logarithm of the length. Default: as the method has it.",
-            panel=MESA,
-        ),
-    ] = None,
+    log_scaling: LogScaling = None,
     log_length: Annotated[
         int | None,
         option(
             "--log-length",
             min=2,
             metavar="N",
-            help="The length from which on queries are scaled. Default: 4T; of other methods T.",
+            help="Length from which on queries are scaled. Default: 4T, for other methods T.",
             panel=MESA,
         ),
     ] = None,
@@ -275,7 +311,7 @@ def evaluate(
     limit = max_length_full if max_length_full is not None else QUICK_MAX_LENGTH_FULL if quick else None
     options = _with_lengths(options, list(lengths or LENGTHS), limit)
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output}: is a file: --output names a folder")
+        raise ConfigError(f"{output} is a file: give --output a folder")
     out.call_option("enabled", False, "--method stock")
     evaluations = []
     for group in groups:

@@ -20,10 +20,12 @@ Examples:\n
 
 def inspect(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help=f"A GGUF file, or {HUB_FORM}. Default: the bundled model.")
+        str | None,
+        typer.Argument(metavar="MODEL", help=f"The model: a GGUF file, or {HUB_FORM}. Default: the bundled one."),
     ] = None,
     tokens: Annotated[
-        list[int] | None, option("--tokens", min=1, metavar="N", help="Memory for N tokens; may be repeated.")
+        list[int] | None,
+        option("--tokens", min=1, metavar="N", help="Tell the memory that N tokens take; may be given several times."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

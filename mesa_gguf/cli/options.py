@@ -22,51 +22,78 @@ def option(*names: str, help: str, panel: str | None = None, **kwargs: Any) -> A
 
 ModelOption = Annotated[
     str | None,
-    option("-m", "--model", metavar="MODEL", help=f"A GGUF file, or {HUB_FORM}. Default: the bundled model."),
+    option("-m", "--model", metavar="MODEL", help=f"The model: a GGUF file, or {HUB_FORM}. Default: the bundled one."),
 ]
-JsonOption = Annotated[bool, option("--json", help="Print JSON.")]
+JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
 
 FileOption = Annotated[
-    str | None, option("-f", "--file", metavar="DOC", help="The document, a text file; - reads standard input.")
+    str | None, option("-f", "--file", metavar="DOC", help="The document, a text file; - reads it from standard input.")
 ]
 QuestionOption = Annotated[
     list[str] | None,
-    option("-q", "--question", metavar="QUESTION", help="A question; may be repeated. The document is read once."),
+    option(
+        "-q",
+        "--question",
+        metavar="QUESTION",
+        help="A question; may be given several times. The document is read once.",
+    ),
 ]
-QuestionsFile = Annotated[str | None, option("--questions", metavar="FILE", help="A file with one question a line.")]
+QuestionsFile = Annotated[
+    str | None, option("--questions", metavar="FILE", help="A file with questions, one on each line.")
+]
 Encoding = Annotated[
     str | None,
-    option("--encoding", metavar="NAME", help="Of the document and of the questions' file. Default: UTF-8 or UTF-16."),
+    option(
+        "--encoding",
+        metavar="NAME",
+        help="Encoding of the document and of the file with questions. Default: UTF-8 or UTF-16, whichever it is.",
+    ),
 ]
 Plain = Annotated[bool, option("--plain", help="Do not use the model's chat template.")]
-JsonLines = Annotated[bool, option("--json", help="Print one JSON object a question.")]
-Quiet = Annotated[bool, option("--quiet", help="Print answers only.")]
-Verbose = Annotated[bool, option("--verbose", help="Show llama.cpp's messages.")]
+JsonLines = Annotated[bool, option("--json", help="Print one JSON object for each question.")]
+Quiet = Annotated[bool, option("--quiet", help="Print nothing but the answers.")]
+Verbose = Annotated[bool, option("--verbose", help="Show llama.cpp's own messages.")]
 
-Stock = Annotated[bool, option("--stock", help="Switch Mesa-Extrapolation off.", panel=MESA)]
+Stock = Annotated[bool, option("--stock", help="Read as stock llama.cpp does, without Mesa-Extrapolation.", panel=MESA)]
 TrainLength = Annotated[
     int | None,
-    option("--train-length", metavar="T", help="What the model was trained at. Default: the GGUF's.", panel=MESA),
+    option(
+        "--train-length",
+        metavar="T",
+        help="Length that the model was trained at. Default: what the GGUF file says.",
+        panel=MESA,
+    ),
 ]
 FirstChunk = Annotated[
     int | None,
-    option("--first-chunk", metavar="F", help="Read by every chunk. Default: 100, less for a short T.", panel=MESA),
+    option(
+        "--first-chunk",
+        metavar="F",
+        help="Length of the first chunk, which every chunk reads. Default: 100, less for a short T.",
+        panel=MESA,
+    ),
 ]
 Chunk = Annotated[
-    int | None, option("--chunk", metavar="C", help="Longest middle chunk; F + C <= T. Default: T - F.", panel=MESA)
+    int | None,
+    option("--chunk", metavar="C", help="Longest middle chunk; F + C may be at most T. Default: T - F.", panel=MESA),
 ]
 LastChunk = Annotated[
     int | None,
     option(
         "--last-chunk",
         metavar="N",
-        help="At least; the last chunk reads everything. Default: 512, less for a short T.",
+        help="Least length of the last chunk, which reads everything. Default: 512, less for a short T.",
         panel=MESA,
     ),
 ]
 StairWidth = Annotated[
     str,
-    option("--stair-width", metavar="E", help="Tokens on a step of the stair. auto: the fewest that fit.", panel=MESA),
+    option(
+        "--stair-width",
+        metavar="E",
+        help="How many tokens share a step of the stair; auto takes the fewest that fit.",
+        panel=MESA,
+    ),
 ]
 StairBias = Annotated[
     float | None,
@@ -74,51 +101,89 @@ StairBias = Annotated[
         "--stair-bias",
         min=0,
         metavar="B",
-        help="Lower the logits of far keys by B ln(E). 1: a step of the stair weighs as one key; 0: as E keys. Default: 0.5.",
+        help="Lower the logits of keys on the stair by B ln(E). With 1 a step of the stair weighs as one key, with 0 as "
+        "E keys. Default: 0.5, for other methods 0.",
         panel=MESA,
     ),
 ]
 LogScaling = Annotated[
     bool | None,
-    option("--log-scaling/--no-log-scaling", help="Scale queries with the logarithm of the length.", panel=MESA),
+    option(
+        "--log-scaling/--no-log-scaling",
+        help="Scale queries by the logarithm of their place in the text. Default: as the method has it.",
+        panel=MESA,
+    ),
 ]
 Method = Annotated[
     str,
     option(
         "--method",
         metavar="NAME",
-        help="Another member of the weave family, to compare with: docs/METHODS.md. mesa: the default, and the fast one.",
+        help="How a long text is read: mesa, which is the fast way, or another method of docs/METHODS.md, to compare with.",
         panel=MESA,
     ),
 ]
 
 MaxTokens = Annotated[
-    int, option("--max-tokens", min=1, metavar="N", help="Longest answer in tokens.", panel=GENERATION)
+    int, option("--max-tokens", min=1, metavar="N", help="Length of the longest answer, in tokens.", panel=GENERATION)
 ]
 Temperature = Annotated[
-    float, option("--temperature", min=0, metavar="X", help="0 takes the most likely token.", panel=GENERATION)
+    float,
+    option(
+        "--temperature",
+        min=0,
+        metavar="X",
+        help="How freely tokens are chosen; 0 always takes the most likely one.",
+        panel=GENERATION,
+    ),
 ]
 Seed = Annotated[
     int | None,
-    option("--seed", min=0, max=2**32 - 2, metavar="N", help="For temperatures above 0.", panel=GENERATION),
+    option(
+        "--seed",
+        min=0,
+        max=2**32 - 2,
+        metavar="N",
+        help="Seed of the random choice of tokens, for temperatures above 0. Default: another one each time.",
+        panel=GENERATION,
+    ),
 ]
 
 NCtx = Annotated[
-    int | None, option("--n-ctx", min=1, metavar="N", help="Context in tokens. Default: what is needed.", panel=ENGINE)
+    int | None,
+    option(
+        "--n-ctx",
+        min=1,
+        metavar="N",
+        help="Size of the context in tokens. Default: what document, question and answer need.",
+        panel=ENGINE,
+    ),
 ]
 TypeK = Annotated[
-    str, option("--type-k", metavar="TYPE", help="Of the keys in the KV cache: f16, q8_0, …", panel=ENGINE)
+    str, option("--type-k", metavar="TYPE", help="Type of the keys in the KV cache, such as f16 or q8_0.", panel=ENGINE)
 ]
-TypeV = Annotated[str, option("--type-v", metavar="TYPE", help="Of the values in the KV cache.", panel=ENGINE)]
+TypeV = Annotated[
+    str,
+    option("--type-v", metavar="TYPE", help="Type of the values in the KV cache, such as f16 or q8_0.", panel=ENGINE),
+]
 FlashAttn = Annotated[
     str,
     option(
-        "--flash-attn", metavar="on|off|auto", help="Flash attention. auto: where the devices have it.", panel=ENGINE
+        "--flash-attn",
+        metavar="on|off|auto",
+        help="Whether to use flash attention; auto uses it where the devices have it.",
+        panel=ENGINE,
     ),
 ]
 Threads = Annotated[
     int | None,
-    option("--threads", min=1, metavar="N", help="Default: all CPUs to read, one a core to generate.", panel=ENGINE),
+    option(
+        "--threads",
+        min=1,
+        metavar="N",
+        help="Number of threads. Default: all CPUs to read, one a core to generate.",
+        panel=ENGINE,
+    ),
 ]
 NGpuLayers = Annotated[
     int | None,
@@ -126,18 +191,25 @@ NGpuLayers = Annotated[
         "--n-gpu-layers",
         min=-1,
         metavar="N",
-        help="Layers on the GPU, -1: all. Default: all where there is a GPU.",
+        help="How many layers are computed on the GPU; -1 is all. Default: all, where there is a GPU.",
         panel=ENGINE,
     ),
 ]
 RpcServers = Annotated[
     str | None,
     option(
-        "--rpc", metavar="HOST:PORT,…", help="Servers that take the layers: see mesa-gguf rpc-server.", panel=ENGINE
+        "--rpc",
+        metavar="HOST:PORT,…",
+        help="RPC servers that compute the layers; mesa-gguf rpc-server starts one.",
+        panel=ENGINE,
     ),
 ]
-Batch = Annotated[int, option("--batch", min=1, metavar="N", help="Tokens handed over at once.", panel=ENGINE)]
-UBatch = Annotated[int, option("--ubatch", min=1, metavar="N", help="Tokens computed at once.", panel=ENGINE)]
+Batch = Annotated[
+    int, option("--batch", min=1, metavar="N", help="How many tokens are handed to llama.cpp at once.", panel=ENGINE)
+]
+UBatch = Annotated[
+    int, option("--ubatch", min=1, metavar="N", help="How many tokens are computed at once.", panel=ENGINE)
+]
 
 
 def stair_width_of(text: str) -> int | Literal["auto"]:

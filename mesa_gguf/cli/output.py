@@ -124,7 +124,7 @@ def command_line() -> str:
 def check_output(path: Path, what: str) -> None:
     """Raise ConfigError if a file cannot be saved there, before work is spent on it."""
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path}: {what} cannot be saved there: no such folder, or it is one")
+        raise ConfigError(f"{path}: {what} cannot be saved there: there is no such folder, or it is a folder itself")
 
 
 #

@@ -31,10 +31,13 @@ Examples:\n
 
 
 def plan(
-    tokens: Annotated[int, option("--tokens", min=1, max=2**31 - 1, metavar="N", help="Length of the text.")],
+    tokens: Annotated[
+        int, option("--tokens", min=1, max=2**31 - 1, metavar="N", help="Length of the text, in tokens.")
+    ],
     model: ModelOption = None,
     plot: Annotated[
-        Path | None, option("--plot", metavar="FILE.png", help="Save a picture: mask and positions.")
+        Path | None,
+        option("--plot", metavar="FILE.png", help="Save a picture of the mask and the positions in this file."),
     ] = None,
     as_json: JsonOption = False,
     train_length: TrainLength = None,

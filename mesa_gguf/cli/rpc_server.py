@@ -16,9 +16,15 @@ Examples:\n
 
 def rpc_server(
     host: Annotated[str, option("--host", metavar="HOST", help="Address of this machine to listen at.")] = "127.0.0.1",
-    port: Annotated[int, option("--port", min=1, max=65535, metavar="N", help="TCP port.")] = 50052,
+    port: Annotated[int, option("--port", min=1, max=65535, metavar="N", help="TCP port to listen at.")] = 50052,
     threads: Annotated[
-        int | None, option("--threads", min=1, metavar="N", help="Where the CPU computes. Default: one for each core.")
+        int | None,
+        option(
+            "--threads",
+            min=1,
+            metavar="N",
+            help="Number of threads, where the CPU computes. Default: one for each core.",
+        ),
     ] = None,
     cpu: Annotated[bool, option("--cpu", help="Offer the CPU and its memory even where there is a GPU.")] = False,
 ) -> None:

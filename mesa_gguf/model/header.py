@@ -149,7 +149,7 @@ def read_header(path: Path) -> _core.GgufContents:
     if not path.exists():
         raise ModelError(f"{path}: there is no such file")
     if path.is_dir():
-        raise ModelError(f"{path}: is a folder, not a GGUF file")
+        raise ModelError(f"{path} is a folder, not a GGUF file")
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -157,7 +157,7 @@ def read_header(path: Path) -> _core.GgufContents:
     except OSError as err:
         raise ModelError(f"{path}: cannot be read: {err.strerror}") from None
     if magic != b"GGUF":
-        raise ModelError(f"{path}: is not a GGUF file (it does not begin with GGUF); convert the model to GGUF first")
+        raise ModelError(f"{path} is not a GGUF file (it does not begin with GGUF); convert the model to GGUF first")
     try:
         contents = _core.read_gguf(str(path))
     except (RuntimeError, ValueError, MemoryError) as err:
@@ -200,7 +200,7 @@ def check_model(path: Path, overrides: Overrides | None = None) -> Header:
 def check_adapter(path: Path) -> None:
     """Raise ModelError if a file is no LoRA adapter, or damaged."""
     if read_header(path)["metadata"].get("general.type") != "adapter":
-        raise ModelError(f"{path}: is not a LoRA adapter: its general.type is not adapter")
+        raise ModelError(f"{path} is not a LoRA adapter: its general.type is not adapter")
 
 
 def _fatal_number(header: Header) -> str | None:

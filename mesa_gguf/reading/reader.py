@@ -98,7 +98,7 @@ class AnswerStream(Iterator[str]):
         for _ in self:
             pass
         if not self._answers:
-            raise PromptError("this answer was given up before it began")
+            raise PromptError("this answer was stopped before it began: ask again")
         return self._answers[0]
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class Reader:
         if not self._document:
             raise PromptError("no document was read: call read() first")
         if max_tokens < 1:
-            raise PromptError(f"an answer of {max_tokens} tokens: it must be 1 or more")
+            raise PromptError(f"max_tokens is {max_tokens}: it must be 1 or more")
         before = self._document
         if follow_up:
             self._finish()

@@ -45,11 +45,11 @@ def read_text(source: str, encoding: str | None = None) -> str:
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).expanduser().read_bytes()
     except IsADirectoryError:
-        raise PromptError(f"{name}: is a folder, not a text file") from None
+        raise PromptError(f"{name} is a folder, not a text file") from None
     except FileNotFoundError:
         raise PromptError(f"{name}: there is no such file") from None
     except (OSError, ValueError) as err:  # ValueError: a NUL in the name
-        raise PromptError(f"{name}: cannot be read: {getattr(err, 'strerror', None) or err}") from None
+        raise PromptError(f"{name} cannot be read: {getattr(err, 'strerror', None) or err}") from None
     except (AttributeError, RuntimeError):
         raise PromptError("there is no standard input to read from") from None
     return decode(data, name, encoding)
@@ -72,7 +72,7 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
     """
     for begin, what, advice in _FILES:
         if data.startswith(begin):
-            raise PromptError(f"{name}: is {what}, not text: {advice}")
+            raise PromptError(f"{name} is {what}, not text: {advice}")
     found = encoding or _encoding(data)
     try:
         codecs.lookup(found)
@@ -86,12 +86,12 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
         raise PromptError(f"{found} is no encoding of text: use utf-8, utf-16 or cp1252") from None
     except UnicodeDecodeError as err:
         at = f"byte 0x{data[err.start]:02x} at offset {err.start}" if err.start < len(data) else "it is cut short"
-        raise PromptError(f"{name}: is not {found}: {at}", *_others(data, found)) from None
+        raise PromptError(f"{name} is not {found}: {at}", *_others(data, found)) from None
     except UnicodeError as err:  # UTF-16 and UTF-32 without a mark, punycode and their like
-        raise PromptError(f"{name}: is not {found}: {err}", *_others(data, found)) from None
+        raise PromptError(f"{name} is not {found}: {err}", *_others(data, found)) from None
     if "\0" in text:
         nul = text.index("\0")
-        raise PromptError(f"{name}: is not {found} text: it has a NUL at character {nul}", *_others(data, found))
+        raise PromptError(f"{name} is not {found} text: it has a NUL at character {nul}", *_others(data, found))
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, m) {
     bind_plan(m);
     bind_context(m);
     bind_gguf(m);
+    bind_sampling(m);
 }

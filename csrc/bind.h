@@ -1,4 +1,4 @@
-// mesa_gguf._core, in three parts. Typed in mesa_gguf/_core.pyi.
+// mesa_gguf._core, in parts. Typed in mesa_gguf/_core.pyi.
 
 #pragma once
 
@@ -32,3 +32,4 @@ void load_backends(); // where they are files of their own
 void bind_plan(py::module_ & m);    // plans, positions, masks
 void bind_context(py::module_ & m); // llama-mesa.h on a model or context
 void bind_gguf(py::module_ & m);    // model files
+void bind_sampling(py::module_ & m); // the next token

@@ -90,23 +90,23 @@ def encode(text: str) -> bytes:
         raise PromptError(f"the text cannot be encoded as UTF-8: {err.reason} at character {err.start}") from None
 
 
-def fit(tokens: list[int], n_ctx: int, truncate: bool) -> list[int]:
-    """The tokens of a text that are read, of at most n_ctx.
+def fit(tokens: list[int], name: str, most: int, truncate: bool) -> list[int]:
+    """The tokens of a text that are read, of at most so many: the value of the argument of this name.
 
     Raises:
         PromptError: there are none, or too many and none to be cut.
     """
     if not tokens:
         raise PromptError("a text to embed is empty: give at least one token")
-    if len(tokens) > n_ctx and not truncate:
+    if len(tokens) > most and not truncate:
         raise PromptError(
-            f"a text to embed has {len(tokens)} tokens, more than n_ctx ({n_ctx})",
-            Remedy("n_ctx", len(tokens), "or more"),
+            f"a text to embed has {len(tokens)} tokens, more than {name} ({most})",
+            Remedy(name, len(tokens), "or more"),
             Remedy("truncate", True, why="which cuts it"),
             needed=len(tokens),
-            available=n_ctx,
+            available=most,
         )
-    return tokens[:n_ctx]
+    return tokens[:most]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import inspect
 import os
 import warnings
 from collections import deque
@@ -19,12 +20,13 @@ from jinja2 import TemplateError
 from llama_cpp import LlamaState
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from . import _core, _llama_cpp, embedding, machine, rpc
+from . import _core, _llama_cpp, chat, completion, embedding, machine, rpc, sampling
 from .config import MesaConfig, MesaPlan
 from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError, Remedy
 from .model.header import SHOW_REASON, check_adapter, check_model, damaged, fingerprint
 from .model.memory import check_kv_types, check_memory, is_quantized
 from .state import MesaState
+from .vocabulary import Closed, WholeTokens
 
 Progress = Callable[[int, int], None]
 """Called with (tokens read, tokens to read) while a prompt is read."""
@@ -169,9 +171,12 @@ class MesaLlama(llama_cpp.Llama):
         except TemplateError as err:  # llama_cpp compiles the template when it loads a model
             raise ModelError(f"{model_path}: the model's chat template is damaged: {err}") from None
 
+        self._model.__class__ = WholeTokens
         if self._servers is not None:
             self._servers.watch()
         self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers, flash_attn=flash_attn) | threads
+        self._guessed_chat_format = kwargs.get("chat_format") is None  # or it is the model's own
+        self._init_args["chat_format"] = kwargs.get("chat_format")
         self._logits_all = logits_all  # `Llama` keeps every token's for a draft model, which needs those of the last batch
         self.scores = np.zeros(self.scores.shape, np.single)  # takes memory where it is written to
         if self._embeds:
@@ -247,6 +252,8 @@ class MesaLlama(llama_cpp.Llama):
             servers.abandon()
         if "_stack" in made:
             super().close()
+        if "_ctx" in made:  # llama.cpp crashes on what was freed
+            self._model = self._ctx = cast(Any, Closed(self.model_path))
 
     @property
     def _address(self) -> int:
@@ -295,13 +302,20 @@ class MesaLlama(llama_cpp.Llama):
 
         Raises:
             ModelError: the model has no vocabulary.
+            PromptError: text is not bytes.
         """
+        if not isinstance(text, bytes):
+            raise PromptError(f"the text to tokenize is {type(text).__name__}: it must be bytes, as text.encode() makes them")
         if not self._has_vocabulary and isinstance(self.tokenizer_, LlamaTokenizer):
             raise ModelError(f"{self.model_path}: this model has no vocabulary: give it token ids, not text")
         return super().tokenize(text, add_bos, special)
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
-        """See `llama_cpp.Llama.detokenize`; nothing without a vocabulary."""
+        """See `llama_cpp.Llama.detokenize`; nothing without a vocabulary.
+
+        Raises:
+            PromptError: a token is not in the model's vocabulary.
+        """
         if not self._has_vocabulary and isinstance(self.tokenizer_, LlamaTokenizer):
             return b""
         return super().detokenize(tokens, prev_tokens, special)
@@ -321,16 +335,13 @@ class MesaLlama(llama_cpp.Llama):
         return breaks
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of a token, nothing for control tokens; `Llama.detokenize` loses those of more than 32 bytes."""
+        """The bytes of a token, nothing for control tokens."""
         if not self._has_vocabulary:
             return b""
-        size = 32
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            n = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, False)
-            if n >= 0:
-                return buffer.raw[:n]
-            size = -n
+        if not 0 <= token < self._n_vocab:
+            self._check_vocabulary([token])
+        piece: bytes = self._model.token_bytes(token)
+        return piece
 
     def _breaks(self, tokens: Sequence[int] | npt.NDArray[np.intc]) -> npt.NDArray[np.uint8] | None:
         """Where a chunk may well end, [n_tokens], as `_token_breaks`."""
@@ -431,62 +442,174 @@ class MesaLlama(llama_cpp.Llama):
             if self.progress is not None and n_all > self.n_batch:
                 self.progress(n_done, n_all)
 
+    #
+    # sampling
+    #
+
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Sequence[int] | None, None]:
         """See `llama_cpp.Llama.generate`.
 
+        What `stopping_criteria`, `logits_processor` and the draft model raise reaches the caller.
+
         Raises:
             PromptError: the text is empty, does not fit into n_ctx, or holds a token that the model does not know.
+            ConfigError: an option or the grammar cannot work, or the draft model returns what are no tokens.
         """
-        tokens = list(tokens)
+        arguments = _arguments(llama_cpp.Llama.generate, self, tokens, *args, **kwargs)
+        tokens = completion.token_ids(arguments.pop("tokens"))
+        reset = arguments.pop("reset", True)
+        criteria = sampling.stopping(arguments.pop("stopping_criteria", None))
         if not tokens:
             raise PromptError("the prompt is empty: give at least one token")
         self._check_vocabulary(tokens)
-        if kwargs.get("reset", True) and len(tokens) > self._n_ctx:
+        if reset and len(tokens) > self._n_ctx:
             raise self._too_long("the prompt", len(tokens))
-        return super().generate(tokens, *args, **kwargs)
+        sampler = self._sampler_of(sampling.SamplingOptions(**arguments), self._seed)
+        return self._generate(tokens, sampler, reset, criteria)
+
+    def _sampler_of(self, options: sampling.SamplingOptions, seed: int) -> sampling.Sampler:
+        if self._ctx.memory is None:
+            raise ModelError(f"{self.model_path}: no text can be generated: the model has no KV cache, or was opened with vocab_only")
+        return sampling.Sampler(self._model, options, seed, self.last_n_tokens_size)
+
+    def _generate(
+        self,
+        tokens: list[int],
+        sampler: sampling.Sampler,
+        reset: bool,
+        stopping_criteria: Callable[[npt.NDArray[np.intc], npt.NDArray[np.float32]], bool] | None,
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """As `llama_cpp.Llama.generate`, whose sampler stays in the object when the caller stops."""
+        with sampler:
+            tokens = self._reuse(tokens) if reset else list(tokens)
+            n_sampled = self.n_tokens + len(tokens)  # the next token is the one after so many
+            while True:
+                self.eval(tokens)
+                while n_sampled <= self.n_tokens:
+                    token = self._sample(sampler, n_sampled - 1)
+                    if stopping_criteria is not None and stopping_criteria(self.input_ids[:n_sampled], self._get_logits(n_sampled - 1)):
+                        return
+                    more = yield token
+                    tokens = [token, *(more or ())]
+                    n_sampled += 1
+                    if n_sampled <= self.n_tokens and token != self.input_ids[n_sampled - 1]:  # another one than was drafted
+                        self.n_tokens = n_sampled - 1
+                        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+                        self._requires_eval = True
+                        break
+                if self.draft_model is not None:
+                    tokens.extend(self._drafts(tokens))
+
+    def _reuse(self, tokens: list[int]) -> list[int]:
+        """Forget what the context holds beyond its common beginning with tokens -> those that are still to be read."""
+        n_past = self.n_tokens
+        n_common = min(n_past, len(tokens))
+        different = np.flatnonzero(self.input_ids[:n_common] != np.asarray(tokens[:n_common], np.intc))
+        n_common = int(different[0]) if len(different) else n_common
+        if n_common == len(tokens):
+            if n_past == len(tokens) and not self._requires_eval:
+                return []
+            n_common -= 1  # read again, for its logits
+        if n_common > 0 and self._ctx.kv_cache_seq_rm(-1, n_common, -1):
+            self.n_tokens = n_common
+            self._requires_eval = True
+            return tokens[n_common:]
+        self.reset()
+        return tokens
+
+    def _drafts(self, tokens: list[int]) -> list[int]:
+        """What the draft model expects after the tokens that come next, as far as n_ctx reaches."""
+        n_total = self.n_tokens + len(tokens)
+        if n_total >= self._n_ctx:
+            return []
+        self.input_ids[self.n_tokens : n_total] = tokens
+        drafts = np.asarray(self.draft_model(self.input_ids[:n_total]))
+        with np.errstate(invalid="ignore"):
+            numbers = drafts.ndim == 1 and drafts.dtype.kind in "iuf" and np.array_equal(drafts, drafts.astype(int))
+        if drafts.size and not numbers:
+            what = " ".join(repr(drafts).split())
+            raise ConfigError(f"draft_model returned {what:.80}: it must return an array of tokens, in one dimension")
+        drafted = [int(token) for token in drafts.reshape(-1)[: self._n_ctx - n_total]]
+        bad = next((token for token in drafted if not 0 <= token < self._n_vocab), None)
+        if bad is not None:
+            raise ConfigError(f"draft_model returned token {bad}, which is not in the model's vocabulary of {self._n_vocab} tokens")
+        return drafted
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
-        """See `llama_cpp.Llama.sample`. A token whose logits llama.cpp no longer has is read again.
+        """A token to follow those in the context; see `llama_cpp.Llama.sample`. A token whose logits llama.cpp no longer has is read
+        again.
+
+        The sampler is this call's own: a grammar begins at its root, and a seed gives the same random number each time. `generate`
+        goes on with one.
+
+        Args:
+            idx: sample what follows this token, not the last one. What comes after it is forgotten if it has to be read again.
 
         Raises:
             PromptError: idx is no token that was read.
+            ConfigError: an option or the grammar cannot work.
+            MesaError: no token is left.
         """
-        last = self.n_tokens - 1 if idx is None else idx
+        options = sampling.SamplingOptions(**_arguments(llama_cpp.Llama.sample, self, *args, **kwargs))
+        last = self.n_tokens - 1 if idx is None else sampling.whole("idx", idx)
         if not 0 <= last < self.n_tokens:
             raise PromptError(f"there is no token {last} to sample after: {self.n_tokens} were read")
-        self._get_logits(last)
-        kwargs["idx"] = idx
-        return int(super().sample(*args, **kwargs))
+        with self._sampler_of(options, self._seed) as sampler:
+            return self._sample(sampler, last)
 
-    def _get_logits(self, token: int) -> None:
-        """See to it that llama.cpp has the logits of this token, one that was read; those after it are forgotten if it has not."""
+    def _sample(self, sampler: sampling.Sampler, last: int) -> int:
+        return sampler.sample(self._get_logits(last), self.input_ids[: last + 1])
+
+    def _get_logits(self, token: int) -> npt.NDArray[np.single]:
+        """The logits of a token that was read, [n_vocab], a view that the next batch changes; those after it are forgotten if llama.cpp
+        no longer has them."""
         if self.n_tokens != self._with_logits.stop or token not in self._with_logits:
             # a state was loaded or tokens were forgotten since, or drafts came in several batches; llama.cpp aborts, or takes another
             # token's row
             self.n_tokens = token
             self.eval([int(self.input_ids[token])])
+        row = self._ctx.get_logits_ith(token - self.n_tokens)
+        if not row:
+            raise MesaError(f"{self.model_path}: llama.cpp holds no logits of token {token}")
+        return np.ctypeslib.as_array(row, shape=(self._n_vocab,))
 
     @property
     def eval_logits(self) -> deque[list[float]]:
         """Logits of the tokens read; without logits_all, of the last one."""
         if self._logits_all:
             return deque(self.scores[: self.n_tokens].tolist(), maxlen=self._n_ctx)
-        if self.n_tokens == 0:
-            return deque(maxlen=1)
-        self._get_logits(self.n_tokens - 1)
-        logits = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
-        return deque([np.ctypeslib.as_array(logits, shape=(self._n_vocab,)).tolist()], maxlen=1)
+        return deque([self._get_logits(self.n_tokens - 1).tolist()] if self.n_tokens > 0 else [], maxlen=1)
+
+    def set_seed(self, seed: int) -> None:
+        """See `llama_cpp.Llama.set_seed`."""
+        super().set_seed(sampling.whole("seed", seed))
+
+    def set_cache(self, cache: Any) -> None:
+        """See `llama_cpp.Llama.set_cache`.
+
+        Raises:
+            ConfigError: it is no cache.
+        """
+        names = ("__getitem__", "__setitem__", "__contains__")
+        if cache is not None and (isinstance(cache, dict) or not all(hasattr(cache, name) for name in names)):
+            raise ConfigError(f"cache is {cache!r}: it must be a LlamaRAMCache, a LlamaDiskCache or the like")
+        super().set_cache(cache)
 
     def _create_completion(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         # under create_completion and create_chat_completion
-        if self._first_scored > 0 and kwargs.get("echo") and kwargs.get("logprobs") is not None:
-            self.reset()  # a state was loaded that does not hold the logits of all of its tokens
-        try:
-            yield from super()._create_completion(*args, **kwargs)
-        except ValueError as err:
-            if "exceed context window" in str(err):
-                raise PromptError(f"{err}", Remedy("n_ctx", why="larger than now")) from None
-            raise
+        return completion.create(self, **_arguments(llama_cpp.Llama._create_completion, self, *args, **kwargs))
+
+    def create_chat_completion(self, messages: list[Any], *args: Any, **kwargs: Any) -> Any:
+        """See `llama_cpp.Llama.create_chat_completion`.
+
+        A message's content may be a list of text parts; they are joined by line breaks. response_format may be OpenAI's "json_schema".
+
+        Raises:
+            PromptError: the messages are none, or the model's chat template refuses them.
+            ConfigError: an option cannot work.
+        """
+        arguments = _arguments(llama_cpp.Llama.create_chat_completion, self, messages, *args, **kwargs)
+        return super().create_chat_completion(**chat.check(self, arguments))
 
     #
     # state
@@ -603,12 +726,13 @@ class MesaLlama(llama_cpp.Llama):
             PromptError: a text is empty, or too long and not to be truncated.
             DeviceError: an RPC server has gone away.
         """
-        if not self.mesa.enabled:
-            return super().embed(input, normalize, truncate, return_count)
-        if not self._embeds:
+        if not self.context_params.embeddings:
             raise ConfigError("this model was loaded for completion, not to embed", Remedy("embedding", True))
-        texts = [self.tokenize(embedding.encode(text)) for text in ([input] if isinstance(input, str) else input)]
-        texts = [embedding.fit(tokens, self._n_ctx, truncate) for tokens in texts]
+        limit = ("n_ctx", self._n_ctx) if self._embeds else ("n_batch", self.n_batch)
+        texts = [self.tokenize(embedding.encode(text)) for text in (input if isinstance(input, (list, tuple)) else [input])]
+        texts = [embedding.fit(tokens, *limit, truncate) for tokens in texts]
+        if not self.mesa.enabled and texts:  # without, `Llama` decodes an empty batch
+            return super().embed(input, normalize, truncate, return_count)
         vectors = []
         try:
             with embedding.collect(self._ctx, llama_cpp.llama_model_n_embd_out(self.model)) as batches:
@@ -650,6 +774,18 @@ def _address(pointer: Any) -> int:
 def _bytes_at(data: npt.NDArray[np.uint8]) -> Any:
     """The pointer that llama.cpp takes."""
     return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+@functools.cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def _arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a method of `llama_cpp.Llama` by their names, without self."""
+    arguments = _signature(function).bind(*args, **kwargs).arguments
+    del arguments["self"]
+    return arguments
 
 
 def _validate(plan: MesaPlan, params: _core.Params, n_tokens: int) -> None:

@@ -107,7 +107,7 @@ def create(
         llm=llm,
         tokens=tokens,
         prompt=_text_of(llm, prompt) if echo or logprobs is not None else "",
-        begins=prompt == "",
+        begins=isinstance(prompt, str) and not prompt,
         max_tokens=min(limit, room) if limit > 0 else room,
         stop=stops,
         logprobs=logprobs,

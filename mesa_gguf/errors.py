@@ -64,11 +64,11 @@ class ModelError(MesaError, ValueError):
 
 
 class ConfigError(MesaError, ValueError):
-    """A MesaConfig or MesaPlan that cannot work."""
+    """Options that cannot work: a MesaConfig or MesaPlan, a grammar, a sampler's parameter."""
 
 
 class PromptError(MesaError, ValueError):
-    """A text that cannot be read: empty, in a wrong encoding, or longer than n_ctx."""
+    """A text that cannot be read: empty, in a wrong encoding, no text at all, or longer than n_ctx."""
 
 
 class DeviceError(MesaError, ConnectionError):

@@ -14,7 +14,8 @@ from .text import check_text
 
 MAX_REPETITIONS = 2000  # MAX_REPETITION_THRESHOLD of llama-grammar.cpp
 MAX_ELEMENTS = 2_000_000  # of all rules together, 8 bytes each in llama.cpp
-MAX_NESTING = 4000  # parentheses, or rules that begin with one another: 2 MB of stack; JSON schemas nest up to 2000
+MAX_NESTING = 4000  # parentheses, 2 MB of stack; JSON schemas nest up to 2000
+MAX_DEPTH = 10_000  # rules that begin with one another, 2 MB of stack
 MAX_BEGINNINGS = 100_000  # ways in which a rule can begin; llama.cpp compares each with all others
 
 NAME = frozenset(string.ascii_letters + string.digits + "-")
@@ -56,6 +57,7 @@ class _Parser:
         self.text = text
         self.rules: dict[str, Rule] = {}
         self.used: dict[str, int] = {}  # name -> where
+        self.names: set[str] = set()  # used or defined
         self.n_elements = 0
         self.n_names = 0
 
@@ -104,6 +106,7 @@ class _Parser:
     def rule(self, at: int) -> int:
         end = self.run(at, NAME, "the name of a rule (letters, digits and -)")
         name = self.text[at:end]
+        self.names.add(name)
         at = self.space(end, False)
         if self.text[at : at + 3] != "::=":
             raise self.error(f"::= is expected after {name}", at)
@@ -113,44 +116,46 @@ class _Parser:
         return self.space(at, True)
 
     def alternatives(self, at: int, name: str) -> int:
-        # (name, alternatives, where the last symbol starts in the last of them, place in the text)
-        open_rules: list[tuple[str, Rule, int, int]] = [(name, [[]], 0, at)]
+        # (name, alternatives, place in the text, names until then)
+        open_rules: list[tuple[str, Rule, int, int]] = [(name, [[]], at, 0)]
+        last = 0  # where the last symbol starts in the last alternative
+        repeated = 1  # rules that repeating it would repeat
         while True:
-            name, rule, last, opened = open_rules[-1]
+            name, rule, opened, n_names = open_rules[-1]
             sequence, nested = rule[-1], len(open_rules) > 1
             c = self.char(at)
             if c in ('"', "[", "<", "!", ".") and c:
-                last = len(sequence)
+                last, repeated = len(sequence), 1
                 at, n = self.terminal(at)
                 sequence.extend([None] * n)
                 self.count(n, at)
             elif c in NAME:
                 end = self.run(at, NAME, "a name")
-                last = len(sequence)
+                last, repeated = len(sequence), 1
                 sequence.append(self.text[at:end])
                 self.used.setdefault(self.text[at:end], at)
+                self.names.add(self.text[at:end])
                 at = end
             elif c == "(":
                 if len(open_rules) > MAX_NESTING:
                     raise self.error(f"more than {MAX_NESTING} parentheses are open", at)
-                open_rules.append((self.new_name(name), [[]], 0, at))
-                at = self.space(at + 1, True)
+                n_names = self.n_symbols()
+                open_rules.append((self.new_name(name), [[]], at, n_names))
+                at, last = self.space(at + 1, True), 0
                 continue
             elif c == ")" and nested:
                 self.rules[name] = rule
                 open_rules.pop()
-                inner, (name, rule, last, opened) = name, open_rules[-1]
-                nested = len(open_rules) > 1
-                last = len(rule[-1])
-                rule[-1].append(inner)
+                sequence, nested = open_rules[-1][1][-1], len(open_rules) > 1
+                last, repeated = len(sequence), max(1, self.n_symbols() - n_names)
+                sequence.append(name)
                 self.count(1, at)
                 at += 1
             elif c and c in "*+?{":
-                at = self.repetition(at, name, sequence, last, nested)
+                at, repeated = self.repetition(at, name, sequence, last, repeated, nested)
             elif c == "|":
                 rule.append([])
-                open_rules[-1] = (name, rule, 0, opened)
-                at = self.space(at + 1, True)
+                at, last = self.space(at + 1, True), 0
                 continue
             else:
                 if nested and not c:
@@ -159,7 +164,6 @@ class _Parser:
                     raise self.error("an unexpected character", at)
                 self.rules[name] = rule
                 return at
-            open_rules[-1] = (name, rule, last, opened)
             at = self.space(at, nested)
 
     def terminal(self, at: int) -> tuple[int, int]:
@@ -209,8 +213,10 @@ class _Parser:
             raise self.error(f"there is no escape \\{c}", at)
         return at + 2
 
-    def repetition(self, at: int, name: str, sequence: list[str | None], last: int, nested: bool) -> int:
-        """Rewrites the last symbol as handle_repetitions of llama-grammar.cpp does."""
+    def repetition(
+        self, at: int, name: str, sequence: list[str | None], last: int, repeated: int, nested: bool
+    ) -> tuple[int, int]:
+        """Rewrites the last symbol as handle_repetitions of llama-grammar.cpp does -> (end, rules in it now)."""
         begin, c = at, self.char(at)
         at += 1
         least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(c, (0, 0))
@@ -237,6 +243,11 @@ class _Parser:
         symbol = sequence[last:]
         if not symbol:
             raise self.error(f"nothing comes before {c}", begin)
+        repeated *= most or least or 1
+        if repeated > MAX_REPETITIONS:
+            raise self.error(
+                f"more than {MAX_REPETITIONS} rules are repeated, counted with those in parentheses", begin
+            )
         n_optional = 1 if most is None else most - least
         self.count(len(symbol) * (max(least - 1, 0) + n_optional) + n_optional, begin)
         if least == 0:
@@ -251,7 +262,10 @@ class _Parser:
             previous = optional
         if previous:
             sequence.append(previous)
-        return at
+        return at, repeated
+
+    def n_symbols(self) -> int:
+        return len(self.names) + self.n_names
 
     def number(self, at: int, end: int) -> int:
         return int(self.text[at:end][:9]) if end - at < 10 else 10**9
@@ -285,8 +299,8 @@ def _check_beginnings(rules: dict[str, Rule]) -> None:
         return found
 
     cost, depth = _walk({name: beginnings(name, written_empty, True) for name in rules})
-    if max(depth.values()) > MAX_NESTING:
-        raise ConfigError(f"the grammar cannot be used: more than {MAX_NESTING} of its rules begin with one another")
+    if max(depth.values()) > MAX_DEPTH:
+        raise ConfigError(f"the grammar cannot be used: more than {MAX_DEPTH} of its rules begin with one another")
     every = {name: beginnings(name, may_be_empty, True) for name in rules}
     for component in _components(every):
         members = set(component)

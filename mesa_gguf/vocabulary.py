@@ -24,6 +24,11 @@ class WholeTokens(LlamaModel):  # type: ignore[misc]
             raise ModelError(f"{self.path_model}: this model was closed: open it again")
         return self.__dict__["vocab"]
 
+    def n_ctx_train(self) -> int:
+        _ = self.vocab  # raises if closed; tokenize() begins with this number
+        n_ctx: int = super().n_ctx_train()
+        return n_ctx
+
     def token_bytes(self, token: int, special: bool = False) -> bytes:
         """The bytes of a token of the vocabulary; nothing for control tokens unless special."""
         size = 32

@@ -31,33 +31,36 @@ static llama_token sample(uintptr_t constraints, uintptr_t selection, const f32_
 
     py::gil_scoped_release release;
 
-    std::vector<llama_token_data> candidates(n_vocab);
+    static thread_local std::vector<llama_token_data> candidates; // kept, as filling new memory takes longer than the rest
+    candidates.resize(n_vocab);
     for (llama_token token = 0; token < n_vocab; ++token) {
-        if (std::isnan(data[token])) {
-            throw std::runtime_error("the logit of token " + std::to_string(token) + " is not a number");
-        }
         candidates[token] = { token, data[token], 0.0f };
     }
-
     llama_token_data_array cur = { candidates.data(), candidates.size(), /*.selected =*/ -1, /*.sorted =*/ false };
     llama_sampler_apply((llama_sampler *) constraints, &cur);
 
-    float best = -INFINITY;
+    bool  numbers = true;
+    float best    = -INFINITY;
+    float worst   =  INFINITY;
     for (size_t i = 0; i < cur.size; ++i) {
         auto & logit = cur.data[i].logit;
-        if (std::isnan(logit)) {
-            throw std::runtime_error("the penalties make the logit of token " + std::to_string(cur.data[i].id) + " no number");
-        }
-        logit = std::min(logit, largest);
-        best  = std::max(best, logit);
+        numbers = numbers && logit == logit;
+        logit   = std::min(logit, largest);
+        best    = std::max(best,  logit);
+        worst   = std::min(worst, logit);
+    }
+    if (!numbers) {
+        throw std::runtime_error("the logits are not numbers");
     }
     if (best == -INFINITY) {
         throw std::runtime_error("no token of the vocabulary is left");
     }
-    const auto * end = std::remove_if(cur.data, cur.data + cur.size, [=](const llama_token_data & candidate) {
-        return candidate.logit == -INFINITY || candidate.logit < best - reach;
-    });
-    cur.size = end - cur.data;
+    if (worst == -INFINITY || worst < best - reach) {
+        const auto * end = std::remove_if(cur.data, cur.data + cur.size, [=](const llama_token_data & candidate) {
+            return candidate.logit == -INFINITY || candidate.logit < best - reach;
+        });
+        cur.size = end - cur.data;
+    }
 
     llama_sampler_apply((llama_sampler *) selection, &cur);
     if (cur.selected < 0 || cur.selected >= (int64_t) cur.size) {

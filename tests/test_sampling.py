@@ -17,6 +17,7 @@ from llama_cpp.llama_tokenizer import BaseLlamaTokenizer
 from conftest import ModelPath, Opener, random_tokens, run_python
 from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, ModelError, PromptError
 from mesa_gguf import grammar as grammars
+from mesa_gguf.sampling import SamplingOptions
 from words import DASHES, EOS, VOCABULARY, byte_tokens, dictate, token, write_words
 
 N_VOCAB = len(VOCABULARY)
@@ -441,6 +442,21 @@ def test_what_a_logits_processor_must_return(llm: MesaLlama, returned: Any, what
 
     with pytest.raises(ConfigError, match=f"logits_processor my_processor returned .*{what}"):
         complete(llm, logits_processor=[my_processor], temperature=temperature)
+
+
+def test_logits_that_are_no_numbers(llm: MesaLlama) -> None:
+    """Of a damaged model."""
+    logits = np.zeros(N_VOCAB, np.float32)
+    for bad in (0, 100, N_VOCAB - 1):
+        logits[:] = 0.0
+        logits[bad] = NAN
+        for options in (SamplingOptions(), SamplingOptions(temp=0.0), SamplingOptions(grammar=gbnf("root ::= [a-z]"))):
+            sampler = llm._sampler_of(options, 1)
+            with pytest.raises(MesaError, match="the logits are not numbers"):
+                sampler.sample(logits, np.zeros(1, np.intc))
+            sampler.close()
+            with pytest.raises(MesaError, match="the sampler is closed"):
+                sampler.sample(logits, np.zeros(1, np.intc))
 
 
 def test_a_logits_processor_may_return_float64_and_infinity(llm: MesaLlama) -> None:

@@ -6,7 +6,6 @@ import json
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,8 +344,7 @@ def test_a_grammar(llm: MesaLlama) -> None:
     assert llm.create_chat_completion([USER], grammar=grammar)["choices"][0]["message"]["content"] == "ab"
 
 
-@pytest.mark.parametrize("path", ["completion", "chat"])
-def test_a_template_is_not_confused_by_what_it_prints(open_words: OpenWords, path: str, tmp_path: Path) -> None:
+def test_a_template_is_not_confused_by_what_it_prints(open_words: OpenWords) -> None:
     """A user's own "None" stays."""
     messages = [{"role": "user", "content": "None"}, {"role": "assistant", "tool_calls": [CALL]}]
     assert prompt_of(open_words(PRINTS), messages).count("None") == 1

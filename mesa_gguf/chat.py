@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias, cast
 
 from jinja2 import TemplateError
-from llama_cpp import LlamaGrammar
 from llama_cpp.llama_chat_format import (
     Jinja2ChatFormatter,
     LlamaChatCompletionHandlerNotFoundException,
     get_chat_completion_handler,
 )
+from llama_cpp.llama_grammar import LlamaGrammar
 
 from . import grammar
 from .errors import ConfigError, PromptError
 from .text import check_text
 
-if TYPE_CHECKING:
-    from .llama import MesaLlama
+MesaLlama: TypeAlias = Any  # that of llama.py, which is a floor above
 
 FALLBACK = "llama-2"  # the format that llama_cpp.Llama takes for a model without a chat template
 
@@ -59,7 +58,7 @@ def check(llm: MesaLlama, arguments: dict[str, Any]) -> dict[str, Any]:
 def _check_format(llm: MesaLlama) -> None:
     if llm.chat_format not in llm._chat_handlers:
         try:
-            get_chat_completion_handler(llm.chat_format)
+            get_chat_completion_handler(str(llm.chat_format))
         except LlamaChatCompletionHandlerNotFoundException as err:
             raise ConfigError(f"chat_format is {llm.chat_format!r}: there is none of that name ({err})") from None
     if llm._guessed_chat_format and llm.chat_format == FALLBACK:
@@ -129,7 +128,7 @@ def _render(llm: MesaLlama, template: str, arguments: dict[str, Any]) -> list[di
 
     def render(messages: list[dict[str, Any]]) -> str:
         try:
-            prompt: str = formatter(messages=messages, **options).prompt
+            prompt: str = formatter(messages=cast(Any, messages), **options).prompt
         except (TemplateError, ValueError, TypeError, AttributeError, LookupError) as err:
             raise PromptError(f"the model's chat template refuses these messages: {err}") from None
         return prompt

@@ -14,17 +14,17 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import llama_cpp
 import numpy as np
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from .errors import ConfigError, PromptError
+from .errors import ConfigError, PromptError, Remedy
 from .sampling import Sampler, SamplingOptions, stopping, whole
 from .text import check_text
 
-if TYPE_CHECKING:
-    from .llama import MesaLlama
+MesaLlama: TypeAlias = Any  # that of llama.py, which is a floor above
 
 REPLACED = "\N{REPLACEMENT CHARACTER}".encode()
 
@@ -88,7 +88,10 @@ def create(
         if whole("logprobs", logprobs, "5") < 0:
             raise ConfigError(f"logprobs is {logprobs}: it must be 0 or more")
         if not llm._logits_all:
-            raise ConfigError("logprobs needs the logits of all tokens: open the model with logits_all=True")
+            raise ConfigError(
+                "this model was loaded without the logits of all tokens, which logprobs needs",
+                Remedy("logits_all", True),
+            )
     if seed is not None:
         whole("seed", seed)
     stops = _stops(stop)
@@ -99,9 +102,12 @@ def create(
     llm._check_vocabulary(tokens)
     room = llm._n_ctx - len(tokens)
     if room <= 0:
+        needed = len(tokens) + max(limit, 1)
         raise PromptError(
-            f"the prompt has {len(tokens)} tokens, which leaves no room for an answer in n_ctx ({llm._n_ctx}): make n_ctx "
-            f"{len(tokens) + max(limit, 1)} or more"
+            f"the prompt has {len(tokens)} tokens, which leaves no room for an answer in n_ctx ({llm._n_ctx})",
+            Remedy("n_ctx", needed, "or more"),
+            needed=needed,
+            available=llm._n_ctx,
         )
     request = Request(
         llm=llm,
@@ -126,6 +132,8 @@ def create(
 def _run(request: Request, sampler: Sampler) -> Iterator[dict[str, Any]]:
     llm = request.llm
     _load_cached(llm, request.tokens)
+    if llm._first_scored > 0 and request.echo and request.logprobs is not None:
+        llm.reset()  # a state was loaded that does not hold the logits of all of its tokens
     if llm.verbose:
         llm._ctx.reset_timings()
 
@@ -236,8 +244,9 @@ class Text:
 
 def _pieces(llm: MesaLlama, prompt: Sequence[int]) -> Callable[[list[int]], bytes]:
     """A function that returns the bytes of the last of the tokens that were generated."""
-    if isinstance(llm.tokenizer_, llama_cpp.LlamaTokenizer):
-        return lambda tokens: llm.token_bytes(tokens[-1])
+    if isinstance(llm.tokenizer_, LlamaTokenizer):
+        token_bytes: Callable[[int], bytes] = llm.token_bytes
+        return lambda tokens: token_bytes(tokens[-1])
 
     # a tokenizer whose text of a token depends on those before it, and which replaces parts of characters
     done = 0

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateError
 from llama_cpp import LlamaState
+from llama_cpp.llama_speculative import LlamaDraftModel
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import _core, _llama_cpp, chat, completion, embedding, machine, rpc, sampling
@@ -305,7 +306,9 @@ class MesaLlama(llama_cpp.Llama):
             PromptError: text is not bytes.
         """
         if not isinstance(text, bytes):
-            raise PromptError(f"the text to tokenize is {type(text).__name__}: it must be bytes, as text.encode() makes them")
+            raise PromptError(
+                f"the text to tokenize is {type(text).__name__}: it must be bytes, as text.encode() makes them"
+            )
         if not self._has_vocabulary and isinstance(self.tokenizer_, LlamaTokenizer):
             raise ModelError(f"{self.model_path}: this model has no vocabulary: give it token ids, not text")
         return super().tokenize(text, add_bos, special)
@@ -340,7 +343,7 @@ class MesaLlama(llama_cpp.Llama):
             return b""
         if not 0 <= token < self._n_vocab:
             self._check_vocabulary([token])
-        piece: bytes = self._model.token_bytes(token)
+        piece: bytes = cast(WholeTokens, self._model).token_bytes(token)
         return piece
 
     def _breaks(self, tokens: Sequence[int] | npt.NDArray[np.intc]) -> npt.NDArray[np.uint8] | None:
@@ -469,7 +472,9 @@ class MesaLlama(llama_cpp.Llama):
 
     def _sampler_of(self, options: sampling.SamplingOptions, seed: int) -> sampling.Sampler:
         if self._ctx.memory is None:
-            raise ModelError(f"{self.model_path}: no text can be generated: the model has no KV cache, or was opened with vocab_only")
+            raise ModelError(
+                f"{self.model_path}: no text can be generated: the model has no KV cache, or was opened with vocab_only"
+            )
         return sampling.Sampler(self._model, options, seed, self.last_n_tokens_size)
 
     def _generate(
@@ -487,18 +492,21 @@ class MesaLlama(llama_cpp.Llama):
                 self.eval(tokens)
                 while n_sampled <= self.n_tokens:
                     token = self._sample(sampler, n_sampled - 1)
-                    if stopping_criteria is not None and stopping_criteria(self.input_ids[:n_sampled], self._get_logits(n_sampled - 1)):
+                    if stopping_criteria is not None and stopping_criteria(
+                        self.input_ids[:n_sampled], self._get_logits(n_sampled - 1)
+                    ):
                         return
                     more = yield token
                     tokens = [token, *(more or ())]
                     n_sampled += 1
-                    if n_sampled <= self.n_tokens and token != self.input_ids[n_sampled - 1]:  # another one than was drafted
+                    # another one than was drafted
+                    if n_sampled <= self.n_tokens and token != self.input_ids[n_sampled - 1]:
                         self.n_tokens = n_sampled - 1
                         self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
                         self._requires_eval = True
                         break
                 if self.draft_model is not None:
-                    tokens.extend(self._drafts(tokens))
+                    tokens.extend(self._drafts(self.draft_model, tokens))
 
     def _reuse(self, tokens: list[int]) -> list[int]:
         """Forget what the context holds beyond its common beginning with tokens -> those that are still to be read."""
@@ -517,13 +525,13 @@ class MesaLlama(llama_cpp.Llama):
         self.reset()
         return tokens
 
-    def _drafts(self, tokens: list[int]) -> list[int]:
+    def _drafts(self, draft_model: LlamaDraftModel, tokens: list[int]) -> list[int]:
         """What the draft model expects after the tokens that come next, as far as n_ctx reaches."""
         n_total = self.n_tokens + len(tokens)
         if n_total >= self._n_ctx:
             return []
         self.input_ids[self.n_tokens : n_total] = tokens
-        drafts = np.asarray(self.draft_model(self.input_ids[:n_total]))
+        drafts = np.asarray(draft_model(self.input_ids[:n_total]))
         with np.errstate(invalid="ignore"):
             numbers = drafts.ndim == 1 and drafts.dtype.kind in "iuf" and np.array_equal(drafts, drafts.astype(int))
         if drafts.size and not numbers:
@@ -532,7 +540,9 @@ class MesaLlama(llama_cpp.Llama):
         drafted = [int(token) for token in drafts.reshape(-1)[: self._n_ctx - n_total]]
         bad = next((token for token in drafted if not 0 <= token < self._n_vocab), None)
         if bad is not None:
-            raise ConfigError(f"draft_model returned token {bad}, which is not in the model's vocabulary of {self._n_vocab} tokens")
+            raise ConfigError(
+                f"draft_model returned token {bad}, which is not in the model's vocabulary of {self._n_vocab} tokens"
+            )
         return drafted
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
@@ -729,7 +739,9 @@ class MesaLlama(llama_cpp.Llama):
         if not self.context_params.embeddings:
             raise ConfigError("this model was loaded for completion, not to embed", Remedy("embedding", True))
         limit = ("n_ctx", self._n_ctx) if self._embeds else ("n_batch", self.n_batch)
-        texts = [self.tokenize(embedding.encode(text)) for text in (input if isinstance(input, (list, tuple)) else [input])]
+        texts = [
+            self.tokenize(embedding.encode(text)) for text in (input if isinstance(input, (list, tuple)) else [input])
+        ]
         texts = [embedding.fit(tokens, *limit, truncate) for tokens in texts]
         if not self.mesa.enabled and texts:  # without, `Llama` decodes an empty batch
             return super().embed(input, normalize, truncate, return_count)

@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import llama_cpp
 import numpy as np
@@ -179,12 +179,14 @@ def whole(name: str, value: Any, example: str = "") -> int:
 
 def stopping(criteria: Any) -> Callable[[Tokens, Logits], bool] | None:
     """stopping_criteria as one function."""
-    if criteria is None or callable(criteria):
-        return criteria  # type: ignore[no-any-return]
+    if criteria is None:
+        return None
+    if callable(criteria):
+        return cast(Callable[[Tokens, Logits], bool], criteria)
     if isinstance(criteria, Iterable):
         functions = list(criteria)
         if all(callable(function) for function in functions):
-            return StoppingCriteriaList(functions)  # type: ignore[no-any-return]
+            return StoppingCriteriaList(functions)
     raise ConfigError(
         f"stopping_criteria is {criteria!r}: it must be a function of (tokens, logits), or a list of them"
     )

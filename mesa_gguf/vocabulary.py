@@ -12,7 +12,7 @@ from llama_cpp._internals import LlamaModel
 from .errors import ModelError, PromptError
 
 
-class WholeTokens(LlamaModel):  # type: ignore[misc]
+class WholeTokens(LlamaModel):
     """`LlamaModel`, which loses all of a token of more than 32 bytes, and crashes on one that does not exist, or when it is closed.
 
     A tokenizer that someone holds keeps it.

@@ -253,7 +253,7 @@ def _pieces(llm: MesaLlama, prompt: Sequence[int]) -> Callable[[list[int]], byte
 
     def piece(tokens: list[int]) -> bytes:
         nonlocal done
-        text = llm.detokenize(tokens, prev_tokens=list(prompt))
+        text: bytes = llm.detokenize(tokens, prev_tokens=list(prompt))
         while text.endswith(REPLACED):
             text = text[: -len(REPLACED)]
         new, done = text[done:], max(done, len(text))

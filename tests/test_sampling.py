@@ -790,7 +790,7 @@ def test_bytes_of_a_real_model(smollm2: Path) -> None:
             return wanted
 
         assert llm.detokenize(tokens).decode() == text
-        chunks = llm.create_completion("hi", logits_processor=say_them, stream=True, stop=[EMOJI + "!"])
+        chunks = llm.create_completion("hi", logits_processor=say_them, stream=True, stop=[EMOJI + "!"], max_tokens=60)
         assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
         answer = complete(llm, "hi", grammar=gbnf(f'root ::= "{text}"'), max_tokens=40)
         assert (answer["text"], answer["finish_reason"]) == (text, "stop")

@@ -1,6 +1,6 @@
 // mesa_gguf._core.sample: llama.cpp's samplers on logits that Python has, with errors where llama_sampler_sample aborts.
 
-#include "bind_sampling.h"
+#include "bind.h"
 
 #include "llama.h"
 

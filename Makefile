@@ -26,6 +26,9 @@ export CCACHE_BASEDIR ?= $(CURDIR)
 # the folder of the same name in the working directory
 TEST_ENV := PYTHONSAFEPATH=1 MESA_STOCK_LIB='$(CURDIR)/build/stock/lib'
 
+# a process for each core; the tests of a file stay together, because they share models that take time to make
+PARALLEL ?= -n $(CMAKE_BUILD_PARALLEL_LEVEL) --dist loadfile
+
 # what lint looks at the compiled part of: the editable install where there is one, else the package
 INSTALLED := $(if $(wildcard $(VENV)/.editable),,$(VENV)/.mesa-gguf)
 
@@ -46,11 +49,11 @@ demo: $(VENV)/.mesa-gguf ## install into .venv and run the demonstration
 	$(BIN)/mesa-gguf demo $(ARGS)
 
 test: $(VENV)/.mesa-gguf build/stock/.built ## the tests, without the slow ones (ARGS="-k plan" for some of them)
-	$(TEST_ENV) $(BIN)/pytest $(ARGS)
+	$(TEST_ENV) $(BIN)/pytest $(PARALLEL) $(ARGS)
 
 MARK ?= slow or not slow
 test-slow: $(VENV)/.mesa-gguf build/stock/.built ## all tests (MARK=slow: the slow ones alone)
-	$(TEST_ENV) $(BIN)/pytest -m "$(MARK)" $(ARGS)
+	$(TEST_ENV) $(BIN)/pytest $(PARALLEL) -m "$(MARK)" $(ARGS)
 
 models: | $(BIN)/python ## two real models for the tests that read some, into models/ or MESA_MODELS (351 MB, pinned by hash)
 	$(BIN)/python scripts/fetch_models.py $(ARGS)

@@ -23,7 +23,7 @@ FILES = {
     "0006-tokenizer.patch": {"src/llama-vocab.cpp", "src/unicode.cpp"},
 }
 
-MAX_ADDED, MAX_REMOVED = 145, 40  # lines of the whole series; now: 135 and 36
+MAX_ADDED, MAX_REMOVED = 140, 40  # lines of the whole series; now: 125 and 33
 
 
 def body(patch: Path) -> list[str]:
@@ -95,7 +95,7 @@ def test_only_headers_with_our_prefix_are_included() -> None:
 
 def test_no_patch_knows_the_method() -> None:
     """Chunks, positions and biases are csrc/'s business: the patches call llama_mesa_* and pass pointers on."""
-    assert not [line for line in changed("+") if re.search(r"mesa::|anchor|stair|chunk_start", line)]
+    assert not [line for line in changed("+") if re.search(r"mesa::(?!regex_)|anchor|stair|chunk_start", line)]
 
 
 def test_the_series_is_small() -> None:

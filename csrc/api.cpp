@@ -250,7 +250,15 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
         return fail(
                 "the context holds " + std::to_string(n) + " tokens already, more than train_length: empty it first");
     }
-    m->append(n);
+    std::vector<int32_t> tokens(n);
+    for (int32_t j = 0; j < n; ++j) {
+        tokens[j] = kv->get_cells(0).ext_get(j).tok;
+    }
+    m->append(n, tokens.data());
+    if (before) {
+        m->key_moved = before->key_moved;
+        m->tokens    = before->tokens;
+    }
 
     m->rope.resize(model.hparams.n_layer_all);
     m->has_swa = get_kv_swa(*ctx) != nullptr;
@@ -290,8 +298,7 @@ bool llama_mesa_enabled(const llama_context * ctx) {
     return has(ctx) && ctx->get_cparams().mesa != nullptr;
 }
 
-// null, and the last error is set, if there is none or the cache is not one text from its beginning
-static llama_mesa * get_mesa_synced(llama_context * ctx) {
+llama_mesa * mesa::get_mesa_synced(llama_context * ctx) {
     if (!has(ctx)) {
         return nullptr;
     }
@@ -327,6 +334,9 @@ int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t *
     if (!m || !takes(*ctx, *m, n_tokens)) {
         return -1;
     }
+    if (m->n_past() < m->loaded_end()) {
+        return fail(in_loaded(*m));
+    }
     m->drop_unread(); // a text that was announced and not read
     if (is_by_hand(*m)) {
         return m->n_past();
@@ -335,7 +345,8 @@ int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t *
     const int32_t n_total = m->n_past() + n_tokens;
 
     // the text fits again, but some of it was read in chunks or on the stair: that is read anew, plainly
-    if (n_total <= m->params.train_length && m->n_by_hand == 0 && m->n_past() > mesa::n_plain(m->plan)) {
+    if (n_total <= m->params.train_length && m->n_by_hand == 0 && m->loaded.empty() &&
+            m->n_past() > mesa::n_plain(m->plan)) {
         int32_t n_keep = mesa::n_plain(m->plan);
         if (!can_roll_back(*ctx, n_keep)) {
             n_keep = 0;
@@ -346,7 +357,7 @@ int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t *
         }
     }
     try {
-        m->set_plan(mesa::extend(m->params, m->plan, m->n_past(), n_total, breaks));
+        m->set_plan(mesa::extend(m->params, m->plan, m->n_past(), n_total, breaks, m->loaded_end()));
     } catch (const std::exception & err) {
         return fail(err.what());
     }
@@ -364,7 +375,8 @@ int32_t llama_mesa_needs_breaks(llama_context * ctx, int32_t n_tokens) {
     }
     const auto & plan = m->plan_read();
     try {
-        return mesa::extend(m->params, plan, m->n_past(), n_total, nullptr).chunk_starts != plan.chunk_starts;
+        return mesa::extend(m->params, plan, m->n_past(), n_total, nullptr, m->loaded_end()).chunk_starts !=
+               plan.chunk_starts;
     } catch (const std::exception &) {
         return 0; // llama_mesa_prompt tells why
     }

@@ -5,9 +5,11 @@
 #include "llama-mesa.h"
 #include "plan.h"
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 static llama_context * to_ctx(uintptr_t ctx) {
     if (ctx == 0) {
@@ -16,8 +18,8 @@ static llama_context * to_ctx(uintptr_t ctx) {
     return (llama_context *) ctx;
 }
 
-template <typename E>
-static int32_t check(int32_t res) {
+template <typename E, typename T>
+static T check(T res) {
     if (res < 0) {
         throw E(llama_mesa_last_error());
     }
@@ -92,6 +94,64 @@ void bind_context(py::module_ & m) {
         std::vector<int32_t> res(check<std::runtime_error>(llama_mesa_get_key_pos(c, nullptr, 0)));
         llama_mesa_get_key_pos(c, res.data(), (int32_t) res.size());
         return to_array(std::move(res));
+    }, py::arg("ctx"));
+
+    m.def("chunk_size", [](uintptr_t ctx, int32_t n_tokens) {
+        return check<std::invalid_argument>(llama_mesa_chunk_size(to_ctx(ctx), n_tokens));
+    }, py::arg("ctx"), py::arg("n_tokens"));
+
+    m.def("chunk_save", [](uintptr_t ctx, int32_t start, int32_t stop, const py::bytes & head) {
+        auto * c = to_ctx(ctx);
+
+        const std::string_view front = head;
+        const int64_t size = check<std::invalid_argument>(llama_mesa_chunk_size(c, std::max(1, stop - start)));
+
+        auto res =
+                py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, (Py_ssize_t) front.size() + size));
+        if (!res) {
+            throw py::error_already_set();
+        }
+        char * data = PyBytes_AS_STRING(res.ptr());
+        std::copy(front.begin(), front.end(), data);
+
+        int64_t n;
+        {
+            py::gil_scoped_release release;
+            n = llama_mesa_chunk_save(c, start, stop, data + front.size(), size);
+        }
+        check<std::invalid_argument>(n);
+        return res;
+    }, py::arg("ctx"), py::arg("start"), py::arg("stop"), py::arg("head") = py::bytes());
+
+    m.def("chunk_load", [](uintptr_t ctx, const i32_arg & tokens, const py::buffer & data) {
+        auto * c = to_ctx(ctx);
+
+        // not by py::buffer_info: it copies nothing either, but refuses formats that it does not know
+        Py_buffer view;
+        if (PyObject_GetBuffer(data.ptr(), &view, PyBUF_SIMPLE) != 0) {
+            throw py::error_already_set();
+        }
+        int32_t res;
+        {
+            py::gil_scoped_release release;
+            res = llama_mesa_chunk_load(c, tokens.data(), (int32_t) tokens.size(), view.buf, (size_t) view.len);
+        }
+        PyBuffer_Release(&view);
+        if (res == LLAMA_MESA_CHUNK_UNFIT) {
+            throw std::runtime_error(llama_mesa_last_error());
+        }
+        check<std::invalid_argument>(res);
+    }, py::arg("ctx"), py::arg("tokens"), py::arg("data"));
+
+    m.def("loaded_chunks", [](uintptr_t ctx) {
+        auto * c = to_ctx(ctx);
+        std::vector<int32_t> ranges(2 * check<std::runtime_error>(llama_mesa_get_loaded(c, nullptr, 0)));
+        llama_mesa_get_loaded(c, ranges.data(), (int32_t) ranges.size() / 2);
+        std::vector<std::pair<int32_t, int32_t>> res;
+        for (size_t i = 0; i < ranges.size(); i += 2) {
+            res.emplace_back(ranges[i], ranges[i + 1]);
+        }
+        return res;
     }, py::arg("ctx"));
 
     m.def("clear_error", &llama_mesa_clear_error);

@@ -49,7 +49,7 @@ llama_mesa_graph llama_mesa_ubatch_begin(const llama_mesa & m, const llama_ubatc
 }
 
 void llama_mesa_ubatch_end(llama_mesa & m, const llama_ubatch & ubatch) {
-    m.append(ubatch.n_tokens);
+    m.append(ubatch.n_tokens, ubatch.token);
 }
 
 llama_mesa_graph llama_mesa_graph_reserve(const llama_mesa & m, bool window, uint32_t n_ctx) {
@@ -98,8 +98,7 @@ public:
     ggml_tensor * k_rot = nullptr; // note: its own inverse
 };
 
-// rotate the cached keys lo .. hi-1 on by delta[lo .. hi-1]
-static bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t * delta, int32_t lo, int32_t hi) {
+bool mesa::move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t * delta, int32_t lo, int32_t hi) {
     const auto & hparams = lctx.get_model().hparams;
     const auto & rope    = lctx.get_cparams().mesa->rope;
 
@@ -196,7 +195,7 @@ bool mesa::apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa
         }
         ok = move_keys(lctx, kv, delta.data(), i, end);
         for (int32_t j = i; ok && j < end; ++j) {
-            m.key_pos[j] += delta[j];
+            m.move_key(j, delta[j]);
         }
     }
 
@@ -242,6 +241,14 @@ bool mesa::sync_state(const llama_context & lctx, llama_mesa & m) {
     return true;
 }
 
+std::string mesa::in_loaded(const llama_mesa & m) {
+    const auto & chunk = m.loaded.back();
+
+    return "token " + std::to_string(m.n_past()) + " lies in a chunk that was loaded (" + std::to_string(chunk.start) +
+           " to " + std::to_string(chunk.end) + "), which cannot go on from its middle: roll back to " +
+           std::to_string(chunk.start) + " or to a chunk's start before it";
+}
+
 bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
     auto & m  = *lctx.get_cparams().mesa;
     auto & kv = *get_kv(lctx);
@@ -267,6 +274,12 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
             LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
             return false;
         }
+    }
+
+    if (n_past < m.loaded_end()) {
+        fail(in_loaded(m));
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
+        return false;
     }
 
     if (n_end > m.n_by_hand && n_end > m.plan.last_start() && !mesa::fits(m.params, m.plan, n_end)) {
@@ -388,14 +401,20 @@ void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
         m.params    = m_new->params;
         m.plan      = m_new->plan;
         m.key_pos   = m_new->key_pos;
+        m.key_moved = m_new->key_moved;
+        m.tokens    = m_new->tokens;
+        m.loaded    = m_new->loaded;
         m.changes   = m_new->changes;
         m.n_by_hand = m_new->n_by_hand;
     } else {
         m.start_anew();
         m.plan = {};
         m.changes.clear();
+        m.loaded.clear();
         m.key_pos.resize(n);
         std::iota(m.key_pos.begin(), m.key_pos.end(), 0);
+        m.key_moved.assign(n, 0);
+        m.tokens.assign(n, -1);
     }
     m.keys_stale = true;
 }

@@ -5,6 +5,7 @@
 #include "state.h"
 
 #include <cstdint>
+#include <string>
 
 struct llama_context;
 
@@ -21,6 +22,9 @@ llama_kv_cache * get_kv_swa(const llama_context & lctx);
 // cell i holds token i, and nothing else is in the cache
 bool cells_in_order(const llama_kv_cache & kv, int32_t n);
 
+// rotate the cached keys lo .. hi-1 on by delta[lo .. hi-1]; the scheduler must be reserved again after that (mesa_reserve)
+bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t * delta, int32_t lo, int32_t hi);
+
 // bring every cached key to where the plan wants it
 bool apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m);
 
@@ -29,5 +33,11 @@ bool can_roll_back(const llama_context & lctx, int32_t n);
 
 // roll the state back to what is left in the cache; false, and the last error is set: something else than the end of the text is gone
 bool sync_state(const llama_context & lctx, llama_mesa & m);
+
+// the state of ctx, in step with its cache; null, and the last error is set, if there is none or the cache is not one text from its beginning
+llama_mesa * get_mesa_synced(llama_context * ctx);
+
+// why a text that was rolled back into its last loaded chunk cannot go on
+std::string in_loaded(const llama_mesa & m);
 
 } // namespace mesa

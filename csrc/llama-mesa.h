@@ -23,7 +23,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 5
+#define LLAMA_MESA_VERSION 6
 
 #define LLAMA_MESA_UNSET (-1) // of a number in llama_mesa_params: llama_mesa_fill_params chooses it
 
@@ -123,6 +123,41 @@ LLAMA_API int32_t llama_mesa_get_key_pos(struct llama_context * ctx, int32_t * k
 // Without a context: the plan of a text of n_tokens tokens. As llama_mesa_get_plan; negative if params are invalid.
 LLAMA_API int32_t llama_mesa_make_plan(const struct llama_mesa_params * params, int32_t n_tokens,
         const uint8_t * breaks, int32_t * chunk_starts, int32_t n_max, int32_t * anchor, int32_t * stair_width);
+
+// Chunks that are kept. A middle chunk sees the first chunk and itself, so what the cache holds of it depends on the model, the first
+// chunk and its own tokens alone: it can be kept, and loaded again behind the same first chunk, in any text, at any place.
+//
+//     llama_decode(ctx, first chunk);                      // F tokens, the same ones for every chunk
+//     llama_decode(ctx, chunk);                            // plainly, behind it: F + n_tokens <= train_length
+//     llama_mesa_chunk_save(ctx, F, F + n_tokens, ...);
+//     llama_memory_seq_rm(mem, 0, F, -1);                  // and the next one
+//
+//     llama_mesa_chunk_load(ctx, ...); ...                 // later, behind the first chunk: chunks in any order
+//     llama_decode(ctx, question);                         // at least one token, or there are no logits
+//
+// The result is that of reading those chunks by Mesa. It is not that of full attention. Where all fits into train_length, distances are
+// the true ones, else those of the stair. In a layer with a sliding window the window of a kept chunk's tokens does not reach into the
+// chunk in front of it, as it does when the text is read at once; such models need swa_full.
+//
+// Methods mesa and mesa-exact. Rolling back works to the start of a loaded chunk, and to anywhere outside of them.
+
+// Bytes of a chunk of n_tokens tokens, as llama_mesa_chunk_save writes them.
+LLAMA_API int64_t llama_mesa_chunk_size(struct llama_context * ctx, int32_t n_tokens);
+
+// Keep the tokens from .. to-1, which were read plainly (then the first chunk is what is in front of them, and from 0 on it is the first
+// chunk itself that is kept) or are a chunk as it was loaded. Keys that moved since they were read, by a plan for a long text, cannot be
+// kept: read them anew. Writes to buf, which has room for size bytes; returns the number of bytes.
+LLAMA_API int64_t llama_mesa_chunk_save(struct llama_context * ctx, int32_t from, int32_t to, void * buf, size_t size);
+
+// Put a kept chunk of these tokens behind the ones in the context: behind the first chunk, or behind another chunk. 0 on success, else
+// nothing has changed: LLAMA_MESA_CHUNK_UNFIT if the bytes cannot be used here (damaged, of another model's shape, KV type, first chunk
+// or other tokens), -1 if the context cannot take any.
+#define LLAMA_MESA_CHUNK_UNFIT (-2)
+LLAMA_API int32_t llama_mesa_chunk_load(
+        struct llama_context * ctx, const llama_token * tokens, int32_t n_tokens, const void * buf, size_t size);
+
+// The middle chunks in the context that were loaded: fills at most n_max pairs (first token, the token after the last), returns their number.
+LLAMA_API int32_t llama_mesa_get_loaded(struct llama_context * ctx, int32_t * ranges, int32_t n_max);
 
 #ifdef __cplusplus
 }

@@ -147,6 +147,14 @@ static int32_t last_start_of(const params & p, int32_t lo, int32_t n_tokens, con
     return snap(breaks, std::max(lo, s - std::min(p.last_chunk, p.train_length - p.last_chunk - p.room - 1) / 2), s);
 }
 
+int32_t n_first_of(const params & p, const plan & pl) {
+    return pl.chunk_starts.size() > 1 ? pl.chunk_starts[1] : p.first_chunk;
+}
+
+int32_t n_chunk_of(const params & p, const plan & pl) {
+    return std::min(p.chunk, p.train_length - n_first_of(p, pl));
+}
+
 static plan make_from(
         const params & p, std::vector<int32_t> cs, int32_t n_past, int32_t n_tokens, const uint8_t * breaks) {
     plan pl;
@@ -156,7 +164,7 @@ static plan make_from(
     const int32_t s = last_start_of(
             p, std::max(n_past, pl.chunk_starts.back() + (pl.chunk_starts.size() == 1 ? 1 : 0)), n_tokens, breaks);
 
-    append_chunks(pl.chunk_starts, p.chunk, n_past, s, breaks);
+    append_chunks(pl.chunk_starts, n_chunk_of(p, pl), n_past, s, breaks);
 
     if (p.method == method_star) {
         return pl; // every token at its own position
@@ -205,7 +213,8 @@ plan make(const params & p, int32_t n_tokens, const uint8_t * breaks) {
     return make_from(p, { 0, p.first_chunk }, 0, n_tokens, breaks);
 }
 
-plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens, const uint8_t * breaks) {
+plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens, const uint8_t * breaks,
+        int32_t n_loaded) {
     if (n_past == 0) {
         return make(p, n_tokens, breaks);
     }
@@ -218,9 +227,9 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
             return old;
         }
         // a short text is read in the last chunk, beside the stair; a longer one is chunked
-        const int32_t n_last_max = std::max(p.last_chunk, (p.train_length - p.first_chunk) / 2 - p.room / 2);
+        const int32_t n_last_max = std::max(p.last_chunk, (p.train_length - n_first_of(p, old)) / 2 - p.room / 2);
 
-        if (n_tokens - n_past <= std::min(p.chunk, n_last_max)) {
+        if (n_tokens - n_past <= std::min(n_chunk_of(p, old), n_last_max)) {
             return advance(p, old, n_past, n_tokens);
         }
     }
@@ -228,7 +237,7 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
     // keep the borders of what was read; the chunk that n_past lies in goes on, the last chunk has become a chunk like others
     std::vector<int32_t> cs;
     for (int32_t s : old.chunk_starts) {
-        if (s < n_past) {
+        if (s < n_past || s <= n_loaded) {
             cs.push_back(s);
         }
     }
@@ -246,6 +255,37 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
         return {};
     }
     return make_from(p, std::move(cs), n_past, n_tokens, breaks);
+}
+
+plan append_chunk(const params & p, const plan & old, int32_t n_past, int32_t n_tokens) {
+    plan pl;
+
+    for (int32_t s : old.chunk_starts) {
+        if (s < n_past) {
+            pl.chunk_starts.push_back(s);
+        }
+    }
+    pl.chunk_starts.push_back(n_past);
+    pl.chunk_starts.push_back(n_tokens);
+
+    const int64_t n_last = (int64_t) n_tokens + p.last_chunk;
+    if (n_last <= p.train_length) {
+        return pl; // distances are the true ones
+    }
+    if (n_last > INT32_MAX) {
+        invalid("a text of " + str(n_tokens) + " tokens is too long");
+    }
+
+    pl.anchor = n_tokens;
+
+    const int32_t e_fit = stair_width_fit(p, pl.anchor, n_last, p.room, 1);
+    if (p.stair_width > 0 && ceil_div(pl.anchor, p.stair_width) + p.last_chunk > p.train_length) {
+        invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) +
+                " tokens and a last chunk; use " + str(e_fit) + " or more, or \"auto\"");
+    }
+    pl.stair_width = p.stair_width > 0 ? p.stair_width : e_fit;
+
+    return pl;
 }
 
 plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_tokens) {

@@ -90,7 +90,18 @@ enum : uint8_t { break_none = 0, break_sentence = 1, break_line = 2 };
 plan make(const params & p, int32_t n_tokens, const uint8_t * breaks);
 
 // Plan of n_tokens tokens of which n_past were read under the plan old. What was read stays as it was read.
-plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens, const uint8_t * breaks);
+// The chunks up to n_loaded, if any, were loaded: the last of them does not go on.
+plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens, const uint8_t * breaks,
+        int32_t n_loaded = 0);
+
+// Plan where the tokens n_past .. n_tokens-1 are a chunk that is loaded behind what was read under the plan old. Whatever is read next
+// is the last chunk. Anchor and E depend on n_tokens alone, so that texts of different lengths after it move no key.
+// n_past must be the end of a chunk, or of a text that was read plainly: that one is the first chunk.
+plan append_chunk(const params & p, const plan & old, int32_t n_past, int32_t n_tokens);
+
+// tokens in the first chunk, and the most in a middle chunk of a text that goes on
+int32_t n_first_of(const params & p, const plan & pl);
+int32_t n_chunk_of(const params & p, const plan & pl);
 
 // do the positions of n_tokens tokens stay inside the trained range (where the method cares)?
 bool fits(const params & p, const plan & pl, int32_t n_tokens);

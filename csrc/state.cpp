@@ -25,7 +25,12 @@ void llama_mesa::roll_back(int32_t n_past_new) {
         changes.pop_back();
         keys_stale = true;
     }
+    while (!loaded.empty() && loaded.back().start >= n_past_new) {
+        loaded.pop_back();
+    }
     key_pos.resize(n_past_new);
+    key_moved.resize(n_past_new);
+    tokens.resize(n_past_new);
     if (n_past_new == 0) {
         start_anew();
     }
@@ -62,12 +67,25 @@ void llama_mesa::drop_unread() {
     }
 }
 
-void llama_mesa::append(int32_t n) {
+void llama_mesa::append(int32_t n, const int32_t * tokens_new) {
     const int32_t n0 = n_past();
+
+    key_moved.resize(n0 + n, 0);
+    tokens.resize(n0 + n, -1);
+    if (tokens_new) {
+        std::copy_n(tokens_new, n, tokens.begin() + n0);
+    }
 
     key_pos.resize(n0 + n);
     for (int32_t j = n0; j < n0 + n; ++j) {
         key_pos[j] = mesa::key_pos(plan, j);
+    }
+}
+
+void llama_mesa::move_key(int32_t j, int32_t delta) {
+    key_pos[j] += delta;
+    if (delta != 0) {
+        key_moved[j] = 1;
     }
 }
 
@@ -135,7 +153,8 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
 
     if (window) {
         g.window = true;
-        g.n_prev = (std::min(params.first_chunk + params.chunk, n_ctx) + n_pad - 1) / n_pad * n_pad;
+        g.n_prev = (std::min(mesa::n_first_of(params, plan) + mesa::n_chunk_of(params, plan), n_ctx) + n_pad - 1) /
+                   n_pad * n_pad;
         if (v_trans) {
             g.n_prev = std::min(g.n_prev, n_ctx);
         }
@@ -153,7 +172,7 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
 //
 
 static const uint32_t MESA_STATE_MAGIC   = 0x4153454d; // "MESA"
-static const uint32_t MESA_STATE_VERSION = 5;
+static const uint32_t MESA_STATE_VERSION = 6;
 
 // FNV-1a
 static uint64_t checksum(const uint8_t * data, size_t size) {
@@ -281,6 +300,13 @@ std::vector<uint8_t> llama_mesa_pack(const llama_mesa & m) {
     w.i32(m.n_by_hand);
     w.plan(m.plan);
     w.vec(m.key_pos);
+    w.raw(m.key_moved.data(), m.key_moved.size());
+    w.raw(m.tokens.data(), m.tokens.size() * sizeof(int32_t));
+    w.i32((int32_t) m.loaded.size());
+    for (const auto & chunk : m.loaded) {
+        w.i32(chunk.start);
+        w.i32(chunk.end);
+    }
     w.i32((int32_t) m.changes.size());
     for (const auto & ch : m.changes) {
         w.i32(ch.n_past);
@@ -328,6 +354,21 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
     res.plan      = r.plan();
     res.key_pos   = r.vec();
 
+    res.key_moved.resize(res.key_pos.size());
+    r.raw(res.key_moved.data(), res.key_moved.size());
+    res.tokens.resize(res.key_pos.size());
+    r.raw(res.tokens.data(), res.tokens.size() * sizeof(int32_t));
+
+    const int32_t n_loaded = r.i32();
+    for (int32_t i = 0; i < n_loaded; ++i) {
+        const int32_t start = r.i32();
+        const int32_t end   = r.i32();
+        if (start < std::max(1, res.loaded_end()) || start >= res.n_past() || end <= start) {
+            throw std::runtime_error("the Mesa part of the state is damaged: its loaded chunks are out of order");
+        }
+        res.loaded.push_back({ start, end });
+    }
+
     const int32_t n_changes = r.i32();
     if (n_changes < 0) {
         throw std::runtime_error("the Mesa part of the state is damaged: a length is out of range");
@@ -346,6 +387,9 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
     m.params    = res.params;
     m.plan      = std::move(res.plan);
     m.key_pos   = std::move(res.key_pos);
+    m.key_moved = std::move(res.key_moved);
+    m.tokens    = std::move(res.tokens);
+    m.loaded    = std::move(res.loaded);
     m.changes   = std::move(res.changes);
     m.n_by_hand = res.n_by_hand;
     if (m.n_past() == 0) {

@@ -29,12 +29,26 @@ struct llama_mesa {
     // position at which the key of each token read so far stands in the cache [n_past]
     std::vector<int32_t> key_pos;
 
+    // whether that key was rotated on since it was written, and so was rounded more than once [n_past]
+    std::vector<uint8_t> key_moved;
+
+    // the tokens read so far; -1: not known, as of embeddings [n_past]
+    std::vector<int32_t> tokens;
+
     struct plan_change {
         int32_t n_past; // tokens read when the plan changed
         mesa::plan before;
     };
 
     std::vector<plan_change> changes;
+
+    // chunks whose keys and values were loaded, not read; in order. None of them goes on: they end where they ended when they were saved
+    struct loaded_chunk {
+        int32_t start;
+        int32_t end; // after n_past if tokens of it were removed
+    };
+
+    std::vector<loaded_chunk> loaded;
 
     // tokens up to here are read under a plan made by hand, whatever positions it leads to
     int32_t n_by_hand = 0;
@@ -56,6 +70,9 @@ struct llama_mesa {
 
     int32_t n_past() const { return (int32_t) key_pos.size(); }
 
+    // tokens up to here lie in loaded chunks or before them; 0: there are none
+    int32_t loaded_end() const { return loaded.empty() ? 0 : loaded.back().end; }
+
     // all tokens were read as stock llama.cpp reads them, and the plan goes on like that
     bool is_plain() const;
 
@@ -73,8 +90,11 @@ struct llama_mesa {
     // forget the changes of plan after which no token was read
     void drop_unread();
 
-    // note that the n tokens after n_past are in the cache, at the positions of the plan
-    void append(int32_t n);
+    // note that the n tokens after n_past are in the cache, at the positions of the plan; tokens_new may be null
+    void append(int32_t n, const int32_t * tokens_new = nullptr);
+
+    // note that the cached key j was rotated on by delta positions
+    void move_key(int32_t j, int32_t delta);
 
     // delta[j]: how far the cached key j must be rotated to stand where the plan wants it; returns the range [lo, hi) of those that must
     void key_moves(std::vector<int32_t> & delta, int32_t & lo, int32_t & hi) const;

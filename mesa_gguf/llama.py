@@ -373,6 +373,9 @@ class MesaLlama(llama_cpp.Llama):
         if self.mesa.enabled:
             n_past = self.n_tokens
             self._ctx.kv_cache_seq_rm(-1, n_past, -1)
+            loaded = self.loaded_chunks()
+            if loaded and n_past < loaded[-1][1]:
+                raise self._inside_loaded(n_past, loaded[-1])
             n_keep = self._make_plan(tokens)
             if n_keep < n_past:  # what is not kept is read anew
                 tokens = self.input_ids[n_keep:n_past].tolist() + tokens
@@ -467,6 +470,8 @@ class MesaLlama(llama_cpp.Llama):
         self._check_vocabulary(tokens)
         if reset and len(tokens) > self._n_ctx:
             raise self._too_long("the prompt", len(tokens))
+        if reset:
+            self._check_reuse(tokens)
         sampler = self._sampler_of(sampling.SamplingOptions(**arguments), self._seed)
         return self._generate(tokens, sampler, reset, criteria)
 
@@ -576,6 +581,10 @@ class MesaLlama(llama_cpp.Llama):
         if self.n_tokens != self._with_logits.stop or token not in self._with_logits:
             # a state was loaded or tokens were forgotten since, or drafts came in several batches; llama.cpp aborts, or takes another
             # token's row
+            if any(start <= token < end for start, end in self.loaded_chunks()):
+                raise PromptError(
+                    f"there are no logits of token {token}, which lies in a chunk that was loaded: read at least one token after it"
+                )
             self.n_tokens = token
             self.eval([int(self.input_ids[token])])
         row = self._ctx.get_logits_ith(token - self.n_tokens)
@@ -620,6 +629,117 @@ class MesaLlama(llama_cpp.Llama):
         """
         arguments = _arguments(llama_cpp.Llama.create_chat_completion, self, messages, *args, **kwargs)
         return super().create_chat_completion(**chat.check(self, arguments))
+
+    #
+    # chunks that are kept
+    #
+
+    def _check_keeps_chunks(self) -> None:
+        if not self.mesa.enabled:
+            raise ConfigError("Mesa is off, and stock llama.cpp keeps no chunks", Remedy("enabled", True))
+        if self.mesa.method not in ("mesa", "mesa-exact"):
+            raise ConfigError(f"the method {self.mesa.method} keeps no chunks", Remedy("method", "mesa"))
+        if self.mesa.plan is not None:
+            raise ConfigError("chunks are kept where plans follow from the text, and a plan was made by hand", Remedy("plan"))
+        if llama_cpp.llama_model_n_swa(self.model) > 0 and not self.context_params.swa_full:
+            raise ConfigError("a cache that forgets what left the sliding window keeps no chunks", Remedy("swa_full", True))
+
+    def save_chunk(self, start: int, stop: int) -> bytes:
+        """The keys and values of tokens start ... stop - 1, to be loaded again behind the same first chunk, in any text.
+
+        They must have been read plainly: the first chunk alone, then this chunk behind it, within the trained length; what is
+        in front of start is their first chunk. From 0 on it is the first chunk itself that is kept. A chunk that was loaded can
+        be saved as long as nothing was read behind it.
+
+        Raises:
+            ConfigError: Mesa is off, or has a method or options that keep no chunks.
+            PromptError: these tokens are not in the context, or not as they were read: their keys have moved since.
+            DeviceError: an RPC server has gone away.
+        """
+        self._check_devices()
+        self._check_keeps_chunks()
+        if not 0 <= start < stop <= self.n_tokens:
+            raise PromptError(f"no chunk can be kept from token {start} to {stop}: {self.n_tokens} are in the context")
+        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+        try:
+            return _core.chunk_save(self._address, start, stop, bytes.fromhex(self._origin))
+        except ValueError as err:
+            raise PromptError(str(err)) from None
+
+    def load_chunk(self, tokens: Sequence[int], data: bytes | bytearray | memoryview) -> None:
+        """Put a chunk behind the ones in the context, as if Mesa had read it: chunks in any order, behind the first chunk that
+        they were read behind. `generate` and `eval` go on from there, and at least one token must be read before anything is
+        sampled. The trained length bounds the first chunk and one chunk together, not the text.
+
+        In layers with a sliding window the windows of its tokens end at the chunk's start, and do not reach the chunk in front of it.
+
+        Args:
+            tokens: of the chunk.
+            data: what `save_chunk` returned for them.
+
+        Raises:
+            MesaError: the data are damaged, or of another model, adapter, RoPE options, KV type, first chunk or other tokens.
+            PromptError: no chunk can follow here, or the text does not fit into n_ctx.
+            ConfigError: Mesa is off, or has a method or options that keep no chunks; or no plan fits (a fixed stair_width).
+            DeviceError: an RPC server has gone away.
+            In each case the context is as before.
+        """
+        self._check_devices()
+        self._check_keeps_chunks()
+        tokens = list(tokens)
+        if not tokens:
+            raise PromptError("a chunk of no tokens cannot be loaded")
+        self._check(tokens)
+        view, origin = memoryview(data).cast("B"), bytes.fromhex(self._origin)
+        if view[: len(origin)] != origin:
+            raise MesaError(
+                "the chunk cannot be loaded: it was saved with another model file, adapter or RoPE options, or is damaged"
+            )
+        n_past, end = self.n_tokens, self.n_tokens + len(tokens)
+        self._ctx.kv_cache_seq_rm(-1, n_past, -1)
+        try:
+            _core.chunk_load(self._address, np.asarray(tokens, np.int32), view[len(origin) :])
+        except ValueError as err:
+            raise PromptError(str(err)) from None
+        except RuntimeError as err:
+            raise MesaError(str(err)) from None
+        self.input_ids[n_past:end] = tokens
+        self.scores[n_past:end] = 0.0
+        self.n_tokens = end
+        self._with_logits = range(0)
+        self._requires_eval = True
+
+    def chunk_size(self, n_tokens: int) -> int:
+        """Bytes that `save_chunk` returns for a chunk of n_tokens tokens."""
+        self._check_keeps_chunks()
+        if n_tokens < 1:
+            raise PromptError(f"a chunk of {n_tokens} tokens cannot be kept")
+        return len(bytes.fromhex(self._origin)) + _core.chunk_size(self._address, n_tokens)
+
+    def loaded_chunks(self) -> list[tuple[int, int]]:
+        """The chunks in the context that were loaded behind the first chunk: of each its first token and the one after its last."""
+        return _core.loaded_chunks(self._address) if self.mesa.enabled else []
+
+    def _check_reuse(self, tokens: list[int]) -> None:
+        """`generate` keeps what a prompt begins with: that must not end within a chunk that was loaded."""
+        loaded = self.loaded_chunks()
+        n_same = 0
+        for here, there in zip(self._input_ids.tolist() if loaded else (), tokens):
+            if here != there:
+                break
+            n_same += 1
+        n_reused = n_same - (n_same == len(tokens))  # one token is read again, for its logits
+        if n_same == len(tokens) == self.n_tokens and not self._requires_eval:
+            return
+        for chunk in loaded:
+            if chunk[0] < n_reused < chunk[1]:
+                raise self._inside_loaded(n_reused, chunk)
+
+    def _inside_loaded(self, n_tokens: int, chunk: tuple[int, int]) -> PromptError:
+        return PromptError(
+            f"token {n_tokens} lies in a chunk that was loaded ({chunk[0]} to {chunk[1]}), which cannot go on from its middle: "
+            f"set n_tokens to {chunk[0]} or to the start of a chunk before it, call reset(), or read at least one token after it"
+        )
 
     #
     # state

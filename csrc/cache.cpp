@@ -77,6 +77,31 @@ bool mesa::cells_in_order(const llama_kv_cache & kv, int32_t n) {
     return true;
 }
 
+void mesa::fill_cells(
+        llama_kv_cache & kv, uint32_t n_pos_per_embd, int32_t n_past, const std::vector<int32_t> & tokens) {
+    const int32_t n_tokens = (int32_t) tokens.size();
+
+    llama_batch_allocr balloc(n_pos_per_embd);
+
+    // ref: llama_kv_cache::state_read_meta
+    llama_ubatch ubatch = balloc.ubatch_reserve(n_tokens, 1);
+    llama_seq_id seq_id = 0;
+
+    llama_kv_cache::slot_info sinfo = {};
+    sinfo.resize(1);
+    for (int32_t i = 0; i < n_tokens; ++i) {
+        for (uint32_t p = 0; p < n_pos_per_embd; ++p) { // of a text in M-RoPE three are equal, and the fourth is 0
+            ubatch.pos[p * n_tokens + i] = p < 3 ? n_past + i : 0;
+        }
+        ubatch.token[i]    = tokens[i];
+        ubatch.n_seq_id[i] = 1;
+        ubatch.seq_id[i]   = &seq_id;
+
+        sinfo.idxs[0].push_back(n_past + i);
+    }
+    kv.apply_ubatch(sinfo, ubatch);
+}
+
 class llm_graph_input_mesa_move : public llm_graph_input_i {
 public:
     void set_input(const llama_ubatch * ubatch) override {
@@ -417,4 +442,13 @@ void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
         m.tokens.assign(n, -1);
     }
     m.keys_stale = true;
+
+    // llama.cpp would look for free cells from the first one on, and take those that have left the window, though others are free
+    if (auto * kv_swa = get_kv_swa(lctx);
+            kv_swa && n > 0 && kv_swa->get_size() == kv.get_size() && cells_in_order(*kv_swa, n)) {
+        const int32_t token = kv_swa->get_cells(0).ext_get(n - 1).tok;
+
+        kv_swa->seq_rm(0, n - 1, -1);
+        fill_cells(*kv_swa, lctx.get_model().hparams.n_pos_per_embd(), n - 1, { token });
+    }
 }

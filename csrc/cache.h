@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 struct llama_context;
 
@@ -21,6 +22,9 @@ llama_kv_cache * get_kv_swa(const llama_context & lctx);
 
 // cell i holds token i, and nothing else is in the cache
 bool cells_in_order(const llama_kv_cache & kv, int32_t n);
+
+// n_tokens cells from n_past on, as a decode leaves them; their rows are left alone
+void fill_cells(llama_kv_cache & kv, uint32_t n_pos_per_embd, int32_t n_past, const std::vector<int32_t> & tokens);
 
 // rotate the cached keys lo .. hi-1 on by delta[lo .. hi-1]; the scheduler must be reserved again after that (mesa_reserve)
 bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t * delta, int32_t lo, int32_t hi);

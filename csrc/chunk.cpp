@@ -12,7 +12,6 @@
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
-#include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-kv-cache.h"
 #include "llama-model.h"
@@ -455,32 +454,6 @@ static void check_place(const llama_context & lctx, const llama_mesa & m, int32_
             refuse("the cache does not hold one text in order");
         }
     }
-}
-
-// n_tokens cells from n_past on, as a decode leaves them
-static void fill_cells(
-        llama_kv_cache & kv, uint32_t n_pos_per_embd, int32_t n_past, const std::vector<int32_t> & tokens) {
-    const int32_t n_tokens = (int32_t) tokens.size();
-
-    llama_batch_allocr balloc(n_pos_per_embd);
-
-    // ref: llama_kv_cache::state_read_meta
-    llama_ubatch ubatch = balloc.ubatch_reserve(n_tokens, 1);
-    llama_seq_id seq_id = 0;
-
-    llama_kv_cache::slot_info sinfo = {};
-    sinfo.resize(1);
-    for (int32_t i = 0; i < n_tokens; ++i) {
-        for (uint32_t p = 0; p < n_pos_per_embd; ++p) { // of a text in M-RoPE three are equal, and the fourth is 0
-            ubatch.pos[p * n_tokens + i] = p < 3 ? n_past + i : 0;
-        }
-        ubatch.token[i]    = tokens[i];
-        ubatch.n_seq_id[i] = 1;
-        ubatch.seq_id[i]   = &seq_id;
-
-        sinfo.idxs[0].push_back(n_past + i);
-    }
-    kv.apply_ubatch(sinfo, ubatch);
 }
 
 static void write_rows(

@@ -259,6 +259,7 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
 
 plan append_chunk(const params & p, const plan & old, int32_t n_past, int32_t n_tokens) {
     plan pl;
+    pl.chunk_starts.clear();
 
     for (int32_t s : old.chunk_starts) {
         if (s < n_past) {

@@ -14,7 +14,7 @@ Names of sizes in the shape comments:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -100,6 +100,7 @@ class Queries:
     visible: Bools  # [m, k]
     log_scaled: bool = True  # no effect inside T
     bias: Floats | None = None  # [m, k] added to the scores
+    kept: bool = False  # a chunk that was read alone, behind the first chunk: no window reaches what is in front of it elsewhere
 
 
 def stock_queries(n: int) -> list[Queries]:
@@ -144,6 +145,17 @@ def window_queries(tokens: Ints, window: int) -> Queries:
     keys = np.arange(tokens[-1] + 1)
     distance = tokens[:, None] - keys
     return Queries(tokens, tokens, keys, keys, (distance >= 0) & (distance < window), log_scaled=False)
+
+
+def kept_chunk_queries(first_chunk: int, start: int, end: int) -> Queries:
+    """A middle chunk that was read behind the first chunk alone, wherever it stands now."""
+    return replace(chunk_queries(first_chunk, start, end), kept=True)
+
+
+def kept_window_queries(chunk: Queries, window: int) -> Queries:
+    """The same in a sliding-window layer: the window counts the first chunk and the chunk, and nothing between them."""
+    distance = chunk.positions[:, None] - chunk.key_positions
+    return replace(chunk, visible=(distance >= 0) & (distance < window))
 
 
 def plan_queries(plan: Plan, n: int) -> list[Queries]:
@@ -385,7 +397,9 @@ class Model:
 
         A sliding-window layer reads the text as if it were not cut: only what all layers but those see is woven.
         """
-        if self.windows[layer]:
+        if self.windows[layer] and group.kept:
+            group = kept_window_queries(group, self.windows[layer])
+        elif self.windows[layer]:
             group = window_queries(group.tokens, self.windows[layer])
         k, v = k[group.keys], v[group.keys]
         rope = self.ropes[layer]

@@ -114,6 +114,60 @@ static size_t row_bytes(const std::vector<layer_rows> & layers) {
     return res;
 }
 
+// the values of n_tokens tokens, as rows of a token each, or as columns (a transposed V) of n_tokens values each; returned the other way
+static std::vector<uint8_t> transposed(const uint8_t * src, size_t n_rows, size_t n_columns, size_t n_el) {
+    std::vector<uint8_t> res(n_rows * n_columns * n_el);
+    for (size_t r = 0; r < n_rows; ++r) {
+        for (size_t c = 0; c < n_columns; ++c) {
+            memcpy(res.data() + (c * n_rows + r) * n_el, src + (r * n_columns + c) * n_el, n_el);
+        }
+    }
+    return res;
+}
+
+static void read_rows(
+        const std::vector<layer_rows> & layers, bool v_trans, int32_t from, int32_t n_tokens, uint8_t * rows) {
+    for (const auto & l : layers) {
+        ggml_backend_tensor_get(l.k, rows, from * l.size_k, n_tokens * l.size_k);
+        rows += n_tokens * l.size_k;
+
+        if (l.v && !v_trans) {
+            ggml_backend_tensor_get(l.v, rows, from * l.size_v, n_tokens * l.size_v);
+        } else if (l.v) { // [kv_size, n_embd_v_gqa]
+            const size_t n_el   = ggml_type_size(l.v->type);
+            const size_t n_embd = l.size_v / n_el;
+
+            std::vector<uint8_t> columns(n_tokens * l.size_v);
+            ggml_backend_tensor_get_2d(l.v, columns.data(), from * n_el, n_tokens * n_el, n_embd,
+                    l.kv->get_size() * n_el, n_tokens * n_el);
+
+            const auto turned = transposed(columns.data(), n_embd, n_tokens, n_el);
+            std::copy(turned.begin(), turned.end(), rows);
+        }
+        rows += n_tokens * l.size_v;
+    }
+}
+
+static void write_rows(
+        const std::vector<layer_rows> & layers, bool v_trans, int32_t from, int32_t n_tokens, const uint8_t * rows) {
+    for (const auto & l : layers) {
+        ggml_backend_tensor_set(l.k, rows, from * l.size_k, n_tokens * l.size_k);
+        rows += n_tokens * l.size_k;
+
+        if (l.v && !v_trans) {
+            ggml_backend_tensor_set(l.v, rows, from * l.size_v, n_tokens * l.size_v);
+        } else if (l.v) {
+            const size_t n_el   = ggml_type_size(l.v->type);
+            const size_t n_embd = l.size_v / n_el;
+
+            const auto columns = transposed(rows, n_tokens, n_embd, n_el);
+            ggml_backend_tensor_set_2d(l.v, columns.data(), from * n_el, n_tokens * n_el, n_embd,
+                    l.kv->get_size() * n_el, n_tokens * n_el);
+        }
+        rows += n_tokens * l.size_v;
+    }
+}
+
 // the size of the Hadamard blocks that keys (values) in the cache are multiplied with; 0: they are not
 static int64_t n_rot(
         ggml_context * ctx, ggml_tensor * (llama_kv_cache::*build)(ggml_context *) const, const llama_kv_cache & kv) {
@@ -294,34 +348,9 @@ int64_t llama_mesa_chunk_save(llama_context * ctx, int32_t from, int32_t to, voi
 
         ctx->synchronize();
 
-        auto * dst     = (uint8_t *) buf;
-        uint8_t * rows = dst + header.size() * sizeof(int64_t);
+        auto * dst = (uint8_t *) buf;
 
-        std::vector<uint8_t> columns;
-        for (const auto & l : layers) {
-            ggml_backend_tensor_get(l.k, rows, from * l.size_k, n_tokens * l.size_k);
-            rows += n_tokens * l.size_k;
-
-            if (l.v && !m->v_trans) {
-                ggml_backend_tensor_get(l.v, rows, from * l.size_v, n_tokens * l.size_v);
-            } else if (l.v) { // [kv_size, n_embd_v_gqa]
-                const size_t n_el    = ggml_type_size(l.v->type);
-                const size_t n_embd  = l.size_v / n_el;
-                const size_t kv_size = l.kv->get_size();
-
-                columns.resize(n_tokens * l.size_v);
-                for (size_t e = 0; e < n_embd; ++e) {
-                    ggml_backend_tensor_get(
-                            l.v, columns.data() + e * n_tokens * n_el, (e * kv_size + from) * n_el, n_tokens * n_el);
-                }
-                for (size_t e = 0; e < n_embd; ++e) {
-                    for (int32_t i = 0; i < n_tokens; ++i) {
-                        memcpy(rows + i * l.size_v + e * n_el, columns.data() + (e * n_tokens + i) * n_el, n_el);
-                    }
-                }
-            }
-            rows += n_tokens * l.size_v;
-        }
+        read_rows(layers, m->v_trans, from, n_tokens, dst + header.size() * sizeof(int64_t));
 
         const auto put = [&](size_t i) { memcpy(dst + i * sizeof(int64_t), &header[i].value, sizeof(int64_t)); };
 
@@ -453,32 +482,6 @@ static void check_place(const llama_context & lctx, const llama_mesa & m, int32_
         if (!cells_in_order(*kv, n_past)) {
             refuse("the cache does not hold one text in order");
         }
-    }
-}
-
-static void write_rows(
-        const std::vector<layer_rows> & layers, bool v_trans, int32_t n_past, int32_t n_tokens, const uint8_t * rows) {
-    std::vector<uint8_t> columns;
-    for (const auto & l : layers) {
-        ggml_backend_tensor_set(l.k, rows, n_past * l.size_k, n_tokens * l.size_k);
-        rows += n_tokens * l.size_k;
-
-        if (l.v && !v_trans) {
-            ggml_backend_tensor_set(l.v, rows, n_past * l.size_v, n_tokens * l.size_v);
-        } else if (l.v) {
-            const size_t n_el    = ggml_type_size(l.v->type);
-            const size_t n_embd  = l.size_v / n_el;
-            const size_t kv_size = l.kv->get_size();
-
-            columns.resize(n_tokens * n_el);
-            for (size_t e = 0; e < n_embd; ++e) {
-                for (int32_t i = 0; i < n_tokens; ++i) {
-                    memcpy(columns.data() + i * n_el, rows + i * l.size_v + e * n_el, n_el);
-                }
-                ggml_backend_tensor_set(l.v, columns.data(), (e * kv_size + n_past) * n_el, n_tokens * n_el);
-            }
-        }
-        rows += n_tokens * l.size_v;
     }
 }
 

@@ -55,6 +55,19 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert part in map(anchor, headings), f"{link}: no such heading"
 
 
+NAMED = re.compile(
+    r"`(?:python )?((?:\.ci|cmake|csrc|docs|examples|experiments|mesa_gguf|patches|scripts|tests|training)/[\w./*-]+)"
+)
+ELSEWHERE = {"mesa_gguf/lib", "docs/accuracy.json"}  # where it is installed; in the repository of version 0.1
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    named = set(NAMED.findall(page.read_text(encoding="utf-8"))) - ELSEWHERE
+    if page.name != "CHANGELOG.md":  # which tells of files that were
+        assert [name for name in sorted(named) if not any(ROOT.glob(name.rstrip("/")))] == []
+
+
 def test_git_carries_no_picture_that_no_page_shows() -> None:
     shown = {os.path.normpath((page.parent / link).relative_to(ROOT)) for page in pages() for link in links(page)}
     pictures = [name for name in tracked() if name.endswith((".png", ".svg"))]

@@ -470,9 +470,9 @@ class MesaLlama(llama_cpp.Llama):
         self._check_vocabulary(tokens)
         if reset and len(tokens) > self._n_ctx:
             raise self._too_long("the prompt", len(tokens))
+        sampler = self._sampler_of(sampling.SamplingOptions(**arguments), self._seed)
         if reset:
             self._check_reuse(tokens)
-        sampler = self._sampler_of(sampling.SamplingOptions(**arguments), self._seed)
         return self._generate(tokens, sampler, reset, criteria)
 
     def _sampler_of(self, options: sampling.SamplingOptions, seed: int) -> sampling.Sampler:

@@ -468,6 +468,10 @@ NULL_CALLS = {
     "fill_params, no params": lambda lib, null, ctx, p: lib.llama_mesa_fill_params(null, null) < 0,
     "needs_breaks": lambda lib, null, ctx, p: lib.llama_mesa_needs_breaks(null, 5) < 0,
     "n_batch": lambda lib, null, ctx, p: lib.llama_mesa_n_batch(null, 5, 5) < 0,
+    "chunk_size": lambda lib, null, ctx, p: lib.llama_mesa_chunk_size(null, 5) < 0,
+    "chunk_save": lambda lib, null, ctx, p: lib.llama_mesa_chunk_save(null, 1, 5, null, 0) < 0,
+    "chunk_load": lambda lib, null, ctx, p: lib.llama_mesa_chunk_load(null, null, 5, null, 0) < 0,
+    "get_loaded": lambda lib, null, ctx, p: lib.llama_mesa_get_loaded(null, null, 0) < 0,
     "make_plan": lambda lib, null, ctx, p: lib.llama_mesa_make_plan(null, 5, null, null, 0, null, null) < 0,
 }
 

@@ -71,6 +71,10 @@ class PromptError(MesaError, ValueError):
     """A text that cannot be read: empty, in a wrong encoding, no text at all, or longer than n_ctx."""
 
 
+class DocumentError(MesaError, ValueError):
+    """A file that gives no text: of another kind than those that can be read, damaged, locked, or beyond a limit."""
+
+
 class DeviceError(MesaError, ConnectionError):
     """A server that computes for this process cannot be reached, or has gone away."""
 

@@ -1,0 +1,140 @@
+"""Reading in a process of its own: what a hostile file can take there is time and memory, both limited, and no more."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..errors import DocumentError, MesaError, Remedy
+from .document import Limits, LoadedDocument, Place, beyond
+
+# note: a package of the same name stands in for this one, so that no llama.cpp is loaded there
+_CHILD = """
+import json, sys, types
+task = json.loads(sys.stdin.buffer.readline())
+sys.path[:] = task.pop("path")
+package = types.ModuleType("mesa_gguf")
+package.__path__ = [task.pop("package")]
+sys.modules["mesa_gguf"] = package
+from mesa_gguf.loaders.apart import child
+child(**task)
+"""
+
+
+def read_apart(
+    kind: str, data: bytes, name: str, *, password: str | None, everything: bool, notes: tuple[str, ...], limits: Limits
+) -> LoadedDocument:
+    """What `readers.read` gives, from another process.
+
+    Raises:
+        DocumentError: as there, or the process died, or it took too long.
+        MissingPackageError: as there.
+    """
+    task = {
+        "path": sys.path,
+        "package": str(Path(__file__).parent.parent),
+        "kind": kind,
+        "name": name,
+        "password": password,
+        "everything": everything,
+        "notes": notes,
+        "limits": asdict(limits),
+    }
+    command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _CHILD]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(task).encode() + b"\n" + data,
+            capture_output=True,
+            timeout=limits.seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise beyond("seconds", f"{name}: was not read in time", limits.seconds or 0) from None
+    if done.returncode < 0 and _signal(-done.returncode) == "SIGXCPU":
+        raise beyond("seconds", f"{name}: was not read in time", limits.seconds or 0)
+    if done.returncode != 0:
+        if b"MemoryError" in done.stderr[-2000:]:
+            raise _no_memory(name, limits)
+        ending = f"signal {_signal(-done.returncode)}" if done.returncode < 0 else f"status {done.returncode}"
+        last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise DocumentError(
+            f"{name}: the process that read it ended with {ending}{''.join(f' ({line[:200]})' for line in last)}: it is damaged, or "
+            f"needs more than {limits.memory:,} bytes",
+            Remedy("limits.memory", why="if you trust the file"),
+        )
+    return _answer(json.loads(done.stdout))
+
+
+def child(
+    kind: str, name: str, password: str | None, everything: bool, notes: list[str], limits: dict[str, Any]
+) -> None:
+    """Read what standard input has left, and write what came of it to standard output as JSON."""
+    from .readers import read, warm_up
+
+    bounds = Limits(**limits)
+    warm_up(kind, everything)
+    data = sys.stdin.buffer.read()
+    _limit(bounds)
+    answer: dict[str, Any]
+    try:
+        answer = asdict(
+            read(kind, data, name, password=password, everything=everything, notes=tuple(notes), limits=bounds)
+        )
+    except MesaError as err:
+        answer = {
+            "error": type(err).__name__,
+            "what": err.what,
+            "remedies": [asdict(remedy) for remedy in err.remedies],
+            "needed": err.needed,
+            "available": err.available,
+        }
+    sys.stdout.buffer.write(json.dumps(answer).encode())
+    sys.stdout.buffer.flush()
+
+
+def _limit(limits: Limits) -> None:
+    """No more memory than that, no file written, no core dump, and an end even if the parent is gone."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    seconds = int(limits.seconds or 0) + 1
+    for what, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),  # note: pipes do not count
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_AS, limits.memory),
+    ):
+        try:
+            hard = resource.getrlimit(what)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(what, (most, hard))
+        except (OSError, ValueError):
+            continue  # macOS has no RLIMIT_AS
+
+
+def _answer(answer: dict[str, Any]) -> LoadedDocument:
+    if "error" in answer:
+        remedies = [Remedy(**remedy) for remedy in answer["remedies"]]
+        kind: type[MesaError] = getattr(errors, answer["error"])
+        raise kind(answer["what"], *remedies, needed=answer["needed"], available=answer["available"])
+    places = tuple(Place(place["start"], place["page"], tuple(place["heading"])) for place in answer["places"])
+    return LoadedDocument(answer["text"], places, answer["kind"], answer["title"], tuple(answer["notes"]))
+
+
+def _no_memory(name: str, limits: Limits) -> DocumentError:
+    return beyond("memory", f"{name}: needs more bytes of memory", limits.memory)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

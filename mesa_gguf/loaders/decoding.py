@@ -1,0 +1,205 @@
+"""Text from bytes in whatever encoding."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from itertools import islice
+
+from ..errors import PromptError, Remedy, missing_package
+from .formats import foreign
+
+# marks at a text's beginning, the longer ones first: UTF-32's begins with UTF-16's
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+_BYTES_SHOWN = 65_536  # looked at to guess an encoding
+_BYTES_GUESSED = 262_144  # the same, by charset-normalizer
+
+# what a page says of itself, in HTML or XML
+_DECLARED = re.compile(
+    rb"<(?:meta\b[^>]{0,200}?charset\s*=|\?xml\b[^>]{0,100}?encoding\s*=)\s*[\"']?\s*([\w:.-]{1,40})", re.I
+)
+# what browsers take these names for, because authors do
+_MEANT = {
+    "iso8859-1": "cp1252",
+    "ascii": "cp1252",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f]")  # not \t \n \v \f \r, escape, next line
+
+
+def decode(data: bytes, name: str, encoding: str | None = None) -> str:
+    """The text that bytes are, with line ends as \\n and without a byte order mark.
+
+    Args:
+        name: what they are of, for messages.
+        encoding: None: UTF-8, or what a mark at the beginning says, or UTF-16 where it is plain to see.
+
+    Raises:
+        PromptError: they are no text in that encoding; names what they are, or an encoding that would work.
+    """
+    if file := foreign(data) or _readable(data):
+        raise PromptError(f"{name}: is {file[0]}, not text: {file[1]}")
+    return _decode(data, name, encoding or plain_encoding(data))
+
+
+def decode_any(
+    data: bytes, name: str, encoding: str | None = None, *, markup: bool = False
+) -> tuple[str, tuple[str, ...]]:
+    """The text that bytes are, and how that was found, a line each, where it was not plain.
+
+    Args:
+        name: what they are of, for messages.
+        encoding: None: as for `decode`, and where that fails what charset-normalizer finds likeliest.
+        markup: HTML, which may say its encoding.
+
+    Raises:
+        PromptError: they are no text that could be found.
+        MissingPackageError: the encoding would have to be guessed, and charset-normalizer is not there.
+    """
+    if encoding is not None:
+        return _decode(data, name, encoding), ()
+    plain = plain_encoding(data)
+    declared = _declared(data) if markup and plain == "utf-8" else None
+    # pages say what they like, and bytes that are UTF-8 are seldom anything else, unless they are letters made of ASCII
+    tries = [declared, plain] if declared and declared.startswith(("iso2022", "hz")) else [plain, declared]
+    for tried in filter(None, tries):
+        try:
+            return _decode(data, name, tried), ()
+        except PromptError:
+            if plain != "utf-8" or b"\0" in data:
+                raise
+    if text := _damaged_utf8(data):
+        return text
+    found = _guess(data)
+    if found is None:
+        raise PromptError(f"{name}: is no text in any encoding that was tried", Remedy("encoding")) from None
+    return _decode(data, name, found), (f"the encoding was guessed: {found}",)
+
+
+def plain_encoding(data: bytes) -> str:
+    """What a mark at the beginning says, UTF-16 where it is plain to see, else UTF-8."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return encoding
+    return _utf16(data) or "utf-8"
+
+
+def is_binary(data: bytes) -> bool:
+    """Whether bytes look like no text in any encoding: NULs, or many other control characters."""
+    sample = data[:_BYTES_SHOWN]
+    if plain_encoding(data) != "utf-8":
+        return False
+    return b"\0" in sample or 20 * len(_CONTROLS.findall(sample.decode("latin-1"))) > 3 * len(sample)
+
+
+def _readable(data: bytes) -> tuple[str, str] | None:
+    """What loaders read, and `decode` does not."""
+    if data.startswith(b"%PDF-"):
+        return "a PDF file", "save its text first, with pdftotext for example"
+    if data.startswith(b"PK\x03\x04"):
+        return "a ZIP file, as DOCX, ODT and EPUB are", "save its text first, with pandoc for example"
+    return None
+
+
+def _decode(data: bytes, name: str, encoding: str) -> str:
+    try:
+        codecs.lookup(encoding)
+    except (LookupError, ValueError):
+        raise PromptError(
+            f"there is no encoding {encoding!r}: use utf-8, utf-16, cp1252 or another that Python knows"
+        ) from None
+    try:
+        text = data.decode(encoding)
+    except LookupError:  # one that is not of text, such as base64
+        raise PromptError(f"{encoding} is no encoding of text: use utf-8, utf-16 or cp1252") from None
+    except UnicodeDecodeError as err:
+        at = f"byte 0x{data[err.start]:02x} at offset {err.start}" if err.start < len(data) else "it is cut short"
+        raise PromptError(f"{name}: is not {encoding}: {at}", *_others(data, encoding)) from None
+    except UnicodeError as err:  # UTF-16 and UTF-32 without a mark, punycode and their like
+        raise PromptError(f"{name}: is not {encoding}: {err}", *_others(data, encoding)) from None
+    if "\0" in text:
+        nul = text.index("\0")
+        raise PromptError(f"{name}: is not {encoding} text: it has a NUL at character {nul}", *_others(data, encoding))
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _utf16(data: bytes) -> str | None:
+    """UTF-16 without a mark, if every other byte of the beginning is 0 in many characters, and none of the others is."""
+    sample = data[: _BYTES_SHOWN - _BYTES_SHOWN % 2]
+    even, odd = sample[0::2], sample[1::2]
+    if not odd or len(data) % 2:
+        return None
+    zeros = even.count(0), odd.count(0)
+    if zeros[0] == 0 and zeros[1] > len(odd) // 4:
+        return "utf-16-le"
+    if zeros[1] == 0 and zeros[0] > len(even) // 4:
+        return "utf-16-be"
+    return None
+
+
+def _others(data: bytes, tried: str) -> tuple[Remedy, ...]:
+    """Encodings that would give a text, the likeliest alone."""
+    guesses = [plain_encoding(data), "cp1252", "latin-1"]
+    for guess in guesses:
+        if codecs.lookup(guess).name == codecs.lookup(tried).name:
+            continue
+        try:
+            text = data.decode(guess)
+        except (UnicodeError, LookupError):
+            continue
+        # control characters: what latin-1 makes of another encoding's quotes
+        if not any((ord(c) < 32 and c not in "\t\n\r\f\x0b\x1b") or 127 <= ord(c) < 160 for c in text):
+            return (Remedy("encoding", guess),)
+    return ()
+
+
+def _declared(data: bytes) -> str | None:
+    """The encoding that markup says it has, as browsers understand it."""
+    found = _DECLARED.search(data, 0, 4096)
+    if not found:
+        return None
+    try:
+        known = codecs.lookup(found[1].decode("ascii")).name
+    except (LookupError, ValueError):
+        return None
+    return None if known.startswith(("utf-16", "utf-32")) else _MEANT.get(known, known)  # those would have been seen
+
+
+def _damaged_utf8(data: bytes) -> tuple[str, tuple[str, ...]] | None:
+    """UTF-8 in which a few bytes are wrong: no other encoding is any likelier."""
+    text = data.decode("utf-8", "replace")
+    n_bad = text.count("\ufffd") - data.count("\ufffd".encode())
+    n_good = sum(1 for _ in islice((c for c in text if c > "\x7f" and c != "\ufffd"), 10 * n_bad))
+    if n_good < 10 * n_bad:
+        return None
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return text, (f"the text is UTF-8 with {n_bad} damaged place{'s' * (n_bad != 1)}, each shown as \ufffd",)
+
+
+def _guess(data: bytes) -> str | None:
+    """The likeliest encoding in which the bytes are a text."""
+    try:
+        from charset_normalizer import from_bytes
+    except ImportError:
+        raise missing_package("a text in an unknown encoding", "charset-normalizer", "documents") from None
+
+    half = _BYTES_GUESSED // 2
+    sample = data if len(data) <= 2 * half else data[:half] + data[-half:]
+    for match in from_bytes(sample):
+        try:
+            text = data.decode(match.encoding)
+        except (UnicodeError, LookupError):
+            continue
+        if not _CONTROLS.search(text):
+            return match.encoding
+    return next((r.value for r in _others(data, "utf-8")), None)

@@ -166,7 +166,8 @@ def main(form: str, seed: int, begin: int, end: int) -> None:
     warm_up("pdf" if form == "pdf" else "packed" if form in ("docx", "epub") else "html", False)
     for original in originals(form):
         load_bytes(original, f"file.{form}", password="x", limits=LIMITS)  # also for what is imported late
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.addaudithook(watch)
     sources = originals(form)

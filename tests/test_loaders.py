@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from itertools import pairwise
@@ -57,10 +58,10 @@ def error(data: bytes | str, name: str = "file", **options: Any) -> str:
     return said
 
 
-def outcome(data: bytes | str, **options: Any) -> str:
+def outcome(data: bytes | str, name: str = "file", **options: Any) -> str:
     """The text, or the error."""
     try:
-        document = read(data, **options)
+        document = read(data, name, **options)
     except MesaError as err:
         said = str(err)
         assert "\n" not in said
@@ -463,6 +464,42 @@ def test_markdown() -> None:
     assert read("no. # A\n\ntext\n", "notes.txt").kind == "text"
 
 
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("## A ##", "A"),
+        ("# A #b", "A #b"),
+        ("# A#", "A#"),
+        ("#", None),
+        ("## ##", None),
+        ("####### A", None),
+        ("   # A  ", "A"),
+    ],
+)
+def test_markdown_headings(line: str, title: str | None) -> None:
+    assert [place.heading[-1] for place in markdown_places(f"{line}\n\ntext\n")] == ([title] if title else [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# " + " #" * 999,
+        "```" + " " * 1990 + "`",
+        "- " * 1000,
+        "=" * 1999 + "x",
+        "pub " * 500,
+        "#" * 2000,
+        "\t" * 2000,
+        "|x" * 999,
+    ],
+)
+@pytest.mark.parametrize("ending", ["md", "py", "txt"])
+def test_hostile_lines_take_linear_time(line: str, ending: str) -> None:
+    before = time.process_time()
+    outcome(f"{line}\n" * 300, f"file.{ending}")
+    assert time.process_time() - before < 3  # quadratic ones took minutes
+
+
 def test_source_code() -> None:
     code = "import os\n\nclass A(B):\n    def f(self):\n        pass\n\nasync def g(x: int) -> None:\n    pass\n\nclassic = 1\n"
     document = read(code, "a.py")
@@ -488,8 +525,14 @@ def test_line_ends_and_marks() -> None:
 GERMAN = "Die Prüfung der Überschüsse ergab, daß größere Beträge für Straßen ausgegeben wurden. " * 8
 RUSSIAN = "Комитет собрался в старом зале у реки и три часа говорил об урожае и новой дороге. " * 8
 
+JAPANESE = "委員会は川沿いの古い会館で会合を開き、収穫と新しい道路について三時間話し合った。" * 8
+CHINESE = "委员会在河边的旧大厅里开会，就收成和新路谈了三个小时。" * 8
 
-@pytest.mark.parametrize(("text", "encoding"), [(GERMAN, "cp1252"), (RUSSIAN, "cp1251"), (RUSSIAN, "koi8-r")])
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [(GERMAN, "cp1252"), (RUSSIAN, "cp1251"), (RUSSIAN, "koi8-r"), (JAPANESE, "cp932"), (CHINESE, "gb18030")],
+)
 def test_encodings_are_guessed_and_told(text: str, encoding: str) -> None:
     document = read(text.encode(encoding))
     assert document.text == text
@@ -630,6 +673,12 @@ def test_zip_bombs() -> None:
     assert "unpacks one member to" in limited(make.packed(word), ratio=200)
     many = make.epub_members(PARTS) | {f"x{i}": "" for i in range(2000)}
     limited(make.packed(many), members=1000)
+
+
+def test_a_page_that_takes_too_long_can_be_read_whole() -> None:
+    with pytest.raises(DocumentError, match="everything=True, which is read faster") as caught:
+        load_bytes(make.page().encode(), "file", limits=Limits(seconds=0.001))
+    assert [remedy.option for remedy in caught.value.remedies] == ["limits.seconds", "everything"]
 
 
 def test_a_zip_that_lies_about_its_sizes() -> None:
@@ -830,10 +879,15 @@ def test_walk_of_hostile_names(tmp_path: Path) -> None:
     names = ["a\nb.txt", "-rf", "$(x).txt", "‮gpj.txt", "x" * 255]
     for name in names:
         (tmp_path / name).write_text("text")
-    with open(os.fsencode(tmp_path) + b"/\xff\xfe.txt", "w") as file:
-        file.write("text")
+    if sys.platform == "linux":  # elsewhere names are Unicode
+        names.append(os.fsdecode(b"\xff\xfe.txt"))
+        (tmp_path / names[-1]).write_text("text")
     found = walk(tmp_path)
-    assert len(found.files) == len(names) + 1
+    assert len(found.files) == len(names)
+    (tmp_path / "a\n\x1b[31mb").touch()
+    assert walk(tmp_path).notes == ("a\\n\\x1b[31mb: is empty",)
+    with pytest.raises(DocumentError, match=r"a\\n\\x1b\[31mb: is empty"):
+        load(tmp_path / "a\n\x1b[31mb")
     for path in found.files:
         assert load(path).text == "text"
 

@@ -224,7 +224,7 @@ class _Block:
 
 
 _BLANK = re.compile(r"\n(?:[ \t]*\n)+")
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)(?:\n|\Z)", re.MULTILINE)
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n`]*)(?:\n|\Z)", re.MULTILINE)
 _SHORT_HEADING = 240  # characters: what begins as a heading and is longer has its text in it
 
 

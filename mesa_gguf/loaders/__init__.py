@@ -18,7 +18,7 @@ from pathlib import Path
 from ..errors import DocumentError, PromptError
 from .apart import read_apart
 from .decoding import decode_any, is_binary
-from .document import LIMITS, Limits, LoadedDocument, Place
+from .document import LIMITS, Limits, LoadedDocument, Place, printable
 from .folder import Walk, walk
 from .formats import foreign, is_packed, is_pdf, text_kind
 from .plain import read_plain
@@ -47,7 +47,7 @@ def load(
         DocumentError: it cannot be read: the message says why and what to do.
         MissingPackageError: a package that this format takes is not there.
     """
-    name = str(path).encode("utf-8", "backslashreplace").decode()
+    name = printable(str(path))
     try:
         # a pipe without a writer would be waited for
         handle = os.open(
@@ -88,6 +88,7 @@ def load_bytes(
     Args:
         name: for messages; its ending tells Markdown and code from other text.
     """
+    name = printable(name)
     limits.check("file_bytes", len(data), f"{name}: has {len(data):,} bytes")
     if not data:
         raise DocumentError(f"{name}: is empty")
@@ -104,8 +105,8 @@ def load_bytes(
         if kind != "html":
             return read_plain(text, name, kind, notes, limits)
         data = text.encode("utf-8", "surrogatepass")
-    apart = limits.seconds is not None and not getattr(sys, "frozen", False)  # sys.executable would be the application
-    reader = read_apart if apart else read
+    python = sys.executable and not getattr(sys, "frozen", False)  # else that is the application
+    reader = read_apart if python and limits.seconds is not None else read
     return reader(kind, data, name, password=password, everything=everything, notes=notes, limits=limits)
 
 

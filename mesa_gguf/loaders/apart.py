@@ -37,7 +37,7 @@ def read_apart(
         MissingPackageError: as there.
     """
     task = {
-        "path": sys.path,
+        "path": [str(path) for path in sys.path],
         "package": str(Path(__file__).parent.parent),
         "kind": kind,
         "name": name,
@@ -56,9 +56,9 @@ def read_apart(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise beyond("seconds", f"{name}: was not read in time", limits.seconds or 0) from None
+        raise _no_time(name, limits, kind == "html" and not everything) from None
     if done.returncode < 0 and _signal(-done.returncode) == "SIGXCPU":
-        raise beyond("seconds", f"{name}: was not read in time", limits.seconds or 0)
+        raise _no_time(name, limits, kind == "html" and not everything)
     if done.returncode != 0:
         if b"MemoryError" in done.stderr[-2000:]:
             raise _no_memory(name, limits)
@@ -127,6 +127,19 @@ def _answer(answer: dict[str, Any]) -> LoadedDocument:
         raise kind(answer["what"], *remedies, needed=answer["needed"], available=answer["available"])
     places = tuple(Place(place["start"], place["page"], tuple(place["heading"])) for place in answer["places"])
     return LoadedDocument(answer["text"], places, answer["kind"], answer["title"], tuple(answer["notes"]))
+
+
+def _no_time(name: str, limits: Limits, is_sought: bool) -> DocumentError:
+    """The error for what took too long.
+
+    Args:
+        is_sought: it was the main text of a page, and that takes most of the time.
+    """
+    error = beyond("seconds", f"{name}: was not read in time", limits.seconds or 0)
+    if not is_sought:
+        return error
+    faster = Remedy("everything", True, why="which is read faster than the main text is found")
+    return DocumentError(error.what, *error.remedies, faster, available=error.available)
 
 
 def _no_memory(name: str, limits: Limits) -> DocumentError:

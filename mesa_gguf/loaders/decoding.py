@@ -34,6 +34,7 @@ _MEANT = {
     "shift_jis": "cp932",
     "euc_kr": "cp949",
 }
+_LOW_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # in every encoding but UTF-16 and UTF-32
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f]")  # not \t \n \v \f \r, escape, next line
 
 
@@ -82,7 +83,9 @@ def decode_any(
         return text
     found = _guess(data)
     if found is None:
-        raise PromptError(f"{name}: is no text in any encoding that was tried", Remedy("encoding")) from None
+        raise PromptError(
+            f"{name}: is no text in any encoding that was tried", Remedy("encoding", why="if you know it")
+        ) from None
     return _decode(data, name, found), (f"the encoding was guessed: {found}",)
 
 
@@ -99,7 +102,7 @@ def is_binary(data: bytes) -> bool:
     sample = data[:_BYTES_SHOWN]
     if plain_encoding(data) != "utf-8":
         return False
-    return b"\0" in sample or 20 * len(_CONTROLS.findall(sample.decode("latin-1"))) > 3 * len(sample)
+    return b"\0" in sample or 20 * len(_LOW_CONTROLS.findall(sample)) > 3 * len(sample)
 
 
 def _readable(data: bytes) -> tuple[str, str] | None:

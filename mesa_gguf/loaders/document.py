@@ -193,6 +193,12 @@ def one_line(text: str) -> str:
     return line if len(line) <= _TITLE_LENGTH else line[: _TITLE_LENGTH - 1] + "…"
 
 
+def printable(name: str) -> str:
+    """A file's name on one line: whoever made it may have called it anything."""
+    name = name.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def listed(numbers: Iterable[int]) -> str:
     """Numbers in short: "3-7, 9"."""
     runs: list[list[int]] = []

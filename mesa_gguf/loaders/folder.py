@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DocumentError
 from .decoding import is_binary
-from .document import LIMITS, Limits
+from .document import LIMITS, Limits, printable
 from .formats import foreign, is_packed, is_pdf
 
 _SHOWN = 65_536
@@ -36,7 +36,7 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
     Raises:
         DocumentError: it is no folder that can be read, or has too many files.
     """
-    shown = str(folder).encode("utf-8", "backslashreplace").decode()
+    shown = printable(str(folder))
     try:
         root = folder.expanduser().resolve(strict=True)
         if not root.is_dir():
@@ -54,7 +54,7 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
     todo = [root]
     while todo:
         path = todo.pop()
-        name = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
+        name = printable(path.relative_to(root).as_posix())
         try:
             is_link = path.is_symlink()
             real = path.resolve(strict=True)

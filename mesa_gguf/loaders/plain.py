@@ -6,8 +6,9 @@ import re
 
 from .document import Builder, Headings, Limits, LoadedDocument, Place
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)$")
-_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^\n`]*)$")
+_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*))?$")
+_CLOSING = re.compile(r"(?:^|[ \t])#+$")
 _SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
 _NO_PARAGRAPH = re.compile(r" {0,3}(?:[-*+>|]|\d+[.)][ \t])| {4}|\t")  # what an underline makes no heading of
 _FRONT = re.compile(r"---[ \t]*\n(.{0,10000}?\n)(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
@@ -64,13 +65,13 @@ def markdown_places(text: str) -> list[Place]:
         line = text[at : min(end, at + 2000)]
         mark = _FENCE.match(line)
         if fence:
-            if mark and mark[1].startswith(fence) and not mark[2]:
+            if mark and mark[1].startswith(fence) and not mark[2].strip():
                 fence = ""
         elif mark:
             fence, paragraph = mark[1], None
         elif found := _ATX.match(line):
-            if found[2]:
-                places.append(Place(at, None, headings.enter(len(found[1]), found[2])))
+            if title := _CLOSING.sub("", (found[2] or "").rstrip()).strip():
+                places.append(Place(at, None, headings.enter(len(found[1]), title)))
             paragraph = None
         elif paragraph is not None and (found := _SETEXT.match(line)):
             places.append(Place(paragraph, None, headings.enter(1 if "=" in found[1] else 2, text[paragraph:at])))

@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,19 @@ def test_html_tables_lists_and_code() -> None:
     assert "\nterm\nmeaning\ninside\n" in document.text
     main = read(make.page(extra=extra)).text
     assert "| x | 1 |" in main and "```\ndef f():\n    return 1\n" in main
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_html_text_is_literal(everything: bool) -> None:
+    words = r"snake_case *not* [x] <T> `tick` ~a~ C:\\dir\*.txt \(a_1\) 50\% ⧵ a | b"
+    starts = ["# no heading", "> no quote", "- no list", "1. no list", "+ no list"]
+    extra = f"<h3>{escape(words)}</h3><p>{escape(words)} and <code>{escape(words)}</code> are words of a paragraph like any other.</p>"
+    extra += "".join(f"<p>{escape(start)}, but a paragraph like any other.</p>" for start in starts)
+    document = read(make.page(extra=extra), everything=everything)
+    assert document.text.count(words) == 3
+    for start in starts:
+        assert f"\n{start}, but" in document.text
+    assert heading_at(document, f"{words} and")[-1] == words
 
 
 def test_html_without_a_main_text_is_read_whole() -> None:

@@ -206,8 +206,17 @@ def _main_text(tree: Element) -> str:
 
     tree = deepcopy(tree)
     etree.strip_tags(tree, *_EMPHASIS)
+    # what it puts before characters that mean something in Markdown has to go again, and it alone
+    text = "".join(tree.itertext("*"))
+    backslash = next(chr(code) for code in range(0x29F5, 0x10000) if chr(code) not in text)
+    for el in tree.iter("*"):
+        if "\\" in (el.text or ""):
+            el.text = el.text.replace("\\", backslash)
+        if "\\" in (el.tail or ""):
+            el.tail = el.tail.replace("\\", backslash)
     options: dict[str, Any] = {"output_format": "markdown", "include_tables": True, "include_links": False}
-    return _tidy(clean(trafilatura.extract(tree, with_metadata=False, **options) or ""))
+    found = trafilatura.extract(tree, with_metadata=False, **options) or ""
+    return _tidy(clean(found.replace("\\", "").replace(backslash, "\\")))
 
 
 def _tidy(text: str) -> str:

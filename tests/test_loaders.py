@@ -153,7 +153,7 @@ def test_pdf_fonts_without_letters_are_told() -> None:
 
 def test_pdf_password() -> None:
     locked = make.pdf([["a secret"]], password="open sesame")
-    assert error(locked) == "file: is locked with a password: give another password"
+    assert error(locked) == "file is locked with a password: give another password"
     assert "is locked, and not with that password" in error(locked, password="wrong")
     document = read(locked, password="open sesame")
     assert document.text.strip() == "a secret"
@@ -652,7 +652,7 @@ def limited(data: bytes | str, name: str = "file", **limits: Any) -> str:
 
 def test_limits_are_named(tmp_path: Path) -> None:
     assert limited("x" * 11, file_bytes=10) == (
-        "file: has 11 bytes, and 10 is the limit: make limits.file_bytes 11 or more, if you trust the file"
+        "file has 11 bytes, and 10 is the limit: make limits.file_bytes 11 or more, if you trust the file"
     )
     limited("x" * 11, characters=10)
     limited(make.pdf([["a"]] * 6), pages=5)
@@ -869,7 +869,7 @@ def test_walk(tmp_path: Path) -> None:
     names = [path.relative_to(folder).as_posix() for path in found.files]
     assert names == ["Z.txt", "a.txt", "b/10.txt", "b/2.md", "b/deep/x.py", "b.pdf", "ä.txt"]
     assert all(load(path).text for path in found.files)
-    assert [note.split(":")[0] for note in found.notes] == [
+    assert [note.split()[0] for note in found.notes] == [
         "broken",
         "empty",
         "junk",
@@ -899,8 +899,8 @@ def test_walk_of_hostile_names(tmp_path: Path) -> None:
     found = walk(tmp_path)
     assert len(found.files) == len(names)
     (tmp_path / "a\n\x1b[31mb").touch()
-    assert walk(tmp_path).notes == ("a\\n\\x1b[31mb: is empty",)
-    with pytest.raises(DocumentError, match=r"a\\n\\x1b\[31mb: is empty"):
+    assert walk(tmp_path).notes == ("a\\n\\x1b[31mb is empty",)
+    with pytest.raises(DocumentError, match=r"a\\n\\x1b\[31mb is empty"):
         load(tmp_path / "a\n\x1b[31mb")
     for path in found.files:
         assert load(path).text == "text"

@@ -22,7 +22,6 @@ from .document import LIMITS, Limits, LoadedDocument, Place, printable
 from .folder import Walk, walk
 from .formats import foreign, is_packed, is_pdf, text_kind
 from .plain import read_plain
-from .readers import read
 
 __all__ = ["Limits", "LoadedDocument", "Place", "Walk", "load", "load_bytes", "walk"]
 
@@ -56,21 +55,21 @@ def load(
         with open(handle, "rb") as file:
             status = os.fstat(file.fileno())
             if stat.S_ISDIR(status.st_mode):
-                raise DocumentError(f"{name}: is a folder")
+                raise DocumentError(f"{name} is a folder")
             if not stat.S_ISREG(status.st_mode):
-                raise DocumentError(f"{name}: is no regular file")
-            limits.check("file_bytes", status.st_size, f"{name}: has {status.st_size:,} bytes")
+                raise DocumentError(f"{name} is no regular file")
+            limits.check("file_bytes", status.st_size, f"{name} has {status.st_size:,} bytes")
             data = file.read(limits.file_bytes + 1)
     except FileNotFoundError:
         raise DocumentError(f"{name}: there is no such file") from None
     except IsADirectoryError:
-        raise DocumentError(f"{name}: is a folder") from None
+        raise DocumentError(f"{name} is a folder") from None
     except (OSError, RuntimeError) as err:
-        raise DocumentError(f"{name}: cannot be read: {getattr(err, 'strerror', None) or err}") from None
+        raise DocumentError(f"{name} cannot be read: {getattr(err, 'strerror', None) or err}") from None
     except ValueError as err:
         if isinstance(err, DocumentError):
             raise
-        raise DocumentError(f"{name}: cannot be read: {err}") from None  # a NUL in the name
+        raise DocumentError(f"{name} cannot be read: {err}") from None  # a NUL in the name
     return load_bytes(data, name, encoding=encoding, password=password, everything=everything, limits=limits)
 
 
@@ -89,11 +88,11 @@ def load_bytes(
         name: for messages; its ending tells Markdown and code from other text.
     """
     name = printable(name)
-    limits.check("file_bytes", len(data), f"{name}: has {len(data):,} bytes")
+    limits.check("file_bytes", len(data), f"{name} has {len(data):,} bytes")
     if not data:
-        raise DocumentError(f"{name}: is empty")
+        raise DocumentError(f"{name} is empty")
     if found := foreign(data):
-        raise DocumentError(f"{name}: is {found[0]}, which is not read: {found[1]}")
+        raise DocumentError(f"{name} is {found[0]}, which is not read: {found[1]}")
     notes: tuple[str, ...] = ()
     if is_pdf(data):
         kind = "pdf"
@@ -106,14 +105,17 @@ def load_bytes(
             return read_plain(text, name, kind, notes, limits)
         data = text.encode("utf-8", "surrogatepass")
     python = sys.executable and not getattr(sys, "frozen", False)  # else that is the application
-    reader = read_apart if python and limits.seconds is not None else read
+    if python and limits.seconds is not None:
+        reader = read_apart
+    else:
+        from .readers import read as reader
     return reader(kind, data, name, password=password, everything=everything, notes=notes, limits=limits)
 
 
 def _decode(data: bytes, name: str, encoding: str | None) -> tuple[str, tuple[str, ...]]:
     if encoding is None and is_binary(data):
         raise DocumentError(
-            f"{name}: is a binary file of no kind that is read (PDF, HTML, DOCX, EPUB, Markdown, code, plain text): save it as one "
+            f"{name} is a binary file of no kind that is read (PDF, HTML, DOCX, EPUB, Markdown, code, plain text): save it as one "
             "of these first"
         )
     try:

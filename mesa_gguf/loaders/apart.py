@@ -135,7 +135,7 @@ def _no_time(name: str, limits: Limits, is_sought: bool) -> DocumentError:
     Args:
         is_sought: it was the main text of a page, and that takes most of the time.
     """
-    error = beyond("seconds", f"{name}: was not read in time", limits.seconds or 0)
+    error = beyond("seconds", f"{name} was not read in time", limits.seconds or 0)
     if not is_sought:
         return error
     faster = Remedy("everything", True, why="which is read faster than the main text is found")
@@ -143,7 +143,7 @@ def _no_time(name: str, limits: Limits, is_sought: bool) -> DocumentError:
 
 
 def _no_memory(name: str, limits: Limits) -> DocumentError:
-    return beyond("memory", f"{name}: needs more bytes of memory", limits.memory)
+    return beyond("memory", f"{name} needs more bytes of memory", limits.memory)
 
 
 def _signal(number: int) -> str:

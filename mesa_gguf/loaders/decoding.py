@@ -49,7 +49,7 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
         PromptError: they are no text in that encoding; names what they are, or an encoding that would work.
     """
     if file := foreign(data) or _readable(data):
-        raise PromptError(f"{name}: is {file[0]}, not text: {file[1]}")
+        raise PromptError(f"{name} is {file[0]}, not text: {file[1]}")
     return _decode(data, name, encoding or plain_encoding(data))
 
 
@@ -84,7 +84,7 @@ def decode_any(
     found = _guess(data)
     if found is None:
         raise PromptError(
-            f"{name}: is no text in any encoding that was tried", Remedy("encoding", why="if you know it")
+            f"{name} is no text in any encoding that was tried", Remedy("encoding", why="if you know it")
         ) from None
     return _decode(data, name, found), (f"the encoding was guessed: {found}",)
 
@@ -127,12 +127,12 @@ def _decode(data: bytes, name: str, encoding: str) -> str:
         raise PromptError(f"{encoding} is no encoding of text: use utf-8, utf-16 or cp1252") from None
     except UnicodeDecodeError as err:
         at = f"byte 0x{data[err.start]:02x} at offset {err.start}" if err.start < len(data) else "it is cut short"
-        raise PromptError(f"{name}: is not {encoding}: {at}", *_others(data, encoding)) from None
+        raise PromptError(f"{name} is not {encoding}: {at}", *_others(data, encoding)) from None
     except UnicodeError as err:  # UTF-16 and UTF-32 without a mark, punycode and their like
-        raise PromptError(f"{name}: is not {encoding}: {err}", *_others(data, encoding)) from None
+        raise PromptError(f"{name} is not {encoding}: {err}", *_others(data, encoding)) from None
     if "\0" in text:
         nul = text.index("\0")
-        raise PromptError(f"{name}: is not {encoding} text: it has a NUL at character {nul}", *_others(data, encoding))
+        raise PromptError(f"{name} is not {encoding} text: it has a NUL at character {nul}", *_others(data, encoding))
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 

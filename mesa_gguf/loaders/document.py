@@ -52,7 +52,7 @@ class Limits:
         Args:
             limit: its name.
             needed: how much there is,
-            what: in words: "report.pdf: has 30,000 pages".
+            what: in words: "report.pdf has 30,000 pages".
 
         Raises:
             DocumentError: there is more than the limit.
@@ -156,7 +156,7 @@ class Builder:
             self.place(place.page, place.heading, place.start)
         self._parts.append(text)
         self.n_characters += len(text)
-        self._limits.check("characters", self.n_characters, f"{self._name}: has more than that many characters of text")
+        self._limits.check("characters", self.n_characters, f"{self._name} has more than that many characters of text")
 
     def place(self, page: int | None, heading: tuple[str, ...], offset: int = 0) -> None:
         """Begin a place, so many characters behind what is there."""
@@ -174,7 +174,7 @@ class Builder:
         """
         text = "".join(self._parts)
         if not text.strip():
-            raise DocumentError(f"{self._name}: has no text")
+            raise DocumentError(f"{self._name} has no text")
         places = tuple(self._places)
         if not places or places[0].start > 0:
             first_page = places[0].page if places else None

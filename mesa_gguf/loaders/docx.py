@@ -51,7 +51,7 @@ def read_docx(packed: Packed, limits: Limits) -> LoadedDocument:
     for element, n in sorted(ignored.items()):
         builder.notes.append(f"not read: {n} element{'s' * (n > 1)} {one_line(element.rpartition('}')[2])}")
     if not result.value:
-        raise DocumentError(f"{name}: has no text")
+        raise DocumentError(f"{name} has no text")
     tree = parse_html(f"<html><body>{result.value}</body></html>", name, limits)
     if n := sum(1 for _ in tree.iter("img")):
         builder.notes.append(f"{n} picture{'s' * (n > 1)} in it {'were' if n > 1 else 'was'} not read")
@@ -79,7 +79,7 @@ def _check_xml(data: bytes, member: str, name: str, limits: Limits) -> str:
         depth += 1
         inside = tag == "dc:title"
         if depth > limits.depth:
-            raise beyond("depth", f"{name}: has elements nested deeper than that", limits.depth)
+            raise beyond("depth", f"{name} has elements nested deeper than that", limits.depth)
 
     def end(_: str) -> None:
         nonlocal depth, inside
@@ -87,9 +87,7 @@ def _check_xml(data: bytes, member: str, name: str, limits: Limits) -> str:
         inside = False
 
     def doctype(*_: Any) -> None:
-        raise DocumentError(
-            f"{name}: has a document type in {one_line(member)}, which no DOCX has: it may be an attack"
-        )
+        raise DocumentError(f"{name} has a document type in {one_line(member)}, which no DOCX has: it may be an attack")
 
     def characters(text: str) -> None:
         if inside:

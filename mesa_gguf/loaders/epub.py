@@ -34,7 +34,7 @@ def read_epub(packed: Packed, limits: Limits) -> LoadedDocument:
     root = next((el.get("full-path") for el in _all(container, "rootfile") if el.get("full-path")), None)
     package_at = packed.resolve("", root) if root else None
     if package_at is None:
-        raise DocumentError(f"{name}: is a damaged EPUB: its container names no package document that is there")
+        raise DocumentError(f"{name} is a damaged EPUB: its container names no package document that is there")
     package = _xml(packed, package_at, limits)
     items = {el.get("id"): el for el in _all(package, "item")}
     locked = _locked(packed, limits)
@@ -51,7 +51,7 @@ def read_epub(packed: Packed, limits: Limits) -> LoadedDocument:
             missing.append(n_parts)
             continue
         if at in locked:
-            raise DocumentError(f"{name}: is protected (DRM), so that only its shop's reader can open it")
+            raise DocumentError(f"{name} is protected (DRM), so that only its shop's reader can open it")
         if at in seen:
             continue  # listed twice: a book of one part a million times would be none
         seen.add(at)
@@ -124,7 +124,7 @@ def _xml(packed: Packed, at: str, limits: Limits) -> Element:
     try:
         tree = etree.fromstring(packed.read(at), _parser())
     except (etree.XMLSyntaxError, ValueError) as err:
-        raise DocumentError(f"{packed.name}: is a damaged EPUB: {one_line(at)}: {one_line(str(err))}") from None
+        raise DocumentError(f"{packed.name} is a damaged EPUB: {one_line(at)}: {one_line(str(err))}") from None
     check_depth(tree, packed.name, limits)
     return tree
 

@@ -40,12 +40,12 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
     try:
         root = folder.expanduser().resolve(strict=True)
         if not root.is_dir():
-            raise DocumentError(f"{shown}: is no folder")
+            raise DocumentError(f"{shown} is no folder")
         os.scandir(root).close()
     except FileNotFoundError:
         raise DocumentError(f"{shown}: there is no such folder") from None
     except (OSError, ValueError, RuntimeError) as err:  # RuntimeError: links in a circle
-        raise DocumentError(f"{shown}: cannot be read: {getattr(err, 'strerror', None) or err}") from None
+        raise DocumentError(f"{shown} cannot be read: {getattr(err, 'strerror', None) or err}") from None
 
     files: list[Path] = []
     notes: list[str] = []
@@ -59,7 +59,7 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
             is_link = path.is_symlink()
             real = path.resolve(strict=True)
             if is_link and not real.is_relative_to(root):
-                notes.append(f"{name}: is a link that leads out of the folder")
+                notes.append(f"{name} is a link that leads out of the folder")
                 continue
             if is_link and any(part.startswith(".") for part in real.relative_to(root).parts):
                 continue
@@ -70,7 +70,7 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
                 with os.scandir(path) as entries:
                     names = sorted((entry.name for entry in entries if not entry.name.startswith(".")), reverse=True)
                 n_entries += len(names)
-                limits.check("files", n_entries, f"{shown}: has more files than that")
+                limits.check("files", n_entries, f"{shown} has more files than that")
                 todo.extend(path / entry for entry in names)
                 continue
             if (status.st_dev, status.st_ino) in seen:
@@ -82,7 +82,7 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
         except RuntimeError:
             reason = "is a link to itself"
         if reason:
-            notes.append(f"{name}: {reason}")
+            notes.append(f"{name} {reason}")
         else:
             files.append(path)
     return Walk(tuple(files), tuple(notes))

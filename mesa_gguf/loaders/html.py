@@ -57,7 +57,7 @@ def read_html(text: str, name: str, notes: tuple[str, ...], everything: bool, li
     if not found:
         found, places = marks.take_out(whole_text(tree))
     if not found.strip() and next(tree.iter("img", "svg", "canvas"), None) is not None:
-        raise DocumentError(f"{name}: has pictures only, and no text")
+        raise DocumentError(f"{name} has pictures only, and no text")
     builder.add(found, places)
     return builder.document("html", title or next((p.heading[0] for p in places if p.heading), None))
 
@@ -82,7 +82,7 @@ def parse_html(text: str, name: str, limits: Limits) -> Element:
         with suppress(lxml.etree.ParserError):  # nothing but comments
             tree = lxml.html.document_fromstring(text.encode(), parser=parser)
     if tree is None:
-        raise DocumentError(f"{name}: has no text")
+        raise DocumentError(f"{name} has no text")
     check_depth(tree, name, limits)
     return tree
 
@@ -99,7 +99,7 @@ def check_depth(tree: Element, name: str, limits: Limits) -> None:
     for event, _ in etree.iterwalk(tree, events=("start", "end")):
         depth += 1 if event == "start" else -1
         if depth > limits.depth:
-            raise beyond("depth", f"{name}: has elements nested deeper than that", limits.depth)
+            raise beyond("depth", f"{name} has elements nested deeper than that", limits.depth)
 
 
 class Marks:

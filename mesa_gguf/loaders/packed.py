@@ -23,19 +23,19 @@ class Packed:
     def __init__(self, data: bytes, name: str, limits: Limits) -> None:
         self.name, self.data = name, data
         # note: zipfile makes an object of each member before one could count them
-        limits.check("members", data.count(b"PK\x01\x02"), f"{name}: has more members than that")
+        limits.check("members", data.count(b"PK\x01\x02"), f"{name} has more members than that")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, OSError) as err:
-            raise DocumentError(f"{name}: is a damaged ZIP file (as DOCX and EPUB are): {one_line(str(err))}") from None
+            raise DocumentError(f"{name} is a damaged ZIP file (as DOCX and EPUB are): {one_line(str(err))}") from None
         members = self._zip.infolist()
-        limits.check("members", len(members), f"{name}: has {len(members):,} members")
+        limits.check("members", len(members), f"{name} has {len(members):,} members")
         unpacked = sum(member.file_size for member in members)
-        limits.check("unpacked_bytes", unpacked, f"{name}: unpacks to {unpacked:,} bytes")
+        limits.check("unpacked_bytes", unpacked, f"{name} unpacks to {unpacked:,} bytes")
         for member in members:
             ratio = member.file_size // max(member.compress_size, 1)
             if member.file_size > MIB and ratio > limits.ratio:
-                raise beyond("ratio", f"{name}: unpacks one member to {ratio:,} times its size", limits.ratio, ratio)
+                raise beyond("ratio", f"{name} unpacks one member to {ratio:,} times its size", limits.ratio, ratio)
         self.members = frozenset(member.filename for member in members)
         self.infos = members
 
@@ -49,7 +49,7 @@ class Packed:
         mimetype = self.read("mimetype")[:100].decode("latin-1").strip() if "mimetype" in self.members else ""
         kind = packed_kind(self.members, mimetype)
         if isinstance(kind, tuple):
-            raise DocumentError(f"{self.name}: is {kind[0]}, which is not read: {kind[1]}")
+            raise DocumentError(f"{self.name} is {kind[0]}, which is not read: {kind[1]}")
         return kind
 
     def read(self, member: str | zipfile.ZipInfo, size: int = -1) -> bytes:
@@ -66,9 +66,9 @@ class Packed:
             ) as file:  # gives no more bytes than the directory says, which were counted above
                 return file.read(size)
         except KeyError:
-            raise DocumentError(f"{self.name}: is damaged: its member {called} is missing") from None
+            raise DocumentError(f"{self.name} is damaged: its member {called} is missing") from None
         except RuntimeError:  # zipfile's word for it
-            raise DocumentError(f"{self.name}: is locked with a password: save it without one first") from None
+            raise DocumentError(f"{self.name} is locked with a password: save it without one first") from None
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, OSError) as err:
             raise DocumentError(f"{self.name}: its member {called} is damaged: {one_line(str(err))}") from None
 

@@ -41,12 +41,12 @@ def read_pdf(data: bytes, name: str, password: str | None, limits: Limits) -> Lo
     except pypdfium2.PdfiumError as err:
         if err.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
             said = "is locked with a password" if password is None else "is locked, and not with that password"
-            raise DocumentError(f"{name}: {said}", Remedy("password")) from None
+            raise DocumentError(f"{name} {said}", Remedy("password")) from None
         if err.err_code == pypdfium2.raw.FPDF_ERR_SECURITY:
             raise DocumentError(
-                f"{name}: is locked in a way that PDFium does not know: save it without first"
+                f"{name} is locked in a way that PDFium does not know: save it without that first"
             ) from None
-        raise DocumentError(f"{name}: is a damaged PDF file, or none") from None
+        raise DocumentError(f"{name} is a damaged PDF file, or none") from None
     try:
         return _read(pdf, name, limits)
     finally:
@@ -57,7 +57,7 @@ def _read(pdf: PdfDocument, name: str, limits: Limits) -> LoadedDocument:
     import pypdfium2
 
     n_pages = len(pdf)
-    limits.check("pages", n_pages, f"{name}: has {n_pages:,} pages")
+    limits.check("pages", n_pages, f"{name} has {n_pages:,} pages")
     builder = Builder(name, limits)
     form = pdf.get_formtype()
     if form == pypdfium2.raw.FORMTYPE_ACRO_FORM:
@@ -88,7 +88,7 @@ def _read(pdf: PdfDocument, name: str, limits: Limits) -> LoadedDocument:
     if scanned and len(scanned) + len(damaged) == n_pages:
         raise DocumentError(f"{name}: no page has a text layer: {_NEEDS_OCR}")
     if damaged and len(damaged) == n_pages:
-        raise DocumentError(f"{name}: is a damaged PDF file: no page can be read")
+        raise DocumentError(f"{name} is a damaged PDF file: no page can be read")
     for numbers, what in (
         (scanned, f"no text layer: {_NEEDS_OCR}"),
         (damaged, "damage, and could not be read"),

@@ -36,12 +36,12 @@ def read(
     except MesaError:
         raise
     except MemoryError:
-        raise beyond("memory", f"{name}: needs more bytes of memory", limits.memory) from None
+        raise beyond("memory", f"{name} needs more bytes of memory", limits.memory) from None
     except RecursionError:
-        raise beyond("depth", f"{name}: is nested too deep", limits.depth) from None
+        raise beyond("depth", f"{name} is nested too deep", limits.depth) from None
     except Exception as err:  # what the packages for damaged files raise is anything
         said = " ".join(str(err).split())[:200]
-        raise DocumentError(f"{name}: is damaged: {type(err).__name__}{f': {said}' if said else ''}") from err
+        raise DocumentError(f"{name} is damaged: {type(err).__name__}{f': {said}' if said else ''}") from err
 
 
 def warm_up(kind: str, everything: bool) -> None:

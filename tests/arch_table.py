@@ -76,7 +76,7 @@ def ask(folder: Path, names: list[str]) -> None:
             MesaLlama(folder / file_name(name), n_ctx=256).close()
             tell(name, "read", "")
         except MesaError as err:
-            tell(name, "refused", re.sub(r"^.*\(architecture [^)]*\): |; MesaConfig\(enabled=False\).*$", "", str(err)))
+            tell(name, "refused", re.sub(r"^.*\(architecture [^)]*\): |: give enabled=False.*$", "", str(err)))
 
 
 def how_tested(name: str) -> str:

@@ -26,28 +26,29 @@ static llama_token sample(uintptr_t constraints, uintptr_t selection, const f32_
     if (constraints == 0 || selection == 0) {
         throw std::invalid_argument("the sampler is closed");
     }
-    const auto   * data = logits.data();
-    const auto n_vocab  = (llama_token) logits.size();
+    const auto * data  = logits.data();
+    const auto n_vocab = (llama_token) logits.size();
 
     py::gil_scoped_release release;
 
-    static thread_local std::vector<llama_token_data> candidates; // kept, as filling new memory takes longer than the rest
+    static thread_local std::vector<llama_token_data>
+            candidates; // kept, as filling new memory takes longer than the rest
     candidates.resize(n_vocab);
     for (llama_token token = 0; token < n_vocab; ++token) {
         candidates[token] = { token, data[token], 0.0f };
     }
-    llama_token_data_array cur = { candidates.data(), candidates.size(), /*.selected =*/ -1, /*.sorted =*/ false };
+    llama_token_data_array cur = { candidates.data(), candidates.size(), /*.selected =*/-1, /*.sorted =*/false };
     llama_sampler_apply((llama_sampler *) constraints, &cur);
 
-    bool  numbers = true;
-    float best    = -INFINITY;
-    float worst   =  INFINITY;
+    bool numbers = true;
+    float best   = -INFINITY;
+    float worst  = INFINITY;
     for (size_t i = 0; i < cur.size; ++i) {
         auto & logit = cur.data[i].logit;
-        numbers = numbers && logit == logit;
-        logit   = std::min(logit, largest);
-        best    = std::max(best,  logit);
-        worst   = std::min(worst, logit);
+        numbers      = numbers && logit == logit;
+        logit        = std::min(logit, largest);
+        best         = std::max(best, logit);
+        worst        = std::min(worst, logit);
     }
     if (!numbers) {
         throw std::runtime_error("the logits are not numbers");
@@ -59,7 +60,7 @@ static llama_token sample(uintptr_t constraints, uintptr_t selection, const f32_
         const auto * end = std::remove_if(cur.data, cur.data + cur.size, [=](const llama_token_data & candidate) {
             return candidate.logit == -INFINITY || candidate.logit < best - reach;
         });
-        cur.size = end - cur.data;
+        cur.size         = end - cur.data;
     }
 
     llama_sampler_apply((llama_sampler *) selection, &cur);
@@ -69,7 +70,7 @@ static llama_token sample(uintptr_t constraints, uintptr_t selection, const f32_
     const auto token = cur.data[cur.selected].id;
 
     llama_sampler_accept((llama_sampler *) constraints, token);
-    llama_sampler_accept((llama_sampler *) selection,   token);
+    llama_sampler_accept((llama_sampler *) selection, token);
     return token;
 }
 

@@ -16,7 +16,17 @@ _llama_cpp.load()
 
 from ._core import METHODS  # noqa: E402
 from .config import MesaConfig, MesaPlan  # noqa: E402
-from .errors import ConfigError, DeviceError, MesaError, ModelError, OutOfMemoryError, PromptError  # noqa: E402
+from .errors import (  # noqa: E402
+    ConfigError,
+    DeviceError,
+    DocumentError,
+    MesaError,
+    ModelError,
+    OutOfMemoryError,
+    PromptError,
+)
+from .library.library import Library  # noqa: E402
+from .library.store import LibraryError  # noqa: E402
 from .llama import MesaLlama  # noqa: E402
 from .reading.reader import Answer, Reader, Reading  # noqa: E402
 
@@ -27,6 +37,9 @@ __all__ = [
     "Answer",
     "ConfigError",
     "DeviceError",
+    "DocumentError",
+    "Library",
+    "LibraryError",
     "MesaConfig",
     "MesaError",
     "MesaLlama",

@@ -709,6 +709,12 @@ class MesaLlama(llama_cpp.Llama):
         self._with_logits = range(0)
         self._requires_eval = True
 
+    @functools.cached_property
+    def chunk_origin(self) -> str:
+        """What kept chunks depend on besides their tokens and their first chunk's: model file, adapter, RoPE options, KV types."""
+        types = (self.context_params.type_k, self.context_params.type_v)
+        return hashlib.sha256(repr((self._origin, types)).encode()).hexdigest()
+
     def chunk_size(self, n_tokens: int) -> int:
         """Bytes that `save_chunk` returns for a chunk of n_tokens tokens."""
         self._check_keeps_chunks()

@@ -50,6 +50,15 @@ def random_tokens(n: int, seed: int = 0, n_vocab: int = 128) -> list[int]:
     return np.random.default_rng(seed).integers(0, n_vocab, n).tolist()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing that a test keeps goes into the user's library."""
+    folder = tmp_path_factory.mktemp("library")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MESA_LIBRARY", str(folder))
+        yield folder
+
+
 # Models and contexts.
 
 

@@ -121,7 +121,7 @@ def test_ask_several_questions(run: Run, file: Path, document: Document, tmp_pat
 
 def test_json_has_one_object_a_question(run: Run, file: Path, document: Document) -> None:
     questions = [fact.question for fact in document.facts[:2]]
-    results = [json.loads(line) for line in run("ask", "-f", file, *asked(questions), "--json", *THREADS).splitlines()]
+    results = [json.loads(line) for line in run("ask", "--no-library", "-f", file, *asked(questions), "--json", *THREADS).splitlines()]
     assert [result["question"] for result in results] == questions
     for result in results:
         assert set(result) == {"question", "answer", "finish_reason", "n_tokens", "timings", "plan", "model"}
@@ -145,7 +145,7 @@ def test_json_has_one_object_a_question(run: Run, file: Path, document: Document
 
 def test_the_document_is_read_once(run: Run, file: Path, document: Document, evaluated: list[int]) -> None:
     questions = [fact.question for fact in document.facts[:3]]
-    results = [json.loads(line) for line in run("ask", "-f", file, *asked(questions), "--json", *THREADS).splitlines()]
+    results = [json.loads(line) for line in run("ask", "--no-library", "-f", file, *asked(questions), "--json", *THREADS).splitlines()]
     read = [n for n in evaluated if n > 1]  # generated tokens are given one by one
     assert read == [results[0]["n_tokens"]["document"], *(result["n_tokens"]["question"] for result in results)]
     generated = sum(result["n_tokens"]["answer"] for result in results)
@@ -205,8 +205,10 @@ def test_same_seed_same_answer(run: Run, file: Path) -> None:
 
 
 def test_quiet_says_nothing_else(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["ask", "-f", str(file), "Who?", "--max-tokens", "4", *THREADS]) == 0
+    assert cli.main(["ask", "-f", str(file), "Who?", "--max-tokens", "4", "--no-library", *THREADS]) == 0
     assert "tokens/s" in capsys.readouterr().err
+    assert cli.main(["ask", "-f", str(file), "Who?", "--max-tokens", "4", *THREADS]) == 0
+    assert "chunks of document.txt" in capsys.readouterr().err
     assert cli.main(["ask", "-f", str(file), "Who?", "--max-tokens", "4", "--quiet", *THREADS]) == 0
     assert capsys.readouterr().err == ""
 
@@ -397,13 +399,21 @@ def test_demo(run: Run, tmp_path: Path) -> None:
         (["ask", "-f", "DOC", " "], "question is empty"),
         (["ask", "-f", "DOC", "--questions", "EMPTY"], "no question"),
         (["ask", "Who?"], "no document"),
-        (["ask", "-f", "EMPTY", "Who?"], "empty"),
+        (["ask", "-f", "EMPTY", "Who?"], "EMPTY has no text"),
+        (["ask", "-f", "EMPTY", "Who?", "--no-library"], "empty"),
         (["ask", "-f", "missing.txt", "Who?"], "missing.txt: there is no such file"),
-        (["ask", "-f", "FOLDER", "Who?"], "folder"),
-        (["ask", "-f", "LATIN", "Who?"], "byte 0xe9 at offset 3"),
+        (["ask", "-f", "FOLDER", "Who?", "--no-library"], "folder"),
+        (["ask", "-f", "LATIN", "Who?", "--no-library"], "byte 0xe9 at offset 3"),
         (["ask", "-f", "DOC", "Who?", "--encoding", "klingon"], "klingon"),
         (["ask", "-f", "-", "--questions", "-"], "standard input"),
-        (["ask", "-f", "DOC", "Who?", "--n-ctx", "500"], "--n-ctx 500"),
+        (["ask", "-f", "DOC", "Who?", "--n-ctx", "500", "--no-library"], "--n-ctx 500"),
+        (["ask", "-f", "DOC", "Who?", "--n-ctx", "500", "--read", "all"], "or give --read auto"),
+        (["ask", "-f", "DOC", "Who?", "--read", "some"], "it must be auto, all, each, or a number of tokens"),
+        (["ask", "-f", "DOC", "Who?", "--read", "0"], "it must be auto, all, each, or a number of tokens"),
+        (["ask", "-f", "DOC", "Who?", "--read", "all", "--stock"], "leave out --no-library, --stock"),
+        (["ask", "-f", "DOC", "-f", "DOC", "Who?", "--no-library"], "several documents are for the library"),
+        (["ask", "--collection", "none", "Who?"], "there is no collection none"),
+        (["ask", "-f", "DOC", "Who?", "--library", "DOC"], "is a file: name a folder"),
         (["ask", "-f", "DOC", "Who?", "--type-k", "q9_9"], "q9_9"),
         (["ask", "-f", "DOC", "Who?", "--first-chunk", "600"], "train_length (512)"),
         (["ask", "-f", "DOC", "Who?", "--stair-width", "wide"], "--stair-width wide"),

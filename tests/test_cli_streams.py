@@ -137,8 +137,21 @@ def test_a_model_whose_name_is_not_utf_8(folder: Path) -> None:
 )
 def test_documents_that_are_no_text(folder: Path, name: str, data: bytes, said: str) -> None:
     (folder / name).write_bytes(data)
-    done = run(folder, "ask", "-f", name, "Who?")
+    done = run(folder, "ask", "-f", name, "Who?", "--no-library")
     assert done.returncode == 2 and said in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+def test_documents_of_a_library_that_are_no_text(folder: Path) -> None:
+    for name, data, said in (("a.pdf", b"%PDF-1.4\n%\xe2\xe3\n", "a damaged PDF file"), ("c.txt", b"one\0two", "a binary file")):
+        (folder / name).write_bytes(data)
+        done = run(folder, "ask", "-f", name, "Who?")
+        assert done.returncode == 2 and said in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+def test_an_encoding_is_guessed_and_told(folder: Path) -> None:
+    (folder / "b.txt").write_bytes("In the Café “Åsa” the bread was good – and fresh.".encode("cp1252"))
+    done = run(folder, *(arg for arg in ASK if arg not in ("document.txt", "-f", "--quiet")), "-f", "b.txt", "Was it?")
+    assert done.returncode == 0 and b"the encoding was guessed: cp1252" in done.stderr
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig"])

@@ -813,7 +813,7 @@ def test_what_happens_there_stays_there(code: str, says: str, tmp_path: Path, mo
         ("lxml", make.page().encode()),
         ("inscriptis", make.epub(PARTS)),
         ("mammoth", make.docx(make.docx_paragraph("text"))),
-        ("charset_normalizer", GERMAN.encode("cp1252")),
+        ("charset_normalizer", "Кот и кит, и ещё раз кот.".encode("koi8-r")),
     ],
 )
 def test_missing_packages_are_told(package: str, data: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

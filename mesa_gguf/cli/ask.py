@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import PromptError, Remedy
+from ..library.library import Document, Library
 from ..model.hub import find_model
 from ..reading.text import check_text, read_text, source_name
 from . import output
 from .options import (
     Batch,
     Chunk,
+    CollectionOption,
     Encoding,
-    FileOption,
+    FilesOption,
     FirstChunk,
     FlashAttn,
     JsonLines,
     LastChunk,
+    LibraryOption,
     LogScaling,
     MaxTokens,
     Method,
     ModelOption,
     NCtx,
     NGpuLayers,
+    NoLibrary,
     Plain,
     QuestionOption,
     QuestionsFile,
     Quiet,
+    ReadOption,
     RpcServers,
     Seed,
     StairBias,
@@ -51,7 +58,10 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..config import MesaPlan
-    from ..reading.reader import Answer, Reader, Reading
+    from ..llama import MesaLlama
+    from ..reading.prompts import PromptForm
+    from ..reading.reader import Answer, AnswerStream, Citation, Reader, Reading
+    from ..reading.shelf import ReadMode
 
 EXAMPLES = """\
 Examples:\n
@@ -68,10 +78,14 @@ def ask(
         typer.Argument(metavar="QUESTION", help="The question; further ones are given with -q or --questions."),
     ] = None,
     model: ModelOption = None,
-    file: FileOption = None,
+    files: FilesOption = None,
     questions: QuestionOption = None,
     questions_file: QuestionsFile = None,
     encoding: Encoding = None,
+    read: ReadOption = "auto",
+    collection: CollectionOption = None,
+    library: LibraryOption = None,
+    no_library: NoLibrary = False,
     plain: Plain = False,
     as_json: JsonLines = False,
     quiet: Quiet = False,
@@ -98,9 +112,13 @@ def ask(
     batch: Batch = 512,
     ubatch: UBatch = 512,
 ) -> None:
-    """Answer questions about a document, which is read once and may be longer than the model's context."""
+    """Answer questions about documents, which are read once, kept, and may be longer than the model's context.
+
+    What was read is kept in the library: the same document, or one that was edited, is not read again. With --no-library one
+    text is read whole, and nothing is kept.
+    """
     from ..reading.prompts import PromptForm
-    from ..reading.reader import Reader, context_for, load_model, load_vocabulary
+    from ..reading.reader import load_model, load_vocabulary
 
     config = config_of(
         stock, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, stair_bias, method
@@ -110,54 +128,244 @@ def ask(
         "type_v": kv_type_of(type_v),
         "flash_attn": flash_attn_of(flash_attn),
     }
-    if file == questions_file == "-":
+    if "-" in (files or ()) and questions_file == "-":
         raise PromptError("the document and the questions cannot both come from standard input")
+    mode = _mode(read)
+    own_numbers = any(value is not None for value in (train_length, first_chunk, chunk, last_chunk, log_scaling, stair_bias))
+    whole = no_library or stock or method != "mesa" or own_numbers or stair_width != "auto"
+    if whole and (collection is not None or read != "auto" or len(files or ()) > 1):
+        raise PromptError(
+            "--collection, --read and several documents are for the library, which reads by Mesa-Extrapolation with its own numbers: "
+            "leave out --no-library, --stock, --method and the lengths of chunks"
+        )
     asked = _questions(question, questions or [], questions_file, encoding)
-    document = _document(file, encoding)
+    document = _document(files[0] if files else None, encoding) if whole else ""
+    if not whole and not files and collection is None:
+        raise PromptError("no document: give a file with -f, or -f - to read standard input, or a collection with --collection")
 
     path = find_model(model)
     form = PromptForm(load_vocabulary(path, verbose), plain=plain)
+
+    def load(n_needed: int) -> MesaLlama:
+        return load_model(
+            path,
+            mesa=config,
+            n_ctx=n_needed if n_ctx is None else n_ctx,
+            n_batch=batch,
+            n_ubatch=ubatch,
+            n_threads=threads,
+            n_threads_batch=threads,
+            n_gpu_layers=n_gpu_layers,
+            rpc_servers=rpc,
+            seed=seed,
+            verbose=verbose,
+            **attention,
+        )
+
+    show = _Show(as_json, quiet, bar=not quiet and not verbose)
+    generation = _Generation(max_tokens, temperature)
+    if whole:
+        _ask_whole(path, form, document, asked, load, n_ctx, generation, show)
+    else:
+        with Library(library) as opened:
+            if opened.mended is not None:
+                output.say(f"mesa-gguf: {opened.mended}")
+            documents = _documents(opened, files or [], collection, encoding)
+            _ask_library(path, form, opened, documents, asked, mode, load, generation, show)
+
+
+@dataclass(frozen=True)
+class _Show:
+    """What is printed besides answers."""
+
+    as_json: bool
+    quiet: bool
+    bar: bool
+
+
+@dataclass(frozen=True)
+class _Generation:
+    max_tokens: int
+    temperature: float
+
+
+Load = Callable[[int], "MesaLlama"]
+
+
+def _mode(text: str) -> ReadMode:
+    from ..reading.shelf import check_mode
+
+    return check_mode(int(text) if text.isascii() and text.isdigit() else text)
+
+
+#
+# one text, whole
+#
+
+
+def _ask_whole(
+    path: Path,
+    form: PromptForm,
+    document: str,
+    asked: Sequence[str],
+    load: Load,
+    n_ctx: int | None,
+    generation: _Generation,
+    show: _Show,
+) -> None:
+    from ..reading.reader import Reader, context_for
+
     head, tails = form.head(document), [form.tail(text) for text in asked]
     n_longest = len(head) + max(map(len, tails))
     if n_ctx is not None and n_longest >= n_ctx:
         raise PromptError(
             f"document and question have {n_longest} tokens, which is too much for --n-ctx {n_ctx}",
-            Remedy("n_ctx", n_longest + max_tokens, "or more"),
+            Remedy("n_ctx", n_longest + generation.max_tokens, "or more"),
         )
     start = time.perf_counter()
-    llm = load_model(
-        path,
-        mesa=config,
-        n_ctx=context_for(n_longest, max_tokens) if n_ctx is None else n_ctx,
-        n_batch=batch,
-        n_ubatch=ubatch,
-        n_threads=threads,
-        n_threads_batch=threads,
-        n_gpu_layers=n_gpu_layers,
-        rpc_servers=rpc,
-        seed=seed,
-        verbose=verbose,
-        **attention,
-    )
+    llm = load(context_for(n_longest, generation.max_tokens))
     load_s = time.perf_counter() - start
     with contextlib.closing(llm):
-        reader = Reader(llm, form)
-        show = not quiet and not verbose
-        with output.reading_bar(show) as llm.progress:
+        reader = Reader(llm, form=form)
+        with output.reading_bar(show.bar) as llm.progress:
             reading = reader.read(head)
         llm.progress = None
-        if show and not as_json:
+        if show.bar and not show.as_json:
             output.say(_reading_line(reader, reading))
         for index, text in enumerate(asked):
-            stream = reader.ask(tails[index], max_tokens=max_tokens, temperature=temperature)
-            if as_json:
+            stream = reader.ask(tails[index], max_tokens=generation.max_tokens, temperature=generation.temperature)
+            if show.as_json:
                 output.write_json(_result(text, stream.answer, reader, reading, path, load_s))
                 continue
-            if len(asked) > 1 and not quiet:
-                output.write(f"> {text}\n")
-            for piece in stream:
-                output.write(piece)
-            output.write("\n\n" if len(asked) > index + 1 and not quiet else "\n")
+            _write_answer(text, stream, index, len(asked), show)
+
+
+def _write_answer(question: str, stream: AnswerStream, index: int, n: int, show: _Show) -> None:
+    if n > 1 and not show.quiet:
+        output.write(f"> {question}\n")
+    for piece in stream:
+        output.write(piece)
+    output.write("\n\n" if n > index + 1 and not show.quiet else "\n")
+
+
+#
+# documents of a library
+#
+
+
+def _documents(library: Library, files: Sequence[str], collection: str | None, encoding: str | None) -> list[Document]:
+    """The documents that are asked about, those of the files added to the library."""
+    found: list[Document] = []
+    for file in files:
+        if file == "-":
+            found.append(library.add_text(_document(file, encoding), source_name(file), collection=collection))
+        elif Path(file).expanduser().is_dir():
+            documents, notes = library.add_folder(file, collection=collection)
+            found += documents
+            for note in notes:
+                output.say(f"mesa-gguf: {note}")
+            if not documents:
+                raise PromptError(f"{source_name(file)}: there is no document in this folder that can be read")
+        else:
+            found.append(library.add(file, collection=collection, encoding=encoding))
+    for document in found:
+        for note in document.notes:
+            output.say(f"mesa-gguf: {document.name}: {note}")
+    if collection is not None:
+        return library.documents(collection)
+    return list({document.id: document for document in found}.values())
+
+
+def _ask_library(
+    path: Path,
+    form: PromptForm,
+    library: Library,
+    documents: Sequence[Document],
+    asked: Sequence[str],
+    mode: ReadMode,
+    load: Load,
+    generation: _Generation,
+    show: _Show,
+) -> None:
+    from ..reading.reader import Reader, context_for
+    from ..reading.shelf import Catalogue
+
+    begin: float | None = time.perf_counter()
+    catalogue = Catalogue(form.vocabulary, form, library)
+    needed = 0
+    for text in asked:
+        selection = catalogue.select(text, documents, mode)
+        n_read = max(len(piece.tokens) for piece in selection.pieces) if mode == "each" else selection.n_tokens
+        if mode == "each":  # the answers together come last
+            n_read = max(n_read, len(selection.pieces) * (generation.max_tokens + 32))
+        needed = max(needed, n_read + len(form.tail(text)))
+    needed += len(catalogue.preamble) + 8
+    llm = load(max(context_for(needed, generation.max_tokens), context_for(len(catalogue.preamble) + catalogue.chunk_tokens, 8)))
+    with contextlib.closing(llm):
+        reader = Reader(llm, catalogue=catalogue)
+        for index, text in enumerate(asked):
+            with output.reading_bar(show.bar) as progress:
+                stream = reader.ask(
+                    text,
+                    documents=documents,
+                    read=mode,
+                    max_tokens=generation.max_tokens,
+                    temperature=generation.temperature,
+                    progress=progress,
+                    begin=begin,
+                )
+            begin = None
+            if show.as_json:
+                output.write_json(_kept_result(text, stream.answer, path))
+                continue
+            _write_answer(text, stream, index, len(asked), show)
+            if not show.quiet:
+                _say_sources(stream.answer)
+
+
+def _say_sources(answer: Answer) -> None:
+    """Where the answer stands, and what was read for it."""
+    for number, citation in enumerate(answer.citations, 1):
+        where = citation.document
+        if citation.page is not None:
+            where += f", page {citation.page}"
+        if citation.heading:
+            where += f", {' > '.join(citation.heading)}"
+        text = " ".join(citation.text.split())
+        output.say(f"[{number}] {where}: {text if len(text) <= 240 else f'{text[:240]}…'}")
+    if answer.read is None:
+        return
+    if answer.citations and not any(citation.literal for citation in answer.citations):
+        output.say("the answer's words do not stand in what was read")
+    read = answer.read
+    output.say(f"{read}: {read.tokens_computed} tokens computed, {read.tokens_reused} reused")
+    for note in read.notes:
+        output.say(f"mesa-gguf: {note}")
+
+
+def _citation(citation: Citation) -> dict[str, Any]:
+    """A citation by the names that --json has."""
+    fields = asdict(citation)
+    return {("end" if name == "stop" else name): value for name, value in fields.items()}
+
+
+def _kept_result(question: str, answer: Answer, path: Path) -> dict[str, Any]:
+    """What --json prints for a question about documents of the library."""
+    read = answer.read
+    assert read is not None
+    return {
+        "question": question,
+        "answer": answer.text,
+        "finish_reason": answer.finish_reason,
+        "citations": [_citation(citation) for citation in answer.citations],
+        "read": asdict(read),
+        "n_tokens": {"question": answer.n_question, "answer": answer.n_tokens},
+        "timings": {
+            "first_token_s": answer.first_token_seconds,
+            "answer_s": answer.seconds,
+        },
+        "model": str(path),
+    }
 
 
 def _questions(first: str | None, others: list[str], file: str | None, encoding: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -11,6 +12,7 @@ from ..errors import ConfigError
 from ..model.hub import HUB_FORM
 
 MESA = "Reading past the trained length (lengths in tokens)"
+LIBRARY = "Documents that are kept"
 GENERATION = "Generation"
 ENGINE = "llama.cpp"
 
@@ -26,8 +28,46 @@ ModelOption = Annotated[
 ]
 JsonOption = Annotated[bool, option("--json", help="Print the result as JSON.")]
 
-FileOption = Annotated[
-    str | None, option("-f", "--file", metavar="DOC", help="The document, a text file; - reads it from standard input.")
+FilesOption = Annotated[
+    list[str] | None,
+    option(
+        "-f",
+        "--file",
+        metavar="DOC",
+        help="A document: a text, PDF, HTML, DOCX, EPUB or Markdown file, or a folder of such; - reads a text from standard input. "
+        "May be given several times.",
+    ),
+]
+ReadOption = Annotated[
+    str,
+    option(
+        "--read",
+        metavar="auto|all|each|N",
+        help="How much a question reads. all: every chunk. auto: every chunk of a short text, else those that match the question. "
+        "N: matching chunks of N tokens together. each: every chunk alone, then the answers together.",
+        panel=LIBRARY,
+    ),
+]
+CollectionOption = Annotated[
+    str | None,
+    option(
+        "--collection",
+        metavar="NAME",
+        help="Ask about the documents of this collection; those given with -f are added to it.",
+        panel=LIBRARY,
+    ),
+]
+LibraryOption = Annotated[
+    Path | None,
+    option(
+        "--library",
+        metavar="DIR",
+        help="Folder of the library. Default: the environment variable MESA_LIBRARY, or the user's data folder.",
+        panel=LIBRARY,
+    ),
+]
+NoLibrary = Annotated[
+    bool, option("--no-library", help="Read one text whole, and keep nothing of it.", panel=LIBRARY)
 ]
 QuestionOption = Annotated[
     list[str] | None,

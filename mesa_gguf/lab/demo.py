@@ -100,7 +100,7 @@ def _run(name: str, path: Path, config: MesaConfig, document: Document, threads:
     n_ctx = context_for(len(head) + max(map(len, tails)), MAX_TOKENS)
     llm = load_model(path, mesa=config, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads)
     try:
-        reader = Reader(llm, form)
+        reader = Reader(llm, form=form)
         with watch(f"{name}: reading {len(head)} tokens") as llm.progress:
             reading = reader.read(head)
         llm.progress = None

@@ -36,6 +36,7 @@ class PromptForm:
         plain: do not use the model's chat template.
 
     Attributes:
+        vocabulary: the model.
         stop: strings that end an answer, besides the model's own end of generation.
 
     Raises:
@@ -43,7 +44,7 @@ class PromptForm:
     """
 
     def __init__(self, vocabulary: MesaLlama, *, plain: bool = False) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         template = vocabulary.metadata.get("tokenizer.chat_template")
         self._template = None if plain or template is None else _Template(vocabulary, template)
         self.stop: tuple[str, ...] = ("\n",) if self.is_plain else ()
@@ -66,7 +67,7 @@ class PromptForm:
         """
         if self._template is not None:
             return [*self._template.head, *self.tokenize(TASK)]
-        return begin(self._vocabulary) or self.tokenize(TASK)
+        return begin(self.vocabulary) or self.tokenize(TASK)
 
     def head(self, document: str) -> list[int]:
         """The tokens of the prompt up to the end of the document.
@@ -75,7 +76,7 @@ class PromptForm:
             PromptError: the document is empty, or not text.
         """
         text = check_text(document, "the document")
-        before = begin(self._vocabulary) if self.is_plain else self.preamble
+        before = begin(self.vocabulary) if self.is_plain else self.preamble
         return [*before, *self.tokenize(f"{text}{END}")]
 
     def tail(self, question: str, *, begun: str = "") -> list[int]:
@@ -106,7 +107,7 @@ class PromptForm:
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text from outside: no control token among them."""
-        return tokenize_piece(self._vocabulary, text)
+        return tokenize_piece(self.vocabulary, text)
 
 
 class _Template:

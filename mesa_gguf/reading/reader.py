@@ -23,8 +23,12 @@ import llama_cpp
 from .. import rpc
 from ..config import MesaConfig, MesaPlan
 from ..errors import ModelError, PromptError, Remedy
+from ..library.library import Document, Library
 from ..llama import N_CTX_STEP, MesaLlama
-from .prompts import PromptForm
+from .citations import cite, passages
+from .prompts import END, PromptForm
+from .shelf import Catalogue, Piece, Progress, Read, ReadMode, Selection, Shelf
+from .text import check_text
 
 MAX_TOKENS = 256  # of an answer, where nothing else is asked for
 
@@ -51,6 +55,29 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Citation:
+    """A passage that an answer is likely to come from.
+
+    Attributes:
+        document: its name.
+        page: the first page that it is on; None where there are none.
+        heading: the headings over it, the outermost first.
+        start, stop: in characters of the document's text.
+        weight: its share among the citations.
+        literal: the answer stands there word by word.
+    """
+
+    document: str
+    page: int | None
+    heading: tuple[str, ...]
+    start: int
+    stop: int
+    text: str
+    weight: float
+    literal: bool
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer and what it took.
 
@@ -63,6 +90,8 @@ class Answer:
             the caller did.
         first_token_seconds: until the first token, the reading of the question included.
         seconds: in all.
+        citations: where it stands, the likeliest first; empty for a text that is not in a library.
+        read: what was read for it; None for a text that is not in a library.
     """
 
     text: str
@@ -72,6 +101,8 @@ class Answer:
     finish_reason: FinishReason
     first_token_seconds: float
     seconds: float
+    citations: tuple[Citation, ...] = ()
+    read: Read | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -113,26 +144,44 @@ class AnswerStream(Iterator[str]):
 
 
 class Reader:
-    """A document in a model's context, and questions about it.
+    """A document in a model's context, and questions about it; or the documents of a library, and questions about those.
 
     For each question the context is rolled back to the document's end, so that no answer depends on the questions before it.
 
     Args:
         llm: the model. The reader takes over its context.
+        library: where documents are kept, as chunks that are read once.
         form: how prompts are made; default: the model's chat template, where it has one.
+        catalogue: of the library, if there is one already.
 
     Raises:
         ModelError: the model has no vocabulary, or its chat template cannot be rendered.
+        ConfigError: with a library: the model does not read by Mesa-Extrapolation, or has no room for chunks.
     """
 
-    def __init__(self, llm: MesaLlama, form: PromptForm | None = None) -> None:
+    def __init__(
+        self,
+        llm: MesaLlama,
+        library: Library | None = None,
+        *,
+        form: PromptForm | None = None,
+        catalogue: Catalogue | None = None,
+    ) -> None:
         self.llm = llm
-        self.form = form if form is not None else PromptForm(llm)
+        self.library = library if catalogue is None else catalogue.library
+        if form is None:
+            form = catalogue.form if catalogue is not None else PromptForm(llm)
+        self.form = form
+        self.shelf: Shelf | None = None
+        if self.library is not None:
+            self.shelf = Shelf(llm, catalogue if catalogue is not None else Catalogue(llm, form, self.library))
         self._document: list[int] = []
         # the last answer. note: a strong reference would be one to the reader itself, and keep the model in memory
         self._stream: weakref.ref[AnswerStream] | None = None
         self._answers: list[Answer] = []
-        self._turns: list[int] = []  # the tokens before it, since the document
+        self._head: list[int] = []  # the tokens of the prompt before it, the document's
+        self._turns: list[int] = []  # and the others
+        self._sources: _Sources | None = None
         self.reading: Reading | None = None
 
     def read(self, document: str | Sequence[int]) -> Reading:
@@ -147,6 +196,8 @@ class Reader:
         tokens = _tokens(document) or self.form.head(document)  # type: ignore[arg-type]
         self._stop()
         self.reading, self._document = None, []
+        if self.shelf is not None:
+            self.shelf.forget()
         start = time.perf_counter()
         self.llm.reset()
         self.llm.eval(tokens)
@@ -159,39 +210,151 @@ class Reader:
         self,
         question: str | Sequence[int],
         *,
+        documents: Sequence[Document] | None = None,
+        collection: str | None = None,
+        read: ReadMode = "auto",
         max_tokens: int = MAX_TOKENS,
         temperature: float = 0.0,
         stop: Sequence[str] | None = None,
         follow_up: bool = False,
+        progress: Progress | None = None,
+        begin: float | None = None,
     ) -> AnswerStream:
-        """Answer a question about the document that was read.
+        """Answer a question about the document that was read, or about documents of the library.
 
         Args:
-            question: text, or the token ids of a prompt's tail (`PromptForm.tail`).
+            question: text, or the token ids of a prompt's tail (`PromptForm.tail`) for a document that was read.
+            documents: of the library; default: those of the collection, or all of them, where no document was read.
+            collection: of the library.
+            read: how much of them is read: "all" of it; "auto" all of it where it is short, else the chunks that match the question;
+                a number of tokens of matching chunks; "each" chunk alone, then the answers together.
             max_tokens: longest answer; the context's end cuts it short too.
             temperature: 0 takes the most likely token.
             stop: strings that end the answer; default: the prompt form's.
             follow_up: the last question and its answer stay in the context, before this question.
+            progress: called with (tokens read, tokens to read) while chunks are read.
+            begin: of the work on this question, by time.perf_counter(), where some was done before; for the answer's times.
 
         Raises:
             PromptError: nothing was read, the question is empty, or there is no room for it and an answer in n_ctx.
+            LibraryError: the library cannot be used.
         """
-        if not self._document:
-            raise PromptError("no document was read: call read() first")
         if max_tokens < 1:
             raise PromptError(f"max_tokens is {max_tokens}: it must be 1 or more")
-        before = self._document
+        ends = self.form.stop if stop is None else tuple(stop)
         if follow_up:
-            self._finish()
-            if not self._answers:
-                raise PromptError("there is no question before this one that it could follow")
-            last = self._answers[0]
-            before = [*self._document, *self._turns, *last.tokens]
-            tail = _tokens(question) or self.form.follow_up(question, last.written)  # type: ignore[arg-type]
-        else:
+            return self._follow_up(question, max_tokens, temperature, ends)
+        asks_library = documents is not None or collection is not None or (self.shelf is not None and not self._document)
+        if not asks_library:
+            if not self._document:
+                raise PromptError("no document was read: call read() first")
             tail = _tokens(question) or self.form.tail(question)  # type: ignore[arg-type]
+            self._sources = None
+            return self._answer(self._document, tail, max_tokens, temperature, ends)
+        if self.shelf is None:
+            raise PromptError("documents are asked about in a library: give the reader one")
+        begin = time.perf_counter() if begin is None else begin
+        text = check_text(question, "the question")
+        chosen = self._chosen(documents, collection)
+        room = self.llm.n_ctx() - len(self.shelf.catalogue.preamble) - len(self.form.tail(text)) - max_tokens
+        selection = self.shelf.catalogue.select(text, chosen, read, room=room)
         self._stop()
-        prompt = [*before, *tail]
+        self.reading, self._document = None, []
+        if selection.mode == "each" and len(selection.pieces) > 1:
+            return self._each(text, selection, max_tokens, temperature, ends, progress, begin)
+        return self._of_chunks(text, selection, max_tokens, temperature, ends, progress, begin)
+
+    def _chosen(self, documents: Sequence[Document] | None, collection: str | None) -> list[Document]:
+        assert self.library is not None
+        found = list(documents) if documents is not None else self.library.documents(collection)
+        if not found:
+            raise PromptError("there is no document to ask about: add one to the library first")
+        return found
+
+    def _of_chunks(
+        self,
+        question: str,
+        selection: Selection,
+        max_tokens: int,
+        temperature: float,
+        stop: tuple[str, ...],
+        progress: Progress | None,
+        begin: float,
+    ) -> AnswerStream:
+        assert self.shelf is not None
+        head, computed, notes = self.shelf.put_together(selection.pieces, progress)
+        total = selection.n_tokens
+        names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
+        self._sources = _Sources(
+            question,
+            selection.pieces,
+            Read(
+                str(selection.mode), len(selection.pieces), selection.of_chunks, names, computed, max(0, total - computed), tuple(notes)
+            ),
+        )
+        text = selection.pieces[-1].text
+        gap = "" if text.endswith(END) else END[1:] if text.endswith("\n") else END
+        tail = [*self.form.tokenize(gap), *self.form.tail(question)]
+        return self._answer(head, tail, max_tokens, temperature, stop, begin)
+
+    def _each(
+        self,
+        question: str,
+        selection: Selection,
+        max_tokens: int,
+        temperature: float,
+        stop: tuple[str, ...],
+        progress: Progress | None,
+        begin: float,
+    ) -> AnswerStream:
+        """Every chunk alone, then the answers together."""
+        assert self.shelf is not None
+        self.shelf.read(selection.pieces, progress)
+        said: list[str] = []
+        computed = 0
+        notes: list[str] = []
+        for n, piece in enumerate(selection.pieces):
+            alone = Selection("each", (piece,), selection.of_chunks)
+            answer = self._of_chunks(question, alone, max_tokens, temperature, stop, None, begin).answer
+            said.append(f"Part {n + 1} ({piece.document.name}): {answer.text}\n")
+            if answer.read is not None:
+                computed, notes = computed + answer.read.tokens_computed, [*notes, *answer.read.notes]
+        self._stop()
+        self.shelf.forget()
+        head = [*self.shelf.catalogue.preamble, *self.form.tokenize("\n".join(said) + "\n")]
+        names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
+        total = selection.n_tokens
+        read = Read("each", len(selection.pieces), selection.of_chunks, names, computed, max(0, total - computed), tuple(notes))
+        self._sources = _Sources(question, selection.pieces, read)
+        self.llm.reset()
+        return self._answer(head, self.form.tail(question), max_tokens, temperature, stop, begin)
+
+    def _follow_up(
+        self, question: str | Sequence[int], max_tokens: int, temperature: float, stop: tuple[str, ...]
+    ) -> AnswerStream:
+        self._finish()
+        if not self._answers:
+            raise PromptError("there is no question before this one that it could follow")
+        last, sources = self._answers[0], self._sources
+        before = [*self._head, *self._turns, *last.tokens]
+        tail = _tokens(question) or self.form.follow_up(question, last.written)  # type: ignore[arg-type]
+        if sources is not None and isinstance(question, str):
+            self._sources = _Sources(question, sources.pieces, sources.read)
+        return self._answer(self._head, [*before[len(self._head) :], *tail], max_tokens, temperature, stop, n_question=len(tail))
+
+    def _answer(
+        self,
+        head: list[int],
+        rest: list[int],
+        max_tokens: int,
+        temperature: float,
+        stop: tuple[str, ...],
+        begin: float | None = None,
+        n_question: int | None = None,
+    ) -> AnswerStream:
+        """Begin an answer to a prompt: head, which is in the context already or is read now, and what follows it."""
+        self._stop()
+        prompt = [*head, *rest]
         n_ctx = self.llm.n_ctx()
         if len(prompt) >= n_ctx:
             raise PromptError(
@@ -200,13 +363,14 @@ class Reader:
                 needed=len(prompt) + max_tokens,
                 available=n_ctx,
             )
-        self._turns = prompt[len(self._document) :]
+        self._head, self._turns = head, rest
         limit = min(max_tokens, n_ctx - len(prompt))
-        # generate() keeps these and reads what follows, the last token of an answer among it
-        self.llm.n_tokens = min(self.llm.n_tokens, len(before))
-        ends = self.form.stop if stop is None else tuple(stop)
+        # generate() keeps what it finds of the prompt and reads what follows, the last token of an answer among it
+        self.llm.n_tokens = min(self.llm.n_tokens, len(prompt) - (n_question if n_question is not None else len(rest)))
         answers: list[Answer] = []
-        stream = AnswerStream(self._generate(answers, prompt, len(tail), limit, temperature, ends), answers)
+        n = len(rest) if n_question is None else n_question
+        pieces = self._generate(answers, prompt, n, limit, temperature, stop, self._sources, begin)
+        stream = AnswerStream(pieces, answers)
         self._stream, self._answers = weakref.ref(stream), answers
         return stream
 
@@ -231,8 +395,10 @@ class Reader:
         limit: int,
         temperature: float,
         stop: tuple[str, ...],
+        sources: _Sources | None,
+        begin: float | None,
     ) -> Generator[str, None, None]:
-        start = time.perf_counter()
+        start = time.perf_counter() if begin is None else begin
         first: float | None = None
         text = _Text(stop)
         tokens: list[int] = []
@@ -259,7 +425,37 @@ class Reader:
         finally:
             seconds = time.perf_counter() - start
             first = first if first is not None else seconds
-            answers.append(Answer(text.shown.strip(), text.written, tuple(tokens), n_question, reason, first, seconds))
+            shown = text.shown.strip()
+            # an answer that was given up may be so because everything is at its end, the library too
+            citations = self._cite(sources, shown) if sources is not None and reason != "closed" else ()
+            read = sources.read if sources is not None else None
+            answers.append(
+                Answer(shown, text.written, tuple(tokens), n_question, reason, first, seconds, citations, read)
+            )
+
+    def _cite(self, sources: _Sources, answer: str) -> tuple[Citation, ...]:
+        """Where an answer stands in the chunks that were read for it."""
+        assert self.library is not None
+        read = [p for n, piece in enumerate(sources.pieces) for p in passages(n, piece.text, piece.span.start)]
+        found = []
+        for scored in cite(sources.question, answer, read):
+            document, passage = sources.pieces[scored.passage.source].document, scored.passage
+            place = self.library.place(document, passage.start)
+            found.append(
+                Citation(
+                    document.name, place.page, place.heading, passage.start, passage.stop, passage.text, scored.weight, scored.literal
+                )
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What an answer is of: the question, and the chunks that were read for it."""
+
+    question: str
+    pieces: tuple[Piece, ...]
+    read: Read
 
 
 def _tokens(given: object) -> list[int]:

@@ -286,7 +286,7 @@ class Evaluation:
         return self.prompter.fit(TASKS[unit.task], unit.length, make_brief)
 
     def _ask(self, llm: MesaLlama, unit: _Unit, sample: Sample, prompts: Prompts) -> Iterator[Row]:
-        reader = Reader(llm, self.prompter.form)
+        reader = Reader(llm, form=self.prompter.form)
         read_s = reader.read(prompts.head).seconds
         for i, item in enumerate(sample.items):
             start = time.perf_counter()

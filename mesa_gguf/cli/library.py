@@ -1,0 +1,190 @@
+"""``mesa-gguf library``: the documents that are kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import PromptError
+from ..library.library import Document, Library
+from ..model.hub import find_model
+from . import output
+from .options import (
+    CollectionOption,
+    Encoding,
+    JsonOption,
+    LibraryOption,
+    Plain,
+    Threads,
+    TypeK,
+    TypeV,
+    kv_type_of,
+    option,
+)
+
+if TYPE_CHECKING:
+    from ..library.library import Report
+
+library_app = typer.Typer(
+    help="Show and look after the documents that are kept, and what models have read of them.", no_args_is_help=True
+)
+
+Names = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files or folders to add.")]
+DocumentName = Annotated[str, typer.Argument(metavar="DOCUMENT", help="The number or the name of a document.")]
+Budget = Annotated[
+    int | None,
+    option("--budget", min=0, metavar="BYTES", help="Bytes that kept chunks may take. Default: a fifth of the free disk."),
+]
+
+
+@library_app.command("add")
+def add(
+    files: Names,
+    model: Annotated[
+        str | None,
+        option("-m", "--model", metavar="MODEL", help="Read the documents with this model now, ahead of any question."),
+    ] = None,
+    collection: CollectionOption = None,
+    encoding: Encoding = None,
+    plain: Plain = False,
+    type_k: TypeK = "f16",
+    type_v: TypeV = "f16",
+    threads: Threads = None,
+    library: LibraryOption = None,
+) -> None:
+    """Add documents, and with --model read them ahead of time. A reading that was interrupted goes on where it stopped."""
+    with _open(library) as opened:
+        found: list[Document] = []
+        for file in files:
+            if Path(file).expanduser().is_dir():
+                documents, notes = opened.add_folder(file, collection=collection)
+                found += documents
+                for note in notes:
+                    output.say(f"mesa-gguf: {note}")
+            else:
+                found.append(opened.add(file, collection=collection, encoding=encoding))
+        for document in found:
+            output.write(f"{document.id}  {document.name}  {document.kind}, {document.n_chars} characters\n")
+            for note in document.notes:
+                output.say(f"mesa-gguf: {document.name}: {note}")
+        if model is not None:
+            _read(opened, found, find_model(model), plain, (kv_type_of(type_k), kv_type_of(type_v)), threads)
+
+
+def _read(
+    library: Library, documents: list[Document], path: Path, plain: bool, kv_types: tuple[int, int], threads: int | None
+) -> None:
+    from ..reading.prompts import PromptForm
+    from ..reading.reader import context_for, load_model, load_vocabulary
+    from ..reading.shelf import Catalogue, Shelf
+
+    form = PromptForm(load_vocabulary(path), plain=plain)
+    catalogue = Catalogue(form.vocabulary, form, library)
+    n_ctx = context_for(len(catalogue.preamble) + catalogue.chunk_tokens, 8)
+    type_k, type_v = kv_types
+    llm = load_model(path, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, type_k=type_k, type_v=type_v)
+    with contextlib.closing(llm):
+        shelf = Shelf(llm, catalogue)
+        for document in documents:
+            pieces = [catalogue.piece(document, row) for row in catalogue.rows(document)]
+            total = sum(len(piece.tokens) for piece in pieces)
+            with output.reading_bar(True) as progress:
+                computed, notes = shelf.read(pieces, progress)
+            output.write(f"{document.name}: {len(pieces)} chunks, {computed} tokens computed, {total - computed} kept before\n")
+            for note in notes:
+                output.say(f"mesa-gguf: {note}")
+
+
+@library_app.command("list")
+def list_(collection: CollectionOption = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
+    """List the documents, the collections, and the bytes that are kept of each model."""
+    with _open(library) as opened:
+        documents = opened.documents(collection)
+        kept: dict[str, list[int]] = {}
+        for row in opened.index.kept():
+            kept.setdefault(row.model, []).append(row.size)
+        names = {model.partition(":")[0]: name for model, name in opened.index.model_names().items()}
+        models = [
+            {"model": names.get(model, model[:12]), "chunks": len(sizes), "bytes": sum(sizes)} for model, sizes in kept.items()
+        ]
+        if as_json:
+            collections = [{"name": name, "documents": n} for name, n in opened.index.collections()]
+            shown = [asdict(document) for document in documents]
+            output.write_json({"documents": shown, "collections": collections, "models": models, "budget": opened.budget})
+            return
+        for document in documents:
+            output.write(f"{document.id}  {document.name}  {document.kind}, {document.n_chars} characters\n")
+        for name, n in opened.index.collections():
+            output.write(f"collection {name}: {n} documents\n")
+        for own in models:
+            output.write(f"{own['model']}: {own['chunks']} chunks, {own['bytes']} bytes\n")
+        output.write(f"budget: {opened.budget} bytes in {opened.folder}\n")
+
+
+@library_app.command("show")
+def show(document: DocumentName, as_json: JsonOption = False, library: LibraryOption = None) -> None:
+    """Print the text of a document as it was loaded."""
+    with _open(library) as opened:
+        found = _find(opened, document)
+        text = opened.text(found)
+        if as_json:
+            output.write_json({**asdict(found), "text": text})
+        else:
+            output.write(text if text.endswith("\n") else f"{text}\n")
+
+
+@library_app.command("remove")
+def remove(document: DocumentName, library: LibraryOption = None) -> None:
+    """Forget a document. Its chunks stay until their place is needed, or prune is called."""
+    with _open(library) as opened:
+        found = _find(opened, document)
+        opened.remove(found)
+        output.write(f"removed {found.name}\n")
+
+
+@library_app.command("verify")
+def verify(as_json: JsonOption = False, library: LibraryOption = None) -> None:
+    """Compare every kept chunk with its checksum. What is damaged is removed, and read again when it is needed."""
+    with _open(library) as opened:
+        _report(opened.verify(), as_json)
+
+
+@library_app.command("prune")
+def prune(budget: Budget = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
+    """Remove the chunks that were not used for longest, until what is kept fits into a budget."""
+    with _open(library) as opened:
+        _report(opened.prune(budget), as_json)
+
+
+def _report(report: Report, as_json: bool) -> None:
+    if as_json:
+        output.write_json(asdict(report))
+        return
+    parts = [f"{report.n_chunks} chunks are kept, {report.n_bytes} bytes"]
+    for name in ("damaged", "missing", "unknown", "dropped"):
+        if getattr(report, name):
+            parts.append(f"{len(getattr(report, name))} {name}")
+    output.write("; ".join(parts) + "\n")
+
+
+@contextlib.contextmanager
+def _open(folder: Path | None) -> Iterator[Library]:
+    with Library(folder) as opened:
+        if opened.mended is not None:
+            output.say(f"mesa-gguf: {opened.mended}")
+        yield opened
+
+
+def _find(library: Library, name: str) -> Document:
+    found = [d for d in library.documents() if name in (str(d.id), d.name)]
+    if not found:
+        raise PromptError(f"there is no document {name} in the library: mesa-gguf library list shows them")
+    if len(found) > 1:
+        numbers = ", ".join(str(d.id) for d in found)
+        raise PromptError(f"several documents are called {name}: give one of the numbers {numbers}")
+    return found[0]

@@ -1,0 +1,330 @@
+"""`Library`: documents and the chunks of them that models have read, in a folder.
+
+In short::
+
+    library = Library()
+    report = library.add("report.pdf", collection="work")
+    print([document.name for document in library.documents("work")])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DocumentError, MesaError, PromptError
+from ..loaders import LoadedDocument, Place, load_bytes, walk
+from ..loaders.document import printable
+from .index import DocumentRow, Index
+from .store import ChunkStore, LibraryError
+
+ENVIRONMENT = "MESA_LIBRARY"
+SHARE_OF_DISK = 0.2  # of what is free when the library is opened, and what it holds itself
+APPLICATION = "mesa-gguf"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of a library.
+
+    Attributes:
+        name: the file's, without its folder.
+        source: the file that it was read from; None where there was none.
+        kind: "pdf", "html", "text" and so on.
+        n_chars: of its text.
+        notes: what was noticed when it was loaded, a line each.
+    """
+
+    id: int
+    name: str
+    source: str | None
+    kind: str
+    title: str
+    n_chars: int
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def _of(cls, row: DocumentRow) -> Document:
+        return cls(row.id, row.name, row.source, row.kind, row.title, len(row.text), tuple(row.notes))
+
+
+@dataclass
+class Report:
+    """What `verify` or `prune` did.
+
+    Attributes:
+        n_chunks, n_bytes: kept chunks that are there, afterwards.
+        damaged: chunks whose files were damaged and are gone; they are read again when they are asked for.
+        missing: chunks that the index had and the disk has not.
+        unknown: files that the index had not, and now has, or that were removed.
+        dropped: chunks that were removed to keep to the budget.
+    """
+
+    n_chunks: int = 0
+    n_bytes: int = 0
+    damaged: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+
+def default_folder() -> Path:
+    """The folder of the environment variable MESA_LIBRARY, or the user's data folder."""
+    given = os.environ.get(ENVIRONMENT)
+    if given:
+        return Path(given).expanduser()
+    from platformdirs import user_data_path
+
+    return user_data_path(APPLICATION, appauthor=False) / "library"
+
+
+class Library:
+    """Documents that are kept, with their places and chunks.
+
+    Args:
+        folder: default: `default_folder`. It is made, readable by its user alone: rows of a cache reveal the text.
+        budget: bytes that kept chunks may take; default: a fifth of the free disk. The text and the index do not count.
+
+    Raises:
+        LibraryError: the folder cannot be used, or is of a newer version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, *, budget: int | None = None) -> None:
+        self.folder = Path(folder).expanduser() if folder is not None else default_folder()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise LibraryError(f"{self.folder}: is a file: name a folder for the library")
+        self.store = ChunkStore(self.folder / "chunks")
+        self.index = Index(self.folder / "index.sqlite3")
+        self._budget = budget
+
+    @property
+    def budget(self) -> int:
+        """Bytes that kept chunks may take."""
+        if self._budget is not None:
+            return self._budget
+        free = shutil.disk_usage(self.folder).free
+        return int((free + self.index.kept_bytes()) * SHARE_OF_DISK)
+
+    @property
+    def mended(self) -> str | None:
+        """What was damaged when the library was opened, and what was done about it, in one line."""
+        return self.index.mended
+
+    def close(self) -> None:
+        self.index.close()
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    #
+    # documents
+    #
+
+    def add(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        collection: str | None = None,
+        encoding: str | None = None,
+        password: str | None = None,
+    ) -> Document:
+        """Load a file into the library; one that is there already, by its bytes, is not loaded again.
+
+        A file that has changed since takes the place of what it was. Its chunks that did not change are not read again.
+
+        Raises:
+            DocumentError: the file cannot be loaded; says why.
+            LibraryError: the library cannot be written to.
+        """
+        path = Path(file).expanduser()
+        name = printable(str(path))
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise DocumentError(f"{name}: there is no such file") from None
+        except IsADirectoryError:
+            raise DocumentError(f"{name}: is a folder: add what is in it") from None
+        except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+            raise DocumentError(f"{name}: cannot be read: {getattr(err, 'strerror', None) or err}") from None
+        source = printable(str(path.resolve()))
+        return self._add(
+            data,
+            path.name,
+            source,
+            collection,
+            lambda: load_bytes(data, path.name, encoding=encoding, password=password),
+        )
+
+    def add_text(self, text: str, name: str, *, collection: str | None = None) -> Document:
+        """Put a text into the library that is no file.
+
+        Raises:
+            PromptError: it is empty.
+        """
+        data = text.encode("utf-8", "surrogatepass")
+        return self._add(data, name, None, collection, lambda: load_bytes(data, name, encoding="utf-8"))
+
+    def add_folder(
+        self, folder: str | os.PathLike[str], *, collection: str | None = None
+    ) -> tuple[list[Document], list[str]]:
+        """Load what can be loaded in a folder: the documents, and a line for each file that could not be.
+
+        Raises:
+            DocumentError: there is no such folder.
+        """
+        found = walk(Path(folder).expanduser())
+        documents, notes = [], list(found.notes)
+        for path in found.files:
+            try:
+                documents.append(self.add(path, collection=collection))
+            except LibraryError:
+                raise
+            except MesaError as err:
+                notes.append(str(err))
+        return documents, notes
+
+    def _add(
+        self, data: bytes, name: str, source: str | None, collection: str | None, load: Callable[[], LoadedDocument]
+    ) -> Document:
+        digest = hashlib.sha256(data).hexdigest()
+        found = self.index.find_document(digest, source)
+        row = self.index.document(found) if found is not None else None
+        if row is None or (source is not None and row.source != source):
+            loaded = load()
+            number = self.index.add_document(
+                name=name,
+                source=source,
+                digest=digest,
+                kind=loaded.kind,
+                title=loaded.title or name,
+                text=loaded.text,
+                places=[(place.start, place.page, place.heading) for place in loaded.places],
+                notes=loaded.notes,
+            )
+            row = self._row(number)
+        if collection is not None:
+            self.index.add_to_collection(collection, [row.id])
+        return Document._of(row)
+
+    def _row(self, number: int) -> DocumentRow:
+        row = self.index.document(number)
+        if row is None:
+            raise LibraryError(f"document {number} is not in the library")
+        return row
+
+    def documents(self, collection: str | None = None) -> list[Document]:
+        """All documents, or those of a collection, in the order in which they were added.
+
+        Raises:
+            PromptError: there is no such collection.
+        """
+        if collection is not None and collection not in dict(self.index.collections()):
+            known = ", ".join(name for name, _ in self.index.collections()) or "none"
+            raise PromptError(f"there is no collection {collection} in the library: {known}")
+        return [Document._of(row) for row in self.index.documents(collection)]
+
+    def text(self, document: Document) -> str:
+        """The text of a document."""
+        return self._row(document.id).text
+
+    def place(self, document: Document, offset: int) -> Place:
+        """Page and headings of a place in a document's text."""
+        row = self._row(document.id)
+        found = Place(0, None, ())
+        for start, page, heading in row.places:
+            if start > offset:
+                break
+            found = Place(start, page, tuple(heading))
+        return found
+
+    def remove(self, document: Document) -> None:
+        """Forget a document. Its chunks stay until the budget needs their place, or `prune` is called."""
+        self.index.remove_document(document.id)
+
+    #
+    # kept chunks
+    #
+
+    def keep(self, key: str, model: str, n_tokens: int, rows: bytes, *, in_use: Iterable[str] = ()) -> list[str]:
+        """Keep a chunk's rows, within the budget; returns the keys that were dropped for it.
+
+        Args:
+            in_use: keys that must not be dropped.
+
+        Raises:
+            LibraryError: the disk is full, or the chunk alone is larger than the budget.
+        """
+        need = len(rows) + 256
+        if need > self.budget:
+            raise LibraryError(f"a chunk of {need} bytes does not fit into the library's budget of {self.budget} bytes")
+        dropped = self._shrink(self.budget - need, {*in_use, key})
+        if self.index.kept_bytes() + need > self.budget:
+            raise LibraryError(
+                f"the library's budget of {self.budget} bytes is full of chunks that this question reads: what does not fit is not kept"
+            )
+        size = self.store.put(key, n_tokens, rows)
+        self.index.note_kept(key, model, n_tokens, size)
+        return dropped
+
+    def rows(self, key: str, n_tokens: int) -> bytes | None:
+        """The kept rows of a chunk; None if they are not there."""
+        rows = self.store.get(key, n_tokens)
+        if rows is None:
+            self.index.note_dropped([key])
+        return rows
+
+    def _shrink(self, budget: int, in_use: set[str]) -> list[str]:
+        """Drop the chunks that were used least recently until what is left fits into a budget."""
+        total = self.index.kept_bytes()
+        if total <= budget:
+            return []
+        dropped = []
+        for row in self.index.kept():
+            if total <= budget:
+                break
+            if row.key in in_use:
+                continue
+            self.store.remove(row.key)
+            dropped.append(row.key)
+            total -= row.size
+        self.index.note_dropped(dropped)
+        return dropped
+
+    def prune(self, budget: int | None = None) -> Report:
+        """Keep to a budget now (default: the library's own), and bring index and disk in step."""
+        report = self._compare()
+        report.dropped = self._shrink(self.budget if budget is None else budget, set())
+        return self._counted(report)
+
+    def verify(self) -> Report:
+        """Read every kept chunk and compare its checksum; what is damaged goes, and is read again when it is asked for."""
+        report = self._compare()
+        for row in self.index.kept():
+            if self.store.get(row.key, row.n_tokens) is None:
+                report.damaged.append(row.key)
+        self.index.note_dropped(report.damaged)
+        return self._counted(report)
+
+    def _compare(self) -> Report:
+        report = Report()
+        known = {row.key for row in self.index.kept()}
+        there = {file.key: file.size for file in self.store.files()}
+        report.missing = sorted(known - set(there))
+        report.unknown = sorted(set(there) - known)
+        self.index.note_dropped(report.missing)
+        for key in report.unknown:  # of a process that was killed between the two
+            self.store.remove(key)
+        return report
+
+    def _counted(self, report: Report) -> Report:
+        kept = self.index.kept()
+        report.n_chunks, report.n_bytes = len(kept), sum(row.size for row in kept)
+        return report
+

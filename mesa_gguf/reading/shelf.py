@@ -1,0 +1,327 @@
+"""The documents of a library before a model: cut into chunks, each read once and kept, put together for a question.
+
+A chunk is read behind the preamble alone, at positions that the model learned. Its keys and values depend on nothing else, so that they
+serve again after an edit elsewhere, in another order, or in another collection. That is exact in the sense that the same chunks
+read by Mesa-Extrapolation give the same; it is not what full attention over the whole text would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..errors import ConfigError, PromptError, Remedy
+from ..library.chunking import split
+from ..library.index import SpanRow
+from ..library.library import Document, Library
+from ..library.store import LibraryError, chunk_key
+from ..llama import MesaLlama
+from ..loaders import Place
+from ..model.fingerprint import model_fingerprint
+from ..model.header import check_model
+from .prompts import PromptForm
+
+CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
+LEAST_CHUNK_TOKENS = 256
+SPARE_TOKENS = 8  # between a chunk and the end of what the model learned
+AUTO_TOKENS = 2048  # that "auto" reads: on real models two chunks answer better than four, and four better than all
+TRIES = 4  # to put chunks together, while other processes drop some
+N_CANDIDATES = 256  # chunks that are matched with a question
+
+ReadMode = Literal["auto", "all", "each"] | int
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A chunk that a question reads.
+
+    Attributes:
+        tokens: its token ids.
+    """
+
+    document: Document
+    span: SpanRow
+    text: str
+    tokens: list[int] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a question reads: chunks in the order of documents and text, of how many there are."""
+
+    mode: ReadMode
+    pieces: tuple[Piece, ...]
+    of_chunks: int
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(piece.tokens) for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a question read.
+
+    Attributes:
+        mode: "auto", "all", "each", or a number of tokens.
+        chunks: how many it read, and
+        of_chunks: of how many.
+        documents: names of the documents that they are of.
+        tokens_computed: tokens of chunks that had to be read now.
+        tokens_reused: those that were kept, or in the context already.
+        notes: what was noticed, a line each: chunks whose files were damaged, or could not be kept.
+    """
+
+    mode: str
+    chunks: int
+    of_chunks: int
+    documents: tuple[str, ...]
+    tokens_computed: int
+    tokens_reused: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        names = ", ".join(self.documents) if len(self.documents) <= 3 else f"{len(self.documents)} documents"
+        return f"read {self.chunks} of {self.of_chunks} chunks of {names}"
+
+
+def check_mode(mode: object) -> ReadMode:
+    """How much a question reads.
+
+    Raises:
+        PromptError: it is none of the modes.
+    """
+    if mode in ("auto", "all", "each") or (isinstance(mode, int) and not isinstance(mode, bool) and mode > 0):
+        return mode
+    raise PromptError(f"read is {mode!r}: it must be auto, all, each, or a number of tokens")
+
+
+class Catalogue:
+    """A library's documents in chunks, as a model's vocabulary counts them. The model's weights are not needed.
+
+    Raises:
+        ConfigError: the model was trained at too few tokens for chunks.
+    """
+
+    def __init__(self, vocabulary: MesaLlama, form: PromptForm, library: Library) -> None:
+        self.form, self.library = form, library
+        path = Path(vocabulary.model_path)
+        self.model = model_fingerprint(path)
+        name = path.name
+        train_length = check_model(path).train_length  # which a model without its weights does not know
+        self.preamble = library.index.preamble(f"{self.model}:{form.name}", name, form.preamble)
+        self.chunk_tokens = min(CHUNK_TOKENS, train_length - len(self.preamble) - SPARE_TOKENS)
+        if self.chunk_tokens < 64:
+            raise ConfigError(
+                f"a model trained at {train_length} tokens has no room for chunks beside a preamble of "
+                f"{len(self.preamble)}: read the text whole, without a library"
+            )
+        self._cut = f"{self.model}:{self.chunk_tokens}"
+        self._rows: dict[int, list[SpanRow]] = {}
+        self._pieces: dict[int, Piece] = {}
+
+    def rows(self, document: Document) -> list[SpanRow]:
+        """The chunks of a document in order; it is cut when it is asked for first."""
+        if document.id in self._rows:
+            return self._rows[document.id]
+        rows = self.library.index.spans(document.id, self._cut)
+        text = "" if rows else self.library.text(document)
+        if text.strip():
+            kept = self.library.index.document(document.id)
+            places = [Place(start, page, tuple(heading)) for start, page, heading in (kept.places if kept else [])]
+            least = min(LEAST_CHUNK_TOKENS, self.chunk_tokens // 4)
+            spans = split(text, places, self._count, max_tokens=self.chunk_tokens, min_tokens=least)
+            self.library.index.set_spans(
+                document.id,
+                self._cut,
+                [(s.start, s.stop, s.n_tokens, s.heading, s.page_first, s.page_last) for s in spans],
+            )
+            rows = self.library.index.spans(document.id, self._cut)
+        self._rows[document.id] = rows
+        return rows
+
+    def _count(self, text: str) -> int:
+        return len(self.form.tokenize(text))
+
+    def piece(self, document: Document, row: SpanRow) -> Piece:
+        """A chunk with its text and tokens."""
+        if row.id not in self._pieces:
+            text = self.library.text(document)[row.start : row.stop]
+            self._pieces[row.id] = Piece(document, row, text, self.form.tokenize(text))
+        return self._pieces[row.id]
+
+    def select(
+        self, question: str, documents: Sequence[Document], mode: ReadMode, *, room: int | None = None
+    ) -> Selection:
+        """The chunks that a question reads.
+
+        Args:
+            room: tokens that a context has for them; "auto" takes no more, but one chunk at least.
+
+        "auto" and a number of tokens take everything where it is no longer than that, else the chunks that match the question
+        best (BM25) as far as they fit; where no word matches, the beginning.
+
+        Raises:
+            PromptError: the mode is none, or the documents are empty.
+        """
+        mode = check_mode(mode)
+        every = [(document, row) for document in documents for row in self.rows(document)]
+        if not every:
+            raise PromptError("the documents are empty")
+        budget = mode if mode != "auto" else AUTO_TOKENS if room is None else min(AUTO_TOKENS, room)
+        if isinstance(budget, str) or sum(row.n_tokens for _, row in every) <= budget:
+            chosen = every
+        else:
+            place = {row.id: i for i, (_, row) in enumerate(every)}
+            numbers = [document.id for document in documents]
+            found = self.library.index.search(question, self._cut, numbers, N_CANDIDATES)
+            ranked = [place[span] for span, _ in found if span in place]
+            taken: list[int] = []
+            n_tokens = 0
+            for i in dict.fromkeys([*ranked, *range(len(every))]):
+                n_tokens += every[i][1].n_tokens
+                if taken and n_tokens > budget:
+                    break
+                taken.append(i)
+            chosen = [every[i] for i in sorted(taken)]
+        return Selection(mode, tuple(self.piece(document, row) for document, row in chosen), len(every))
+
+
+class Shelf:
+    """Puts chunks of a catalogue into a model's context: kept ones as they are, others read now and kept.
+
+    Args:
+        llm: the model. The shelf takes over its context.
+
+    Raises:
+        ConfigError: the model does not read by Mesa-Extrapolation.
+    """
+
+    def __init__(self, llm: MesaLlama, catalogue: Catalogue) -> None:
+        if not llm.mesa.enabled or llm.mesa.method not in ("mesa", "mesa-exact") or llm.mesa.plan is not None:
+            raise ConfigError(
+                "kept chunks are read by Mesa-Extrapolation: not by stock llama.cpp, by other methods, or by a plan made by hand"
+            )
+        self.llm, self.catalogue, self.library = llm, catalogue, catalogue.library
+        self._origin = llm.chunk_origin
+        self._loaded: list[str] = []  # keys of the chunks in the context, behind the preamble
+        self._lengths: list[int] = []  # and their tokens
+        self._ready = False  # the preamble is in the context, and nothing that is not known here
+        self._unkept: dict[str, bytes] = {}  # rows that the library could not take
+
+    def key(self, piece: Piece) -> str:
+        """The name of a chunk's rows in the library."""
+        return chunk_key(
+            self.catalogue.model, self._origin, tokens=piece.tokens, preamble=self.catalogue.preamble
+        )
+
+    def forget(self) -> None:
+        """Something else used the context."""
+        self._ready, self._loaded, self._lengths = False, [], []
+
+    def read(self, pieces: Sequence[Piece], progress: Progress | None = None) -> tuple[int, list[str]]:
+        """Read the chunks that are not kept yet, and keep them: tokens computed, and a line for each that could not be kept.
+
+        What was read is kept at once, so that an interruption loses one chunk at most.
+
+        Args:
+            progress: called with (tokens read, tokens to read).
+        """
+        by_key = {self.key(piece): piece for piece in pieces}
+        missing = {key: piece for key, piece in by_key.items() if key not in self.library.store and key not in self._unkept}
+        notes: list[str] = []
+        total, done = sum(len(piece.tokens) for piece in missing.values()), 0
+        for key, piece in missing.items():
+            rows = self._compute(piece)
+            done += len(piece.tokens)
+            try:
+                self.library.keep(key, self.catalogue.model, len(piece.tokens), rows, in_use=by_key)
+            except LibraryError as err:
+                self._unkept[key] = rows
+                if str(err) not in notes:
+                    notes.append(str(err))
+            if progress is not None:
+                progress(done, total)
+        return done, notes
+
+    def put_together(self, pieces: Sequence[Piece], progress: Progress | None = None) -> tuple[list[int], int, list[str]]:
+        """Make the context hold the preamble and these chunks, and nothing behind them.
+
+        Returns:
+            the token ids in the context, the tokens of chunks that were computed, and a line on each thing that went wrong.
+
+        Raises:
+            PromptError: they do not fit into the context.
+        """
+        preamble = self.catalogue.preamble
+        n_tokens = len(preamble) + sum(len(piece.tokens) for piece in pieces)
+        n_ctx = self.llm.n_ctx()
+        if n_tokens >= n_ctx:
+            raise PromptError(
+                f"the chunks to read have {n_tokens} tokens, more than n_ctx ({n_ctx}) has room for",
+                Remedy("n_ctx", n_tokens + 512, "or more"),
+                Remedy("read", "auto", why="which reads the chunks that match the question"),
+                needed=n_tokens,
+                available=n_ctx,
+            )
+        keys = [self.key(piece) for piece in pieces]
+        computed = 0
+        notes: list[str] = []
+        for _ in range(TRIES):
+            n_read, others = self.read(pieces, progress)
+            computed, notes = computed + n_read, [*notes, *others]
+            gone = self._load(keys, pieces)
+            if gone is None:
+                break
+            notes.append(f"a kept chunk of {gone.document.name} was damaged or gone: it was read again")
+        else:
+            raise LibraryError(f"{self.library.folder}: what is kept there is gone when it is wanted: {notes[-1]}")
+        self._unkept.clear()
+        self.library.index.note_used(keys)
+        return [*preamble, *(token for piece in pieces for token in piece.tokens)], computed, notes
+
+    def _load(self, keys: Sequence[str], pieces: Sequence[Piece]) -> Piece | None:
+        """Bring chunks into the context; the first one whose rows are not to be had, if there is one."""
+        n_same = self._n_same(keys)
+        if n_same == 0:
+            self._begin()
+        else:
+            self._loaded, self._lengths = self._loaded[:n_same], self._lengths[:n_same]
+            self.llm.n_tokens = len(self.catalogue.preamble) + sum(self._lengths)
+        for key, piece in zip(keys[n_same:], pieces[n_same:]):
+            rows = self._unkept.get(key) or self.library.rows(key, len(piece.tokens))
+            if rows is None:
+                return piece
+            self.llm.load_chunk(piece.tokens, rows)
+            self._loaded.append(key)
+            self._lengths.append(len(piece.tokens))
+        return None
+
+    def _n_same(self, keys: Sequence[str]) -> int:
+        """How many of these chunks are in the context already, in this order from its beginning."""
+        n = 0
+        while self._ready and n < min(len(keys), len(self._loaded)) and keys[n] == self._loaded[n]:
+            n += 1
+        return n
+
+    def _begin(self) -> None:
+        """The preamble alone in the context."""
+        self.forget()
+        self.llm.reset()
+        self.llm.eval(self.catalogue.preamble)
+        self._ready = True
+
+    def _compute(self, piece: Piece) -> bytes:
+        """Read a chunk behind the preamble alone, which is what stock llama.cpp does, and take its rows."""
+        n = len(self.catalogue.preamble)
+        if not self._ready or self._loaded:
+            self._begin()
+        self.llm.n_tokens = n
+        try:
+            self.llm.eval(piece.tokens)
+            return self.llm.save_chunk(n, n + len(piece.tokens))
+        finally:
+            self.llm.n_tokens = min(n, self.llm.n_tokens)

@@ -1,0 +1,355 @@
+"""Documents of a library: read once, kept, put together for a question, cited."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import BUNDLED
+from mesa_gguf import MesaConfig, MesaLlama, PromptError, Reader
+from mesa_gguf.errors import ConfigError
+from mesa_gguf.lab.documents import is_right, make_document
+from mesa_gguf.library.library import Document, Library, default_folder
+from mesa_gguf.library.store import LibraryError
+from mesa_gguf.reading.citations import cite, is_literal, passages
+from mesa_gguf.reading.shelf import Catalogue
+
+MADE = make_document(4711, 4000, n_facts=8)
+FACT = MADE.facts[3]
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Iterator[Library]:
+    with Library(tmp_path / "library", budget=10**9) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[MesaLlama]:
+    llm = MesaLlama(BUNDLED, n_ctx=8192, n_threads=1, n_threads_batch=1)
+    yield llm
+    llm.close()
+
+
+def put(library: Library, folder: Path, text: str = MADE.text, name: str = "log.txt", **kwargs: Any) -> Document:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return library.add(path, **kwargs)
+
+
+def test_a_question_reads_the_chunks_that_matter(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    reader = Reader(llm, library)
+    for fact in MADE.facts:
+        stream = reader.ask(fact.question)
+        pieces = list(stream)
+        answer = stream.answer
+        assert is_right(fact, answer.text) and "".join(pieces) == answer.text
+        read = answer.read
+        assert read is not None and read.mode == "auto" and 1 < read.chunks < read.of_chunks
+        assert read.documents == ("log.txt",) and str(read).startswith(f"read {read.chunks} of {read.of_chunks} chunks")
+        best = answer.citations[0]
+        assert fact.answer in best.text and best.literal and MADE.text[best.start : best.stop] == best.text
+        assert sum(c.weight for c in answer.citations) == pytest.approx(1)
+
+
+def test_nothing_is_read_twice(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    document = put(library, tmp_path)
+    first = Reader(llm, library).ask(FACT.question, read="all").answer
+    again = Reader(llm, library).ask(MADE.facts[0].question, read="all").answer
+    assert first.read is not None and again.read is not None
+    n_all = first.read.tokens_computed
+    assert n_all > 3000 and first.read.tokens_reused == 0
+    assert (again.read.tokens_computed, again.read.tokens_reused) == (0, n_all)
+    assert is_right(FACT, first.text) and is_right(MADE.facts[0], again.text)
+    # another collection, a subset, another order
+    other = library.add_text("Nothing is known of the ship.\n", "note")
+    library.index.add_to_collection("both", [document.id, other.id])
+    both = Reader(llm, library).ask(FACT.question, documents=[other, document], read="all").answer
+    assert both.read is not None and both.read.tokens_computed < 20 and is_right(FACT, both.text)
+
+
+def test_an_edit_costs_what_it_changes(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    whole = Reader(llm, library).ask(FACT.question, read="all").answer.read
+    assert whole is not None
+    lines = MADE.text.split("\n")
+    for where in (0, len(lines) // 2):
+        edited = [*lines[:where], "The cook said that nobody came. It rained all day.", *lines[where:]]
+        document = put(library, tmp_path, "\n".join(edited))
+        answer = Reader(llm, library).ask(FACT.question, read="all").answer
+        assert answer.read is not None and is_right(FACT, answer.text)
+        assert answer.read.tokens_computed < 0.35 * whole.tokens_computed  # chunks of T = 512 are long beside this text
+        assert [d.id for d in library.documents()] == [document.id]  # in place of what it was
+
+
+def test_kept_chunks_give_what_reading_gives(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    """The logits behind chunks from the disk are those behind chunks that were computed just now."""
+    document = put(library, tmp_path)
+    reader = Reader(llm, library)
+    assert reader.shelf is not None
+    selection = reader.shelf.catalogue.select(FACT.question, [document], "all")
+    tail = reader.form.tail(FACT.question)
+
+    def logits() -> np.ndarray[Any, Any]:
+        head, _, notes = reader.shelf.put_together(selection.pieces)  # type: ignore[union-attr]
+        assert notes == [] and llm.n_tokens == len(head)
+        llm.eval(tail)
+        return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(llm.n_vocab(),)).copy()
+
+    computed, kept = logits(), None
+    reader.shelf.forget()
+    kept = logits()
+    np.testing.assert_array_equal(computed, kept)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "removed", "swapped"])
+def test_damaged_chunks_are_read_again(library: Library, llm: MesaLlama, tmp_path: Path, damage: str) -> None:
+    put(library, tmp_path)
+    expected = Reader(llm, library).ask(FACT.question, read="all").answer
+    first, second, *_ = [library.store.path(file.key) for file in library.store.files()]
+    data = bytearray(first.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+        first.write_bytes(data)
+    elif damage == "cut":
+        first.write_bytes(data[:-7])
+    elif damage == "removed":
+        first.unlink()
+    else:
+        first.write_bytes(second.read_bytes())
+    answer = Reader(llm, library).ask(FACT.question, read="all").answer
+    assert answer.tokens == expected.tokens and answer.read is not None and answer.read.tokens_computed > 0
+    if damage != "removed":
+        assert any("damaged or gone: it was read again" in note for note in answer.read.notes)
+    assert library.verify().damaged == []
+
+
+def test_every_chunk_alone(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path, MADE.text[:3000])
+    answer = Reader(llm, library).ask(FACT.question, read="each", max_tokens=24).answer
+    assert answer.read is not None and answer.read.mode == "each" and answer.read.chunks == answer.read.of_chunks
+    again = Reader(llm, library).ask(MADE.facts[0].question, read="each", max_tokens=24).answer
+    assert again.read is not None and again.read.tokens_computed == 0
+
+
+def test_a_number_of_tokens(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    few = Reader(llm, library).ask(FACT.question, read=700).answer
+    assert few.read is not None and few.read.tokens_computed <= 700 and is_right(FACT, few.text)
+
+
+def test_a_question_that_follows(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    reader = Reader(llm, library)
+    assert reader.ask(FACT.question).answer.text
+    assert reader.ask(FACT.question, follow_up=True).answer.text
+
+
+def test_stopping_and_reading_something_else(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    reader = Reader(llm, library)
+    stream = reader.ask(FACT.question)
+    list(islice(stream, 2))
+    stream.close()
+    assert is_right(FACT, reader.ask(FACT.question).answer.text)
+    reader.read(MADE.text)  # whole, without the library
+    assert reader.ask(FACT.question).answer.read is None
+    answer = reader.ask(FACT.question, collection=None, documents=library.documents()).answer
+    assert answer.read is not None and is_right(FACT, answer.text)
+
+
+def test_an_interrupted_reading_goes_on(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path)
+
+    def interrupt(n_done: int, n_all: int) -> None:
+        if n_done > n_all // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Reader(llm, library).ask(FACT.question, read="all", progress=interrupt)
+    answer = Reader(llm, library).ask(FACT.question, read="all").answer
+    assert answer.read is not None and is_right(FACT, answer.text)
+    assert 0 < answer.read.tokens_computed < answer.read.tokens_reused
+
+
+def test_the_budget_is_kept(llm: MesaLlama, tmp_path: Path) -> None:
+    with Library(tmp_path / "library", budget=4_000_000) as library:
+        document = put(library, tmp_path)
+        answer = Reader(llm, library).ask(FACT.question, read="all").answer
+        assert is_right(FACT, answer.text) and answer.read is not None
+        assert library.index.kept_bytes() <= 4_000_000
+        assert sum(f.size for f in library.store.files()) == library.index.kept_bytes()
+        assert library.prune(0).n_chunks == 0 and list(library.store.files()) == []
+        assert library.text(document) == MADE.text  # stays
+    with Library(tmp_path / "small", budget=1000) as library:
+        put(library, tmp_path)
+        answer = Reader(llm, library).ask(FACT.question).answer
+        assert is_right(FACT, answer.text) and answer.read is not None
+        assert any("does not fit into the library's budget" in note for note in answer.read.notes)
+
+
+def test_index_and_disk_come_together(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    Reader(llm, library).ask(FACT.question, read="all").answer  # noqa: B018
+    files = [library.store.path(file.key) for file in library.store.files()]
+    files[0].unlink()
+    files[1].write_bytes(b"hello")
+    library.store.put("ab" * 32, 3, b"of a process that was killed")
+    report = library.verify()
+    assert (len(report.missing), len(report.damaged), len(report.unknown)) == (1, 1, 1)
+    assert report.n_chunks == len(files) - 2 == len(list(library.store.files()))
+
+
+def test_models_and_kv_types_do_not_mix(library: Library, tmp_path: Path) -> None:
+    put(library, tmp_path, MADE.text[:2500])
+    n_kept = []
+    for kv_type in (1, 8):
+        llm = MesaLlama(BUNDLED, n_ctx=2048, n_threads=1, n_threads_batch=1, type_k=kv_type, type_v=kv_type)
+        answer = Reader(llm, library).ask(MADE.facts[0].question, read="all").answer
+        assert answer.read is not None and answer.read.tokens_computed > 0 and is_right(MADE.facts[0], answer.text)
+        n_kept.append(len(library.index.kept()))
+        llm.close()
+    assert n_kept[1] == 2 * n_kept[0]
+
+
+def test_mistakes(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    reader = Reader(llm, library)
+    with pytest.raises(PromptError, match="no document to ask about"):
+        reader.ask("Who?")
+    with pytest.raises(PromptError, match="there is no collection work in the library: none"):
+        reader.ask("Who?", collection="work")
+    put(library, tmp_path)
+    for mode in ("some", 0, -5, True, 1.5, None):
+        with pytest.raises(PromptError, match="it must be auto, all, each, or a number of tokens"):
+            reader.ask("Who?", read=mode)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="the question is empty"):
+        reader.ask(" ")
+    with pytest.raises(PromptError, match="give the reader one"):
+        Reader(llm).ask("Who?", documents=library.documents())
+    stock = MesaLlama(BUNDLED, n_ctx=512, n_threads=1, mesa=MesaConfig(enabled=False))
+    with pytest.raises(ConfigError, match="not by stock"):
+        Reader(stock, library)
+    stock.close()
+    small = MesaLlama(BUNDLED, n_ctx=768, n_threads=1, n_threads_batch=1)
+    with pytest.raises(PromptError, match=r"more than n_ctx \(768\) has room for: make n_ctx \d+ or more, or give read='auto'"):
+        Reader(small, library).ask(FACT.question, read="all")
+    answer = Reader(small, library).ask(FACT.question, max_tokens=32).answer  # "auto" reads what there is room for
+    assert is_right(FACT, answer.text)
+    small.close()
+    with pytest.raises(LibraryError, match="is a file: name a folder"):
+        Library(tmp_path / "log.txt")
+
+
+def test_where_the_library_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MESA_LIBRARY", str(tmp_path / "mine"))
+    assert default_folder() == tmp_path / "mine"
+    monkeypatch.delenv("MESA_LIBRARY")
+    assert default_folder().parts[-2:] == ("mesa-gguf", "library")
+
+
+def test_places(library: Library, tmp_path: Path) -> None:
+    text = "# One\n\nThe bread was good.\n\n## Two\n\nThe ship sank.\n"
+    document = put(library, tmp_path, text, "notes.md")
+    assert document.kind == "markdown"
+    assert library.place(document, text.index("ship")).heading == ("One", "Two")
+    assert library.place(document, text.index("bread")).heading == ("One",)
+
+
+def test_passages_tile_a_text() -> None:
+    found = passages(0, MADE.text, 100)
+    assert "".join(p.text for p in found) == MADE.text
+    assert all(MADE.text[p.start - 100 : p.stop - 100] == p.text for p in found)
+
+
+def test_what_is_cited() -> None:
+    found = passages(0, "The bread was good. " * 30 + "The door code of Mara Lind is 48213. " + "It rained on Monday. " * 30)
+    best = cite("What is the door code of Mara Lind?", "The code is 48213.", found)[0]
+    assert "48213" in best.passage.text and best.literal
+    assert cite("What is it?", "", found) == []
+    assert not is_literal("The code is 999.", best.passage.text, ["999"])
+
+
+def test_borders_leave_room_for_the_preamble(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    document = put(library, tmp_path)
+    reader = Reader(llm, library)
+    catalogue = Catalogue(llm, reader.form, library)
+    tokens = [catalogue.piece(document, row).tokens for row in catalogue.rows(document)]
+    assert all(len(own) + len(catalogue.preamble) <= 512 for own in tokens)
+    assert b"".join(llm.token_bytes(t) for own in tokens for t in own).decode() == MADE.text
+
+
+#
+# the command line
+#
+
+
+def ask(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mesa_gguf", "ask", "--threads", "1", "--max-tokens", "32", *args]
+    env = {**os.environ, "MESA_LIBRARY": str(folder / "library"), "PYTHONSAFEPATH": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False, timeout=120)
+
+
+def test_another_process_reads_nothing_again(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text(MADE.text)
+    results = []
+    for _ in range(2):
+        done = ask(tmp_path, "-f", "log.txt", FACT.question, "--read", "all", "--json")
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+    assert results[0]["answer"] == results[1]["answer"] == FACT.answer_sentence
+    assert results[1]["read"]["tokens_computed"] == 0 < results[0]["read"]["tokens_computed"]
+    assert set(results[1]) >= {"answer", "citations", "read", "timings"}
+    assert set(results[1]["read"]) >= {"mode", "chunks", "of_chunks", "tokens_computed", "tokens_reused"}
+    names = {"document", "page", "heading", "start", "end", "text", "weight", "literal"}
+    assert results[1]["citations"] and all(set(citation) == names for citation in results[1]["citations"])
+    assert results[1]["timings"]["first_token_s"] > 0
+
+
+def test_folders_and_collections(tmp_path: Path) -> None:
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    (papers / "log.txt").write_text(MADE.text)
+    (papers / "page.html").write_text("<html><body><h1>Ships</h1><p>The ship of Mara Lind is the Swallow.</p></body></html>")
+    (papers / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    done = ask(tmp_path, "-f", "papers", "--collection", "work", FACT.question)
+    assert done.returncode == 0 and done.stdout == f"{FACT.answer_sentence}\n"
+    assert "broken.pdf" in done.stderr and "chunks of log.txt" in done.stderr and "[1] log.txt" in done.stderr
+    done = ask(tmp_path, "--collection", "work", FACT.question, "--quiet")  # no file is named any more
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{FACT.answer_sentence}\n", "")
+
+
+def command(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "MESA_LIBRARY": str(folder / "library"), "PYTHONSAFEPATH": "1"}
+    line = [sys.executable, "-m", "mesa_gguf", "library", *args]
+    return subprocess.run(line, capture_output=True, text=True, cwd=folder, env=env, check=False, timeout=120)
+
+
+def test_the_library_from_the_shell(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text(MADE.text)
+    done = command(tmp_path, "add", "log.txt", "-m", str(BUNDLED), "--collection", "work", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1  log.txt  text, ") and "tokens computed, 0 kept before" in done.stdout
+    assert " 0 tokens computed" in command(tmp_path, "add", "log.txt", "-m", str(BUNDLED), "--threads", "1").stdout
+    listed = json.loads(command(tmp_path, "list", "--json").stdout)
+    assert [d["name"] for d in listed["documents"]] == ["log.txt"]
+    assert listed["collections"] == [{"name": "work", "documents": 1}]
+    assert listed["models"][0]["model"] == BUNDLED.name and listed["models"][0]["bytes"] > 10**6
+    assert "collection work: 1 documents" in command(tmp_path, "list").stdout
+    assert command(tmp_path, "show", "log.txt").stdout.strip() == MADE.text.strip()
+    assert "chunks are kept" in command(tmp_path, "verify").stdout
+    done = ask(tmp_path, "--collection", "work", FACT.question, "--json", "--read", "all")
+    assert json.loads(done.stdout)["read"]["tokens_computed"] == 0
+    assert json.loads(command(tmp_path, "prune", "--budget", "0", "--json").stdout)["n_chunks"] == 0
+    assert command(tmp_path, "remove", "1").stdout == "removed log.txt\n"
+    done = command(tmp_path, "remove", "1")
+    assert done.returncode == 2 and "there is no document 1 in the library" in done.stderr

@@ -10,25 +10,29 @@ Mesa-Extrapolation (NeurIPS 2024) inside llama.cpp, behind llama-cpp-python's AP
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import _llama_cpp
 
-_llama_cpp.load()
+if TYPE_CHECKING:
+    from ._core import METHODS
+    from .config import MesaConfig, MesaPlan
+    from .errors import (
+        ConfigError,
+        DeviceError,
+        DocumentError,
+        MesaError,
+        ModelError,
+        OutOfMemoryError,
+        PromptError,
+    )
+    from .library.library import Library
+    from .library.store import LibraryError
+    from .llama import MesaLlama
+    from .reading.reader import Answer, Reader, Reading
 
-from ._core import METHODS  # noqa: E402
-from .config import MesaConfig, MesaPlan  # noqa: E402
-from .errors import (  # noqa: E402
-    ConfigError,
-    DeviceError,
-    DocumentError,
-    MesaError,
-    ModelError,
-    OutOfMemoryError,
-    PromptError,
-)
-from .library.library import Library  # noqa: E402
-from .library.store import LibraryError  # noqa: E402
-from .llama import MesaLlama  # noqa: E402
-from .reading.reader import Answer, Reader, Reading  # noqa: E402
+_llama_cpp.prepare()
 
 __version__ = "0.1.0"
 
@@ -51,3 +55,25 @@ __all__ = [
     "Reading",
     "__version__",
 ]
+
+# where the names above are; they are imported when they are asked for, so that the command line is quick
+_ROOMS = {
+    **dict.fromkeys(("Answer", "Reader", "Reading"), "reading.reader"),
+    **dict.fromkeys(("MesaConfig", "MesaPlan"), "config"),
+    "Library": "library.library",
+    "LibraryError": "library.store",
+    "METHODS": "_core",
+    "MesaLlama": "llama",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_ROOMS.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.abc
 import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,31 +23,66 @@ _SPEC = importlib.util.find_spec("mesa_gguf._core")
 LIBRARY_DIR = Path(_SPEC.origin if _SPEC and _SPEC.origin else __file__).parent / "lib"
 
 _callback: Any = None  # llama.cpp's log goes here; ctypes callbacks live as long as they are referenced
+_silent = False  # nothing of it is shown
 
 
-def load() -> None:
-    """Import ``llama_cpp`` on the patched library.
+class _Finder(importlib.abc.MetaPathFinder):
+    """Stands before Python's own finders until ``llama_cpp`` is imported, by whomever."""
 
-    Raises:
-        ImportError: ``llama_cpp`` was imported before with another library, or the library is missing.
-    """
-    keep_standard_streams()
-    if "llama_cpp" not in sys.modules:
-        if not LIBRARY_DIR.is_dir():
-            raise ImportError(f"the patched llama.cpp is missing at {LIBRARY_DIR}: install mesa-gguf with pip, or make test")
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name != "llama_cpp":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """Runs ``llama_cpp`` with LLAMA_CPP_LIB_PATH set to the folder of this package's library."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        keep_standard_streams()
         before = os.environ.get("LLAMA_CPP_LIB_PATH")
         os.environ["LLAMA_CPP_LIB_PATH"] = str(LIBRARY_DIR)
         try:
-            import llama_cpp  # noqa: F401
+            self._loader.exec_module(module)
         finally:
             # processes that we start choose for themselves
             if before is None:
                 del os.environ["LLAMA_CPP_LIB_PATH"]
             else:
                 os.environ["LLAMA_CPP_LIB_PATH"] = before
+        _check(module)
 
-    import llama_cpp.llama_cpp as bindings
 
+def prepare() -> None:
+    """See to it that ``llama_cpp`` loads the patched library, when it is imported: that takes a while, and not every command needs it.
+
+    Raises:
+        ImportError: ``llama_cpp`` was imported before with another library, or the library is missing.
+    """
+    if "llama_cpp" in sys.modules:
+        _check(sys.modules["llama_cpp"])
+    elif not LIBRARY_DIR.is_dir():
+        raise ImportError(f"the patched llama.cpp is missing at {LIBRARY_DIR}: install mesa-gguf with pip, or make test")
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def _check(module: ModuleType) -> None:
+    bindings = module.llama_cpp  # its ctypes bindings, which have the name of the package
     library = getattr(bindings, "_lib", None)
     if library is None or not hasattr(library, "llama_mesa_version"):
         raise ImportError(
@@ -76,6 +114,17 @@ def keep_standard_streams() -> None:
             os.set_inheritable(stream, True)
 
 
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Without llama.cpp's messages, errors included."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
 def _log_by_level(bindings: ModuleType) -> None:
     """Show llama.cpp's messages by their level: errors, and all of them with verbose=True.
 
@@ -91,7 +140,7 @@ def _log_by_level(bindings: ModuleType) -> None:
     def log(level: int, text: bytes, _: object) -> None:
         nonlocal last
         last = levels.get(level, last)
-        if last < logger.level or not has_stderr():
+        if _silent or last < logger.level or not has_stderr():
             return
         # nothing can be raised through llama.cpp
         with contextlib.suppress(OSError, ValueError):

@@ -553,7 +553,7 @@ def test_hub_errors(monkeypatch: pytest.MonkeyPatch, name: str, problem: str) ->
 #
 
 
-@pytest.mark.parametrize("command", ["", "ask", "inspect", "plan", "demo", "rpc-server", "bench"])
+@pytest.mark.parametrize("command", ["", "ask", "library", "inspect", "plan", "demo", "rpc-server", "bench"])
 def test_help_shows_examples(run: Run, command: str) -> None:
     text = run(*command.split(), "--help")
     assert "Examples:" in text and f"mesa-gguf {command}" in text
@@ -562,7 +562,8 @@ def test_help_shows_examples(run: Run, command: str) -> None:
 def test_help_speaks_in_phrases() -> None:
     """A text says what it is without the option's name beside it: no "Of the document."."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"ask", "inspect", "plan", "demo", "rpc-server", "bench", "eval"}
+    assert set(commands) == {"ask", "library", "inspect", "plan", "demo", "rpc-server", "bench", "eval"}
+    commands |= {f"library {name}": of for name, of in commands["library"].commands.items()}
     for command, of in commands.items():
         assert of.help and of.help.strip().endswith("."), command
         for param in of.params:

@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from ..library.library import Report
 
 library_app = typer.Typer(
-    help="Show and look after the documents that are kept, and what models have read of them.", no_args_is_help=True
+    help="Show and look after the documents that are kept, and what models have read of them.",
+    epilog="""\
+Examples:\n
+  mesa-gguf library add report.pdf papers/ -m model.gguf --collection work\n
+  mesa-gguf library list\n
+  mesa-gguf library prune --budget 2000000000
+""",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
 )
 
 Names = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files or folders to add.")]

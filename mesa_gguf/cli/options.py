@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..config import MesaConfig
 from ..errors import ConfigError
 from ..model.hub import HUB_FORM
+
+if TYPE_CHECKING:
+    from ..config import MesaConfig
 
 MESA = "Reading past the trained length (lengths in tokens)"
 LIBRARY = "Documents that are kept"
@@ -278,6 +280,8 @@ def config_of(
     stair_bias: float | None,
     method: str,
 ) -> MesaConfig:
+    from ..config import MesaConfig
+
     return MesaConfig(
         enabled=not stock,
         train_length=train_length,

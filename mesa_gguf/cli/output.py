@@ -175,17 +175,8 @@ def _worded(remedy: Remedy) -> str:
 @contextlib.contextmanager
 def llama_cpp_log(shown: bool) -> Iterator[None]:
     """llama.cpp's log, or nothing of it, errors included: they come back as exceptions, which are told in one line."""
-    if shown:
+    with contextlib.nullcontext() if shown else _llama_cpp.silence():
         yield
-        return
-    import llama_cpp
-
-    silence = llama_cpp.llama_log_callback(lambda level, text, user_data: None)
-    llama_cpp.llama_log_set(silence, None)
-    try:
-        yield
-    finally:
-        llama_cpp.llama_log_set(_llama_cpp._callback, None)
 
 
 @contextlib.contextmanager

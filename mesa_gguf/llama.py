@@ -640,9 +640,13 @@ class MesaLlama(llama_cpp.Llama):
         if self.mesa.method not in ("mesa", "mesa-exact"):
             raise ConfigError(f"the method {self.mesa.method} keeps no chunks", Remedy("method", "mesa"))
         if self.mesa.plan is not None:
-            raise ConfigError("chunks are kept where plans follow from the text, and a plan was made by hand", Remedy("plan"))
+            raise ConfigError(
+                "chunks are kept where plans follow from the text, and a plan was made by hand", Remedy("plan")
+            )
         if llama_cpp.llama_model_n_swa(self.model) > 0 and not self.context_params.swa_full:
-            raise ConfigError("a cache that forgets what left the sliding window keeps no chunks", Remedy("swa_full", True))
+            raise ConfigError(
+                "a cache that forgets what left the sliding window keeps no chunks", Remedy("swa_full", True)
+            )
 
     def save_chunk(self, start: int, stop: int) -> bytes:
         """The keys and values of tokens start ... stop - 1, to be loaded again behind the same first chunk, in any text.
@@ -704,7 +708,8 @@ class MesaLlama(llama_cpp.Llama):
         except RuntimeError as err:
             raise MesaError(str(err)) from None
         self.input_ids[n_past:end] = tokens
-        self.scores[n_past:end] = 0.0
+        if self._logits_all:
+            self.scores[n_past:end] = 0.0
         self.n_tokens = end
         self._with_logits = range(0)
         self._requires_eval = True

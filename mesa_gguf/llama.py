@@ -458,7 +458,8 @@ class MesaLlama(llama_cpp.Llama):
         What `stopping_criteria`, `logits_processor` and the draft model raise reaches the caller.
 
         Raises:
-            PromptError: the text is empty, does not fit into n_ctx, or holds a token that the model does not know.
+            PromptError: the text is empty, does not fit into n_ctx, or holds a token that the model does not know; or what it has
+                in common with the context ends within a chunk that was loaded.
             ConfigError: an option or the grammar cannot work, or the draft model returns what are no tokens.
         """
         arguments = _arguments(llama_cpp.Llama.generate, self, tokens, *args, **kwargs)
@@ -471,8 +472,6 @@ class MesaLlama(llama_cpp.Llama):
         if reset and len(tokens) > self._n_ctx:
             raise self._too_long("the prompt", len(tokens))
         sampler = self._sampler_of(sampling.SamplingOptions(**arguments), self._seed)
-        if reset:
-            self._check_reuse(tokens)
         return self._generate(tokens, sampler, reset, criteria)
 
     def _sampler_of(self, options: sampling.SamplingOptions, seed: int) -> sampling.Sampler:
@@ -523,6 +522,9 @@ class MesaLlama(llama_cpp.Llama):
             if n_past == len(tokens) and not self._requires_eval:
                 return []
             n_common -= 1  # read again, for its logits
+        for chunk in self.loaded_chunks():
+            if chunk[0] < n_common < chunk[1]:
+                raise self._inside_loaded(n_common, chunk)
         if n_common > 0 and self._ctx.kv_cache_seq_rm(-1, n_common, -1):
             self.n_tokens = n_common
             self._requires_eval = True
@@ -730,21 +732,6 @@ class MesaLlama(llama_cpp.Llama):
     def loaded_chunks(self) -> list[tuple[int, int]]:
         """The chunks in the context that were loaded behind the first chunk: of each its first token and the one after its last."""
         return _core.loaded_chunks(self._address) if self.mesa.enabled else []
-
-    def _check_reuse(self, tokens: list[int]) -> None:
-        """`generate` keeps what a prompt begins with: that must not end within a chunk that was loaded."""
-        loaded = self.loaded_chunks()
-        n_same = 0
-        for here, there in zip(self._input_ids.tolist() if loaded else (), tokens):
-            if here != there:
-                break
-            n_same += 1
-        n_reused = n_same - (n_same == len(tokens))  # one token is read again, for its logits
-        if n_same == len(tokens) == self.n_tokens and not self._requires_eval:
-            return
-        for chunk in loaded:
-            if chunk[0] < n_reused < chunk[1]:
-                raise self._inside_loaded(n_reused, chunk)
 
     def _inside_loaded(self, n_tokens: int, chunk: tuple[int, int]) -> PromptError:
         return PromptError(

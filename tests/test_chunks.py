@@ -844,7 +844,7 @@ def test_generate_goes_on_without_reading(
 
     # the same beginning as far as into the last chunk
     with pytest.raises(PromptError, match="lies in a chunk that was loaded"):
-        llm.generate([*text[:-7], *QUESTION])
+        next(llm.generate([*text[:-7], *QUESTION]))
     other = [FIRST[0], *QUESTION]  # that leaves them
     next(llm.generate(other))
     assert llm.loaded_chunks() == []

@@ -27,7 +27,14 @@ FIRST_SEED = 77_000_000
 
 
 def run(
-    path: Path, n_tokens: int, n_documents: int, config: MesaConfig, threads: int | None, *, first_seed: int, two_hop: bool
+    path: Path,
+    n_tokens: int,
+    n_documents: int,
+    config: MesaConfig,
+    threads: int | None,
+    *,
+    first_seed: int,
+    two_hop: bool,
 ) -> dict[str, Any]:
     """Ask for every fact (or by way of every link) of n_documents documents of n_tokens tokens."""
     answers: list[dict[str, Any]] = []
@@ -49,7 +56,12 @@ def run(
             right = documents.is_right(fact, text)
             answers.append({"depth": round(depth, 4), "right": right, "document": index})
             if not right:
-                answers[-1] |= {"kind": fact.kind, "question": fact.question, "expected": fact.answer_sentence, "answer": text}
+                answers[-1] |= {
+                    "kind": fact.kind,
+                    "question": fact.question,
+                    "expected": fact.answer_sentence,
+                    "answer": text,
+                }
     llm.close()
     right = sum(a["right"] for a in answers)
     return {"tokens": n_tokens, "right": right, "total": len(answers), "interval": wilson(right, len(answers)),
@@ -82,7 +94,9 @@ def main() -> None:
     parser.add_argument("-m", "--model", help="default: the bundled model")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="multiples of T")
     parser.add_argument("--documents", type=int, default=3, help="documents of each length")
-    parser.add_argument("--stock-max", type=int, default=16, help="longest length for stock mode, whose prefill is quadratic")
+    parser.add_argument(
+        "--stock-max", type=int, default=16, help="longest length for stock mode, whose prefill is quadratic"
+    )
     parser.add_argument("--two-hop", action="store_true", help="questions of two hops")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--threads", type=int)
@@ -103,7 +117,9 @@ def main() -> None:
             if mode == "stock" and multiple > args.stock_max:
                 continue
             start = time.perf_counter()
-            row = run(path, n_tokens, args.documents, config, args.threads, first_seed=args.first_seed, two_hop=args.two_hop)
+            row = run(
+                path, n_tokens, args.documents, config, args.threads, first_seed=args.first_seed, two_hop=args.two_hop
+            )
             results[mode].append(row)
             low, high = row["interval"]
             print(f"{multiple:>3} T {n_tokens:>6} tokens  {mode:>5}  {row['right']:>3}/{row['total']}  {row['right'] / row['total']:.3f}  "

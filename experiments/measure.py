@@ -147,7 +147,10 @@ LONGER_QA = (
 LONGER_RIVAL = ("qa --seed 7001 --documents 10 --length 2T --length 4T", "qa --seed 7101 --documents 60 --length 2T")
 BENCH = (
     ("reader", "--threads 2 --tokens 512,2048,8192,32768 --runs 2 --method stock,mesa,star"),
-    ("smollm2-135m", "--shape smollm2-135m --train-length 2048 --threads 2 --tokens 2048,8192 --runs 1 --method stock,mesa"),
+    (
+        "smollm2-135m",
+        "--shape smollm2-135m --train-length 2048 --threads 2 --tokens 2048,8192 --runs 1 --method stock,mesa",
+    ),
 )
 
 
@@ -206,7 +209,11 @@ def main() -> None:
 
 
 def ablation(log_loss: bool) -> Parts:
-    what = "ppl --samples 48 --length T --length 16T" if log_loss else "qa --documents 4 --length 2T --length 8T --length 32T"
+    what = (
+        "ppl --samples 48 --length T --length 16T"
+        if log_loss
+        else "qa --documents 4 --length 2T --length 8T --length 32T"
+    )
     return {f"ablation/{name}": (f"{what} --method mesa {options}",) for name, options in ABLATION.items()}
 
 

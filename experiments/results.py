@@ -162,7 +162,9 @@ def check_defaults(measured: list[Measured]) -> None:
             if own is None:
                 continue
             other, path = seen.setdefault((one.model, method), (own, one.path))
-            changed = [f"{name} {other.get(name)} and {own.get(name)}" for name in own if own.get(name) != other.get(name)]
+            changed = [
+                f"{name} {other.get(name)} and {own.get(name)}" for name in own if own.get(name) != other.get(name)
+            ]
             if changed:
                 raise SystemExit(
                     f"{path} and {one.path} were measured with other defaults of {method} ({', '.join(changed)}): delete the older one"
@@ -209,7 +211,11 @@ def difference(found: tuple[float, float, float] | None) -> str:
     """A lead in the items that both have."""
     if found is None:
         return "–"
-    return f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]" if math.isfinite(found[1]) else f"{found[0]:+.3f} (one document)"
+    return (
+        f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]"
+        if math.isfinite(found[1])
+        else f"{found[0]:+.3f} (one document)"
+    )
 
 
 def behind(merged: Merged) -> list[list[str]]:
@@ -242,7 +248,9 @@ def speed(measured: list[Merged]) -> Iterator[str]:
     ratios: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for one in (file for merged in measured for file in merged.files):
         timings = one.contents["run"]["timings"]
-        own = {(entry["task"], entry["length"]): entry["read_tokens_per_s"] for entry in timings if entry["method"] == MESA}
+        own = {
+            (entry["task"], entry["length"]): entry["read_tokens_per_s"] for entry in timings if entry["method"] == MESA
+        }
         for entry in timings:
             key = (entry["task"], entry["length"])
             if entry["method"] != MESA and key in own:  # other files are of other days, and perhaps machines
@@ -327,7 +335,15 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
             yield ""
             rows = [row for merged in results for row in behind(merged)]
             if rows:
-                head = ["task", "length", "mesa", "method", "its number", "intervals", "its number - mesa's, item by item"]
+                head = [
+                    "task",
+                    "length",
+                    "mesa",
+                    "method",
+                    "its number",
+                    "intervals",
+                    "its number - mesa's, item by item",
+                ]
                 yield from table(head, rows)
             else:
                 yield "Nowhere past T does another method have the better number."
@@ -345,7 +361,9 @@ def write(measured: list[Measured], folder: Path) -> Iterator[str]:
             for group in sorted({one.group for one in changed}, key=GROUPS.index):
                 others = [one for one in changed if one.group == group]
                 with_defaults = [one for one in defaults if one.group == group]
-                with_defaults.sort(key=lambda one: one.path.parent.parent not in beside)  # the one beside them: the same items
+                with_defaults.sort(
+                    key=lambda one: one.path.parent.parent not in beside
+                )  # the one beside them: the same items
                 default, *others = [*with_defaults[:1], *others]
                 yield from ablation(default, others)
 
@@ -367,7 +385,17 @@ def speed_and_memory(path: Path, contents: Contents, folder: Path) -> Iterator[s
         f"load of the machine at the start {machine['load']:.1f}."
     )
     yield ""
-    head = ["tokens", "method", "prefill, tokens/s", "first token, s", "decode, tokens/s", "memory, MiB", "weights", "KV", "compute"]
+    head = [
+        "tokens",
+        "method",
+        "prefill, tokens/s",
+        "first token, s",
+        "decode, tokens/s",
+        "memory, MiB",
+        "weights",
+        "KV",
+        "compute",
+    ]
     against = contents["baseline"]
     if against is not None:
         head += [f"prefill time / {against}", f"memory / {against}"]

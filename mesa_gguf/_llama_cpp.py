@@ -76,7 +76,9 @@ def prepare() -> None:
     if "llama_cpp" in sys.modules:
         _check(sys.modules["llama_cpp"])
     elif not LIBRARY_DIR.is_dir():
-        raise ImportError(f"the patched llama.cpp is missing at {LIBRARY_DIR}: install mesa-gguf with pip, or make test")
+        raise ImportError(
+            f"the patched llama.cpp is missing at {LIBRARY_DIR}: install mesa-gguf with pip, or make test"
+        )
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

@@ -101,7 +101,11 @@ class MesaPlan:
 
     def __repr__(self) -> str:
         starts = self.chunk_starts
-        shown = str(starts) if len(starts) <= 8 else f"[{starts[0]}, {starts[1]}, {starts[2]}, … {len(starts) - 4} more …, {starts[-1]}]"
+        shown = (
+            str(starts)
+            if len(starts) <= 8
+            else f"[{starts[0]}, {starts[1]}, {starts[2]}, … {len(starts) - 4} more …, {starts[-1]}]"
+        )
         return f"MesaPlan(chunk_starts={shown}, anchor={self.anchor}, stair_width={self.stair_width})"
 
 
@@ -214,6 +218,8 @@ class MesaConfig:
             if self.plan is not None:
                 self.plan._plan.validate(params, n_tokens)
                 return self.plan
-            return MesaPlan._of(_core.make_plan(params, n_tokens, None if breaks is None else np.asarray(breaks, np.uint8)))
+            return MesaPlan._of(
+                _core.make_plan(params, n_tokens, None if breaks is None else np.asarray(breaks, np.uint8))
+            )
         except ValueError as err:
             raise ConfigError(str(err)) from None

@@ -123,7 +123,9 @@ class MesaLlama(llama_cpp.Llama):
         self._auto_flash_attn = flash_attn == "auto"
         if flash_attn is False and is_quantized(kwargs.get("type_v")):
             raise ConfigError(
-                "a quantized V cache needs flash attention", Remedy("flash_attn", True), Remedy("type_v", 1, why="which is f16")
+                "a quantized V cache needs flash attention",
+                Remedy("flash_attn", True),
+                Remedy("type_v", 1, why="which is f16"),
             )
         header = check_model(Path(model_path), kwargs.get("kv_overrides"))
         lora_path = kwargs.pop("lora_path", None)
@@ -175,10 +177,14 @@ class MesaLlama(llama_cpp.Llama):
         self._model.__class__ = WholeTokens
         if self._servers is not None:
             self._servers.watch()
-        self._init_args = dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers, flash_attn=flash_attn) | threads
+        self._init_args = (
+            dict(mesa=self.mesa, progress=progress, rpc_servers=rpc_servers, flash_attn=flash_attn) | threads
+        )
         self._guessed_chat_format = kwargs.get("chat_format") is None  # or it is the model's own
         self._init_args["chat_format"] = kwargs.get("chat_format")
-        self._logits_all = logits_all  # `Llama` keeps every token's for a draft model, which needs those of the last batch
+        self._logits_all = (
+            logits_all  # `Llama` keeps every token's for a draft model, which needs those of the last batch
+        )
         self.scores = np.zeros(self.scores.shape, np.single)  # takes memory where it is written to
         if self._embeds:
             self._init_args["pooling_type"] = pooling_type
@@ -806,7 +812,9 @@ class MesaLlama(llama_cpp.Llama):
         if rows < n_tokens and not isinstance(state, MesaState):
             rows = 0  # `Llama` has rows for all tokens, or rows of nothing
         if rows > 0 and state.scores.shape[1] != self._n_vocab:
-            raise MesaError(f"the state cannot be loaded: it is of a model with {state.scores.shape[1]} tokens of vocabulary")
+            raise MesaError(
+                f"the state cannot be loaded: it is of a model with {state.scores.shape[1]} tokens of vocabulary"
+            )
 
         _core.clear_error()
         self._with_logits = range(0)
@@ -821,7 +829,9 @@ class MesaLlama(llama_cpp.Llama):
         if n_cells < n_tokens:  # more is what a roll-back leaves
             self._ctx.kv_cache_clear()
             self.reset()
-            raise MesaError(f"the state cannot be loaded: it is damaged, its KV data end after {n_cells} of {n_tokens} tokens")
+            raise MesaError(
+                f"the state cannot be loaded: it is damaged, its KV data end after {n_cells} of {n_tokens} tokens"
+            )
 
         first = n_tokens - rows
         if self._logits_all:
@@ -843,7 +853,9 @@ class MesaLlama(llama_cpp.Llama):
         """How embed() makes one vector of those of a text's tokens: a LLAMA_POOLING_TYPE."""
         return self._pooling_type if self._embeds else int(super().pooling_type())
 
-    def embed(self, input: str | list[str], normalize: bool = False, truncate: bool = True, return_count: bool = False) -> Any:
+    def embed(
+        self, input: str | list[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
+    ) -> Any:
         """See `llama_cpp.Llama.embed`; `create_embedding` is by it.
 
         The texts are read one after the other, each as eval() reads it, in chunks where it is longer than the trained length; what was
@@ -893,7 +905,9 @@ def _threads(options: dict[str, Any]) -> dict[str, int | None]:
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= machine.MAX_THREADS:
-            raise ConfigError(f"{name} is {value!r}: it must be a number of threads, 1 to {machine.MAX_THREADS}, or None")
+            raise ConfigError(
+                f"{name} is {value!r}: it must be a number of threads, 1 to {machine.MAX_THREADS}, or None"
+            )
     return threads
 
 

@@ -31,7 +31,9 @@ class MesaState(LlamaState):
     def __init__(self, state: LlamaState, origin: str) -> None:
         self.__dict__.update(vars(state))
         self.origin = origin
-        self.llama_state_size = len(self.llama_state) + self.input_ids.nbytes + self.scores.nbytes + KEY_BYTES * self.n_tokens
+        self.llama_state_size = (
+            len(self.llama_state) + self.input_ids.nbytes + self.scores.nbytes + KEY_BYTES * self.n_tokens
+        )
         self.checksum = self._digest()
 
     def check(self, origin: str) -> None:

@@ -61,9 +61,14 @@ THREAD = Mode(
     folder="tsan",
     sanitizers="thread",
     libraries=("libtsan.so", "libstdc++.so"),
-    environment={"TSAN_OPTIONS": f"halt_on_error=1:abort_on_error=1:second_deadlock_stack=1:suppressions={HERE / 'thread.supp'}"},
+    environment={
+        "TSAN_OPTIONS": f"halt_on_error=1:abort_on_error=1:second_deadlock_stack=1:suppressions={HERE / 'thread.supp'}"
+    },
     tests=("test_threads",),
-    launcher=("setarch", "--addr-no-randomize"),  # GCC 12's cannot place its shadow memory where kernels now put libraries
+    launcher=(
+        "setarch",
+        "--addr-no-randomize",
+    ),  # GCC 12's cannot place its shadow memory where kernels now put libraries
 )
 
 # note: -O1 keeps stack traces; the kernels are written with intrinsics and stay bearable. Without assert(), as in the wheel:
@@ -110,7 +115,18 @@ def main() -> int:
     environment.pop("CI", None)  # a missing stock library is no failure here
     arguments = arguments or [str(ROOT / "tests" / f"{name}.py") for name in mode.tests]
     # -s: a finding is printed by the dying process itself
-    command = [*mode.launcher, sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *arguments]
+    command = [
+        *mode.launcher,
+        sys.executable,
+        "-m",
+        "pytest",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(ROOT),
+        *arguments,
+    ]
     return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
 
 

@@ -160,7 +160,9 @@ WKV: Metadata = {
 }
 SECOND_RECURRENT: Metadata = {"attention.head_count": [N_HEAD, 0], "attention.head_count_kv": [N_HEAD_KV, 0]}
 
-TIED = 3 / N_EMBD**0.5  # embedding, of models that have no other output matrix; Gemma multiplies by the root of its length too
+TIED = (
+    3 / N_EMBD**0.5
+)  # embedding, of models that have no other output matrix; Gemma multiplies by the root of its length too
 
 
 def _draft_shapes(n_layer: int, n_backbone: int) -> Shapes:
@@ -237,7 +239,11 @@ def _models() -> dict[str, ArchModel]:
     add("grovemoe", experts(expert_group_scale=1.0, experts_per_group=2))
     add("ernie4_5-moe", shared(interleave_moe_layer_step=1))
     add("deci", {"block_count": 3, "attention.head_count": [4, 0, 4], "attention.head_count_kv": [2, 0, 4]})
-    heads: Metadata = {"attention.head_count": [4, 8], "attention.head_count_kv": [2, 4], "feed_forward_length": [96, 64]}
+    heads: Metadata = {
+        "attention.head_count": [4, 8],
+        "attention.head_count_kv": [2, 4],
+        "feed_forward_length": [96, 64],
+    }
     add("openelm", heads, {"attention.key_length": 16, "attention.value_length": 16}, embedding=TIED)
     add("hrm_text", {"block_count": 6, "hrm.layers_per_stack": 1, "hrm.h_cycles": 2, "hrm.l_cycles": 2})
     add("nanbeige", {"num_loops": 2})
@@ -528,7 +534,9 @@ def each(command: Sequence[str | Path], names: Iterable[str]) -> dict[str, tuple
             env={
                 **os.environ,
                 "GGML_NO_BACKTRACE": "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])),
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+                ),
             },
             capture_output=True,
             text=True,

@@ -114,7 +114,10 @@ def open_llama() -> Iterator[Opener]:
     def opener(
         path: Path, mesa: MesaConfig = SMALL, *, kv: int = F32, flash: bool | Literal["auto"] = False, **kwargs: Any
     ) -> MesaLlama:
-        arguments = dict(n_ctx=512, logits_all=True, flash_attn=flash, type_k=kv, type_v=kv, n_threads=1, n_threads_batch=1) | kwargs
+        arguments = (
+            dict(n_ctx=512, logits_all=True, flash_attn=flash, type_k=kv, type_v=kv, n_threads=1, n_threads_batch=1)
+            | kwargs
+        )
         opened.append(MesaLlama(path, mesa=mesa, **arguments))
         return opened[-1]
 
@@ -247,7 +250,10 @@ def run_python(program: str, *arguments: str, timeout: float = 300) -> subproces
     """A Python program in a process of its own, so that an abort of the library is seen and not suffered."""
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # or ggml starts a debugger to print where it aborts, which takes long
+        env={
+            **os.environ,
+            "GGML_NO_BACKTRACE": "1",
+        },  # or ggml starts a debugger to print where it aborts, which takes long
         capture_output=True,
         text=True,
         check=False,

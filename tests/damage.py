@@ -156,7 +156,23 @@ def extreme(random: np.random.Generator, form: str, value: Any) -> bytes:
         others = [0.0, -1.0, 1.0, float("nan"), float("inf"), -float("inf"), -value, value * 1e6, 1e-30]
         return struct.pack(form, others[random.integers(len(others))])
     bits = 8 * struct.calcsize(form)
-    others = [0, 1, -1, 2, 3, value + 1, value - 1, 2 * value, value // 2, value + 32, 1000, 2**15, 2**16 - 1, 2**31 - 1, 2**31]
+    others = [
+        0,
+        1,
+        -1,
+        2,
+        3,
+        value + 1,
+        value - 1,
+        2 * value,
+        value // 2,
+        value + 32,
+        1000,
+        2**15,
+        2**16 - 1,
+        2**31 - 1,
+        2**31,
+    ]
     others += [2**32 - 1, 2**32, 2**62, 2**63 - 1, int(random.integers(0, 2**31))]
     return (int(others[random.integers(len(others))]) % 2**bits).to_bytes(bits // 8, "little")
 
@@ -174,7 +190,11 @@ def pick(random: np.random.Generator, fields: list[Field], keep: Callable[[Field
 
 def edit(random: np.random.Generator, data: bytes, fields: list[Field]) -> Damage:
     frame = random.integers(4) == 0  # else the file stays one that can be parsed
-    field = pick(random, fields, lambda f: bool(f.form) and (frame or not f.name.startswith(("length of", "number of", "array length"))))
+    field = pick(
+        random,
+        fields,
+        lambda f: bool(f.form) and (frame or not f.name.startswith(("length of", "number of", "array length"))),
+    )
     end = field.start + field.size
     value = struct.unpack_from(field.form, data, field.start)[0]
     new = extreme(random, field.form, value)
@@ -232,9 +252,13 @@ def respell(random: np.random.Generator, data: bytes, fields: list[Field]) -> Da
     field = pick(random, fields, lambda f: not f.form and f.section != "data")
     changed = bytearray(data)
     for _ in range(random.integers(1, 3)):
-        changed[field.start + int(random.integers(field.size))] = int(random.choice(list(b"abcdefxyz0159._<>{}% \0\xc3\xff")))
+        changed[field.start + int(random.integers(field.size))] = int(
+            random.choice(list(b"abcdefxyz0159._<>{}% \0\xc3\xff"))
+        )
     end = field.start + field.size
-    return f"{field.name}: {data[field.start : end][:40]!r} -> {bytes(changed[field.start : end][:40])!r}", bytes(changed)
+    return f"{field.name}: {data[field.start : end][:40]!r} -> {bytes(changed[field.start : end][:40])!r}", bytes(
+        changed
+    )
 
 
 def repeat(random: np.random.Generator, data: bytes, fields: list[Field]) -> Damage:
@@ -264,7 +288,24 @@ def leave_out(random: np.random.Generator, data: bytes, fields: list[Field]) -> 
     return f"{fields[first[i] + 1].name} {data[start + 8 : start + 40]!r} left out", changed
 
 
-WAYS = [edit, edit, edit, edit, flip, flip, cut, swap, overwrite, remove, insert, respell, respell, repeat, repeat, leave_out]
+WAYS = [
+    edit,
+    edit,
+    edit,
+    edit,
+    flip,
+    flip,
+    cut,
+    swap,
+    overwrite,
+    remove,
+    insert,
+    respell,
+    respell,
+    repeat,
+    repeat,
+    leave_out,
+]
 
 
 def damage(seed: int, number: int, data: bytes, fields: list[Field]) -> Damage:
@@ -291,7 +332,9 @@ def use(path: Path, number: int) -> None:
     enabled = number % 4 != 3
     small = path.stat().st_size < 2**20
     mesa = MesaConfig(enabled=False) if not enabled else SMALL if small else MesaConfig()
-    llm = MesaLlama(path, mesa=mesa, n_ctx=1024, n_batch=256, flash_attn=number % 2 == 0, n_threads=1, n_threads_batch=1)
+    llm = MesaLlama(
+        path, mesa=mesa, n_ctx=1024, n_batch=256, flash_attn=number % 2 == 0, n_threads=1, n_threads_batch=1
+    )
     try:
         if llama_cpp.llama_vocab_type(llm._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
             tokens = [t % llm.n_vocab() for t in range(300)]
@@ -389,14 +432,18 @@ def forge(random: np.random.Generator, data: bytes, fields: list[Field]) -> Dama
         field = few[random.integers(len(few))]
         value = struct.unpack_from(field.form, data, field.start)[0]
         changed[field.start : field.start + 4] = extreme(random, field.form, value)
-        what.append(f"number {plan.index(field)} of the plan: {value} -> {struct.unpack_from('<i', changed, field.start)[0]}")
+        what.append(
+            f"number {plan.index(field)} of the plan: {value} -> {struct.unpack_from('<i', changed, field.start)[0]}"
+        )
     (checksum,) = (field for field in fields if field.name == "checksum")
     start, end = plan[0].start, plan[-1].start + 4
     changed[checksum.start : checksum.start + 8] = mesa_checksum(bytes(changed[start:end])).to_bytes(8, "little")
     return ", ".join(what), bytes(changed)
 
 
-def damaged_state(kind: str, random: np.random.Generator, variant: tuple[int, int], state: MesaState, fields: list[Field]) -> tuple[str, Any]:
+def damaged_state(
+    kind: str, random: np.random.Generator, variant: tuple[int, int], state: MesaState, fields: list[Field]
+) -> tuple[str, Any]:
     """-> what was done, and what load_state gets: None if there is nothing to load."""
     data = state.llama_state
     if kind == "pickled":  # as in a LlamaDiskCache
@@ -481,7 +528,10 @@ def try_file(path: Path, folder: Path, seed: int, begin: int, end: int) -> None:
     out, n_out = (llama_cpp.llama_token * 512)(), ctypes.c_size_t()
     for number in range(begin, end):
         source = sources[number % 3]
-        head = [Field("head", "head", 0, min(len(source), 4 * context.n + 200)), Field("plan", "plan", 4 * context.n, 8000)]
+        head = [
+            Field("head", "head", 0, min(len(source), 4 * context.n + 200)),
+            Field("plan", "plan", 4 * context.n, 8000),
+        ]
         numbers = [Field("number", "numbers", i, 4, "<i") for i in range(0, len(source) - 64, 64)][:200]
         what, changed = damage(seed, number // 3, source, [*head, *numbers, Field("all", "data", 0, len(source))])
         tell(number, ("file", "sequence file", "sequence")[number % 3], what)

@@ -213,7 +213,28 @@ def write_llama(
     return w.write()
 
 
-PIECES = ("▁the", "▁Question", "▁Answer", "▁", "e", "t", "h", "th", "▁t", "▁th", "a", "s", "n", "w", "r", "Q", "A", ":", ".", "?")
+PIECES = (
+    "▁the",
+    "▁Question",
+    "▁Answer",
+    "▁",
+    "e",
+    "t",
+    "h",
+    "th",
+    "▁t",
+    "▁th",
+    "a",
+    "s",
+    "n",
+    "w",
+    "r",
+    "Q",
+    "A",
+    ":",
+    ".",
+    "?",
+)
 
 
 def write_sentencepiece(path: Path) -> Path:

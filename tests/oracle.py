@@ -100,7 +100,9 @@ class Queries:
     visible: Bools  # [m, k]
     log_scaled: bool = True  # no effect inside T
     bias: Floats | None = None  # [m, k] added to the scores
-    kept: bool = False  # a chunk that was read alone, behind the first chunk: no window reaches what is in front of it elsewhere
+    kept: bool = (
+        False  # a chunk that was read alone, behind the first chunk: no window reaches what is in front of it elsewhere
+    )
 
 
 def stock_queries(n: int) -> list[Queries]:
@@ -390,9 +392,7 @@ class Model:
         q, k = q.reshape(n, self.n_head, self.d_k), k.reshape(n, self.n_head_kv, self.d_k)
         return self.norm(q_norm, q), self.norm(k_norm, k), v
 
-    def attend(
-        self, layer: int, group: Queries, q: Floats, k: Floats, v: Floats, log_scaling_T: int | None
-    ) -> Floats:
+    def attend(self, layer: int, group: Queries, q: Floats, k: Floats, v: Floats, log_scaling_T: int | None) -> Floats:
         """Attention of one group -> [m, n_head * d_v], from unrotated q of its own tokens, k and v of all tokens.
 
         A sliding-window layer reads the text as if it were not cut: only what all layers but those see is woven.

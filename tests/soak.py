@@ -89,7 +89,9 @@ class Recorded(MesaLlama):
             self.history.read(tokens)
 
     def _eval(self, tokens: list[int], to_borders: bool = True) -> None:
-        if self.n_tokens < self.n_before:  # a text that fits into T again is read plainly: what was before is no part of it
+        if (
+            self.n_tokens < self.n_before
+        ):  # a text that fits into T again is read plainly: what was before is no part of it
             self.n_before = -1
         super()._eval(tokens, to_borders)
 
@@ -115,7 +117,19 @@ class Soak:
     def step(self) -> None:
         if self.llm.n_tokens > self.n_ctx - 100:
             self.roll_back_to(int(self.random.integers(0, self.n_ctx // 2)))
-        names = ["read", "read", "answer", "answer", "speculate", "edit", "roll_back", "save", "load", "regenerate", "reset"]
+        names = [
+            "read",
+            "read",
+            "answer",
+            "answer",
+            "speculate",
+            "edit",
+            "roll_back",
+            "save",
+            "load",
+            "regenerate",
+            "reset",
+        ]
         weights = np.array([4, 4, 6, 6, 4, 3, 3, 2, 2, 2, 0.2])
         name = str(self.random.choice(names, p=weights / weights.sum()))
         getattr(self, name)()
@@ -133,7 +147,9 @@ class Soak:
 
     def generate(self, prompt: list[int], n: int) -> list[int]:
         self.llm.set_seed(int(self.random.integers(2**31)))
-        return [token for _, token in zip(range(min(n, self.n_ctx - len(prompt) - 15)), self.llm.generate(prompt, temp=0.7))]
+        return [
+            token for _, token in zip(range(min(n, self.n_ctx - len(prompt) - 15)), self.llm.generate(prompt, temp=0.7))
+        ]
 
     def speculate(self) -> None:
         prompt = self.prompt()

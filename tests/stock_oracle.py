@@ -95,7 +95,9 @@ class File:
         weight = self.tensors[f"blk.{layer}.attn_k_norm.weight"] if by_hand.norm_after else 1.0
         x = keys.reshape(len(keys), -1, self.head_size).astype(np.float64) / weight
         half = n_rot // 2
-        first, second = (slice(half), slice(half, n_rot)) if rope_type != NORM else (slice(0, n_rot, 2), slice(1, n_rot, 2))
+        first, second = (
+            (slice(half), slice(half, n_rot)) if rope_type != NORM else (slice(0, n_rot, 2), slice(1, n_rot, 2))
+        )
         y = x.copy()
         y[..., first] = x[..., first] * cos - x[..., second] * sin
         y[..., second] = x[..., first] * sin + x[..., second] * cos
@@ -246,7 +248,9 @@ class Mesa:
             llama_cpp.llama_memory_seq_cp(memory, seq, 0, -1, -1)
             llama_cpp.llama_memory_seq_rm(memory, seq, -1, -1)
         if self.by_hand is not None:
-            before = np.concatenate([np.arange(first), *(first + np.arange(b - a) for a, b in pairwise(self.starts[1:]))])
+            before = np.concatenate(
+                [np.arange(first), *(first + np.arange(b - a) for a, b in pairwise(self.starts[1:]))]
+            )
             self._place_by_hand(before, key_positions(self.n, anchor, stair_width))
         self.anchor, self.stair_width = anchor, stair_width
 
@@ -266,7 +270,9 @@ class Mesa:
         memory, before, after = self.context.memory, self.anchor, anchor
         base = before // self.stair_width
         if self.by_hand is not None:
-            self._place_by_hand(key_positions(self.n, before, self.stair_width), key_positions(self.n, after, self.stair_width))
+            self._place_by_hand(
+                key_positions(self.n, before, self.stair_width), key_positions(self.n, after, self.stair_width)
+            )
         else:
             llama_cpp.llama_memory_seq_add(memory, 0, base, -1, before - base)  # from here on, logical positions
             self._climb(0, before, after, self.stair_width)

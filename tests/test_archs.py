@@ -45,8 +45,12 @@ EXACT = 1e-4  # f32 throughout; seen: 0.00001
 GELU = 2e-3  # ggml looks GELU up in a table of f16
 NEXT_ENTRY = 0.02  # of a token in a hundred: a last bit that differs leads to the next entry of that table
 DEEP = 20  # layers; errors of all add up
-GELU_ARCHITECTURES = "bloom codeshell falcon gemma gemma2 gemma3 gptneox grok mpt phi2 pockettts spark2_5 starcoder2".split()
-FLASH = 0.02  # from the last chunk on, flash attention rounds keys and values to f16; seen: 0.004, with many layers 0.028
+GELU_ARCHITECTURES = (
+    "bloom codeshell falcon gemma gemma2 gemma3 gptneox grok mpt phi2 pockettts spark2_5 starcoder2".split()
+)
+FLASH = (
+    0.02  # from the last chunk on, flash attention rounds keys and values to f16; seen: 0.004, with many layers 0.028
+)
 SUMS = 0.1  # and for under 64 queries it sums values in f16, which the NumPy oracle does not; seen: 0.05
 WITHOUT_FLASH = {"grok"}  # llama.cpp turns it off
 
@@ -185,7 +189,9 @@ def test_against_stock(
 
     if has_windows(name):
         # the oracle knows nothing of windows: here those layers add nothing, below these ones do
-        stock = run_oracle(stock_lib, tmp_path, path=str(path), flash=flash, short=short, prompt=prompt, rest=[], starts=[])
+        stock = run_oracle(
+            stock_lib, tmp_path, path=str(path), flash=flash, short=short, prompt=prompt, rest=[], starts=[]
+        )
         assert np.array_equal(inside, stock["short"])
         path = arch_path(f"{name}/global")
         inside = read(open_llama(path, config, flash=flash), short)
@@ -222,7 +228,9 @@ def test_against_stock(
     felt = apart(stock["wrong"][last:], stock["whole"][last:N_PROMPT]).max()
     plain = apart(stock["plain"], stock["whole"][last:N_PROMPT]).max()
     scale = np.abs(mesa[mesa > -1e30]).max()
-    print(f"\n{name}, flash {flash}: exact {exact.max():.6f}, of nine in ten {usual:.6f}, largest {largest:.6f}; last chunk and answer {later.max():.6f}; scale {scale:.1f}, wrong plan {felt:.3f}, plain {plain:.3f}")
+    print(
+        f"\n{name}, flash {flash}: exact {exact.max():.6f}, of nine in ten {usual:.6f}, largest {largest:.6f}; last chunk and answer {later.max():.6f}; scale {scale:.1f}, wrong plan {felt:.3f}, plain {plain:.3f}"
+    )
 
     assert np.isfinite(mesa).all()
     assert exact.max() <= limit(name, False)
@@ -237,10 +245,14 @@ def test_against_stock(
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_the_numpy_oracle_is_stock(arch_path: Callable[[str], Path], stock_lib: Path, tmp_path: Path, name: str) -> None:
+def test_the_numpy_oracle_is_stock(
+    arch_path: Callable[[str], Path], stock_lib: Path, tmp_path: Path, name: str
+) -> None:
     """Sliding windows, layers without RoPE, norms of heads and soft caps, inside T."""
     tokens = random_tokens(100, seed=1)
-    stock = run_oracle(stock_lib, tmp_path, path=str(arch_path(name)), flash=False, short=tokens, prompt=[], rest=[], starts=[])
+    stock = run_oracle(
+        stock_lib, tmp_path, path=str(arch_path(name)), flash=False, short=tokens, prompt=[], rest=[], starts=[]
+    )
     error = worst(oracle.logits(oracle.Model.from_gguf(arch_path(name)), tokens), stock["short"])
     print(f"\n{name}: {error:.6f}")
     assert error <= ORACLE
@@ -248,9 +260,7 @@ def test_the_numpy_oracle_is_stock(arch_path: Callable[[str], Path], stock_lib: 
 
 @pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("name", ORACLES)
-def test_against_the_numpy_oracle(
-    arch_path: Callable[[str], Path], open_llama: Opener, name: str, flash: bool
-) -> None:
+def test_against_the_numpy_oracle(arch_path: Callable[[str], Path], open_llama: Opener, name: str, flash: bool) -> None:
     """Where the way through stock llama.cpp does not lead: windows see their true neighbours, the other layers weave."""
     path = arch_path(name)
     reason = check_model(path).unsupported
@@ -282,7 +292,9 @@ def test_windows_are_those_of_stock(
     path, prompt, rest = arch_path(f"{name}/windows"), random_tokens(N_PROMPT, seed=2), random_tokens(N_REST, seed=3)
     mesa, plans = read_all(open_llama(path, replace(SMALL, plan=PLAN), n_batch=128, n_ubatch=128), prompt, rest)
     assert plans[0] == PLAN and plans[-1].anchor > PLAN.anchor
-    stock = run_oracle(stock_lib, tmp_path, path=str(path), flash=False, short=prompt + rest, prompt=[], rest=[], starts=[])
+    stock = run_oracle(
+        stock_lib, tmp_path, path=str(path), flash=False, short=prompt + rest, prompt=[], rest=[], starts=[]
+    )
     error = worst(mesa, stock["short"])
     print(f"\n{name}: {error:.6f}; scale {np.abs(mesa).max():.1f}")
     assert error <= 5 * limit(name, False)  # queries and keys are rotated twice: seen 0.0001, with GELU 0.001

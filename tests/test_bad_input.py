@@ -80,7 +80,9 @@ for i in range(begin, end):
 """
 
 
-@pytest.mark.parametrize("seed", [1, 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [1, 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_bit_flips_in_a_header(model_path: ModelPath, tmp_path: Path, seed: int) -> None:
     """Each loads or raises a MesaError. All that abort are listed."""
     begin, end, failures = 0, 150, []
@@ -172,7 +174,9 @@ def test_heads_that_do_not_fill_a_block(model_path: ModelPath) -> None:
 
 
 @pytest.mark.parametrize("name", ["type_k", "type_v"])
-@pytest.mark.parametrize("kv_type", [999, -1, 24, 12, 39, "f16"])  # none, int8, a K-quant, MXFP4: no KV caches, or llama.cpp crashes
+@pytest.mark.parametrize(
+    "kv_type", [999, -1, 24, 12, 39, "f16"]
+)  # none, int8, a K-quant, MXFP4: no KV caches, or llama.cpp crashes
 def test_a_type_of_which_no_kv_cache_is(model_path: ModelPath, name: str, kv_type: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{name} is {kv_type!r}, .*8 \(q8_0\)"):
         MesaLlama(model_path("llama"), mesa=SMALL, **{name: kv_type})

@@ -99,7 +99,9 @@ class Context:
 
     def params(self, **changes: int) -> Any:
         """Those of conftest.SMALL, changed."""
-        values = dict(train_length=128, first_chunk=12, chunk=40, last_chunk=32, stair_width=0, room=16, log_scaling=True)
+        values = dict(
+            train_length=128, first_chunk=12, chunk=40, last_chunk=32, stair_width=0, room=16, log_scaling=True
+        )
         return self.ffi.new("struct llama_mesa_params *", values | changes)
 
     def enable(self, **changes: int) -> int:
@@ -116,7 +118,9 @@ class Context:
             new("llama_seq_id *[]", [seq_ids] * n),
             new("int8_t[]", [1] * n),
         ]
-        batch = new("llama_batch *", dict(zip(["token", "pos", "n_seq_id", "seq_id", "logits"], keep)) | {"n_tokens": n})
+        batch = new(
+            "llama_batch *", dict(zip(["token", "pos", "n_seq_id", "seq_id", "logits"], keep)) | {"n_tokens": n}
+        )
         return self.lib.llama_decode(self.ctx, batch[0])
 
     def logits(self, n: int) -> NDArray[np.float32]:
@@ -176,7 +180,9 @@ def test_the_header_is_c(tmp_path: Path, standard: str) -> None:
         else:
             pytest.skip("llama.h is neither installed nor in a build tree")
     source = tmp_path / "use.c"
-    source.write_text('#include "llama-mesa.h"\nint32_t use(void) { return llama_mesa_version() + LLAMA_MESA_VERSION; }\n')
+    source.write_text(
+        '#include "llama-mesa.h"\nint32_t use(void) { return llama_mesa_version() + LLAMA_MESA_VERSION; }\n'
+    )
     arguments = [f"-std={standard}", "-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"]
     include = [f"-I{folders[0]}", *(f"-isystem{folder}" for folder in folders[1:])]
     done = subprocess.run([compiler, *arguments, *include, source], capture_output=True, text=True, check=False)
@@ -214,7 +220,9 @@ def test_prompt_and_generation_equal_mesa_llama(context: Context, model_path: Mo
 
 
 @pytest.mark.parametrize("n_max", [512, 70])
-def test_a_chat_equals_mesa_llama_bit_for_bit(ffi: FFI, lib: Any, model_path: ModelPath, open_llama: Opener, n_max: int) -> None:
+def test_a_chat_equals_mesa_llama_bit_for_bit(
+    ffi: FFI, lib: Any, model_path: ModelPath, open_llama: Opener, n_max: int
+) -> None:
     """Texts that are planned, fit, fit again after a roll-back, and are cut into batches: each decision is the library's."""
     config = MesaConfig(chunk=40, last_chunk=32)
     llm = open_llama(model_path("llama"), config, n_ctx=1024, n_batch=n_max)
@@ -231,9 +239,23 @@ def test_a_chat_equals_mesa_llama_bit_for_bit(ffi: FFI, lib: Any, model_path: Mo
     random = np.random.default_rng(3)
     text: list[int] = []
     kept = set()
-    for n_past, n_more in [(0, 50), (50, 70), (120, 1), (121, 20), (141, 1), (100, 20), (120, 300), (400, 60), (460, 1), (90, 30), (30, 90)] + [
-        (120 + i, 1) for i in range(40)
-    ] + [(130, 400), (500, 3), (15, 100), (0, 300), (90, 30), (0, 300), (20, 90), (0, 20)]:
+    for n_past, n_more in (
+        [
+            (0, 50),
+            (50, 70),
+            (120, 1),
+            (121, 20),
+            (141, 1),
+            (100, 20),
+            (120, 300),
+            (400, 60),
+            (460, 1),
+            (90, 30),
+            (30, 90),
+        ]
+        + [(120 + i, 1) for i in range(40)]
+        + [(130, 400), (500, 3), (15, 100), (0, 300), (90, 30), (0, 300), (20, 90), (0, 20)]
+    ):
         text = text[:n_past] + random_tokens(n_more, seed=int(random.integers(10**6)))
         logits = context.read(text, n_past, ffi.from_buffer("uint8_t[]", by_token[text]), n_max)
         kept.add(len(logits) > n_more)
@@ -247,16 +269,37 @@ def test_a_chat_equals_mesa_llama_bit_for_bit(ffi: FFI, lib: Any, model_path: Mo
 
 
 def test_filled_params_are_those_of_mesa_config(context: Context) -> None:
-    fields = ["first_chunk", "chunk", "last_chunk", "stair_width", "room", "log_scaling", "window", "n_sinks", "stair_bias", "log_length"]
+    fields = [
+        "first_chunk",
+        "chunk",
+        "last_chunk",
+        "stair_width",
+        "room",
+        "log_scaling",
+        "window",
+        "n_sinks",
+        "stair_bias",
+        "log_length",
+    ]
     for T in (16, 100, 128, 512, 2048, 131072):
         for number, method in enumerate(METHODS):
-            for changes in ({}, dict(first_chunk=9), dict(chunk=5), dict(last_chunk=4), dict(n_sinks=2), dict(room=1), dict(log_scaling=0)):
+            for changes in (
+                {},
+                dict(first_chunk=9),
+                dict(chunk=5),
+                dict(last_chunk=4),
+                dict(n_sinks=2),
+                dict(room=1),
+                dict(log_scaling=0),
+            ):
                 params = context.ffi.new("struct llama_mesa_params *", context.lib.llama_mesa_unset_params())
                 params.train_length, params.method = T, number
                 for name, value in changes.items():
                     setattr(params, name, value)
                 try:
-                    expected = MesaConfig(method=method, **changes | ({"log_scaling": False} if "log_scaling" in changes else {})).params(T)
+                    expected = MesaConfig(
+                        method=method, **changes | ({"log_scaling": False} if "log_scaling" in changes else {})
+                    ).params(T)
                 except ConfigError as err:
                     assert context.lib.llama_mesa_fill_params(context.ffi.NULL, params) < 0
                     assert context.error() == str(err)  # noqa: PT017
@@ -297,7 +340,16 @@ def test_batches_end_at_borders(context: Context) -> None:
     context.enable()
     assert lib.llama_mesa_prompt(ctx, len(LONG), context.ffi.NULL) == 0
     assert context.plan()[0][:4] == [0, 12, 52, 92]
-    assert [lib.llama_mesa_n_batch(ctx, len(LONG), n) for n in (10, 12, 13, 52, 53, 100, 349, 350)] == [10, 12, 12, 12, 52, 92, 318, 350]
+    assert [lib.llama_mesa_n_batch(ctx, len(LONG), n) for n in (10, 12, 13, 52, 53, 100, 349, 350)] == [
+        10,
+        12,
+        12,
+        12,
+        52,
+        92,
+        318,
+        350,
+    ]
     for n_tokens, n_max in ((0, 5), (5, 0), (-1, 5), (600, 5)):
         assert lib.llama_mesa_n_batch(ctx, n_tokens, n_max) < 0
         assert "tokens" in context.error()
@@ -428,7 +480,9 @@ def test_bad_params(context: Context, changes: dict[str, int], reason: str) -> N
     assert re.search(reason, context.error())
     assert not context.lib.llama_mesa_enabled(context.ctx)
     ffi = context.ffi
-    assert context.lib.llama_mesa_make_plan(context.params(**changes), 500, ffi.NULL, ffi.NULL, 0, ffi.NULL, ffi.NULL) < 0
+    assert (
+        context.lib.llama_mesa_make_plan(context.params(**changes), 500, ffi.NULL, ffi.NULL, 0, ffi.NULL, ffi.NULL) < 0
+    )
     assert re.search(reason, context.error())
 
 
@@ -464,7 +518,9 @@ NULL_CALLS = {
     "set_plan": lambda lib, null, ctx, p: lib.llama_mesa_set_plan(null, null, 0, 0, 1, 5) < 0,
     "get_plan": lambda lib, null, ctx, p: lib.llama_mesa_get_plan(null, null, 0, null, null) < 0,
     "get_key_pos": lambda lib, null, ctx, p: lib.llama_mesa_get_key_pos(null, null, 0) < 0,
-    "fill_params, no model": lambda lib, null, ctx, p: lib.llama_mesa_fill_params(null, lib_params(p, train_length=-1)) < 0,
+    "fill_params, no model": lambda lib, null, ctx, p: (
+        lib.llama_mesa_fill_params(null, lib_params(p, train_length=-1)) < 0
+    ),
     "fill_params, no params": lambda lib, null, ctx, p: lib.llama_mesa_fill_params(null, null) < 0,
     "needs_breaks": lambda lib, null, ctx, p: lib.llama_mesa_needs_breaks(null, 5) < 0,
     "n_batch": lambda lib, null, ctx, p: lib.llama_mesa_n_batch(null, 5, 5) < 0,
@@ -577,7 +633,8 @@ def test_not_enabled(context: Context) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "reason"), [(0, "0 tokens cannot"), (-3, "-3 tokens cannot"), (513, "513 tokens, more than n_ctx"), (2**31 - 1, "n_ctx")]
+    ("n", "reason"),
+    [(0, "0 tokens cannot"), (-3, "-3 tokens cannot"), (513, "513 tokens, more than n_ctx"), (2**31 - 1, "n_ctx")],
 )
 def test_bad_prompts(context: Context, n: int, reason: str) -> None:
     context.enable()

@@ -121,7 +121,10 @@ def test_ask_several_questions(run: Run, file: Path, document: Document, tmp_pat
 
 def test_json_has_one_object_a_question(run: Run, file: Path, document: Document) -> None:
     questions = [fact.question for fact in document.facts[:2]]
-    results = [json.loads(line) for line in run("ask", "--no-library", "-f", file, *asked(questions), "--json", *THREADS).splitlines()]
+    results = [
+        json.loads(line)
+        for line in run("ask", "--no-library", "-f", file, *asked(questions), "--json", *THREADS).splitlines()
+    ]
     assert [result["question"] for result in results] == questions
     for result in results:
         assert set(result) == {"question", "answer", "finish_reason", "n_tokens", "timings", "plan", "model"}
@@ -145,7 +148,10 @@ def test_json_has_one_object_a_question(run: Run, file: Path, document: Document
 
 def test_the_document_is_read_once(run: Run, file: Path, document: Document, evaluated: list[int]) -> None:
     questions = [fact.question for fact in document.facts[:3]]
-    results = [json.loads(line) for line in run("ask", "--no-library", "-f", file, *asked(questions), "--json", *THREADS).splitlines()]
+    results = [
+        json.loads(line)
+        for line in run("ask", "--no-library", "-f", file, *asked(questions), "--json", *THREADS).splitlines()
+    ]
     read = [n for n in evaluated if n > 1]  # generated tokens are given one by one
     assert read == [results[0]["n_tokens"]["document"], *(result["n_tokens"]["question"] for result in results)]
     generated = sum(result["n_tokens"]["answer"] for result in results)
@@ -267,9 +273,7 @@ def test_control_tokens_in_a_document_are_text(chat_model: Path) -> None:
 
 
 def test_plain_form(chat_model: Path) -> None:
-    forms = [
-        PromptForm(load_vocabulary(model), plain=plain) for model, plain in ((chat_model, True), (BUNDLED, False))
-    ]
+    forms = [PromptForm(load_vocabulary(model), plain=plain) for model, plain in ((chat_model, True), (BUNDLED, False))]
     prompts = [(form.head("The bread was good."), form.tail("Was it?")) for form in forms]
     assert prompts[0] == prompts[1] and all(form.stop == ("\n",) for form in forms)
 
@@ -568,8 +572,12 @@ def test_help_speaks_in_phrases() -> None:
         assert of.help and of.help.strip().endswith("."), command
         for param in of.params:
             text = param.help or ""
-            assert len(text.split()) >= 4 and text[0].isupper() and text.endswith("."), f"{command} {param.name}: {text}"
-            assert text.split()[0] not in ("Of", "At", "By", "Default:", "In", "Where"), f"{command} {param.name}: {text}"
+            assert len(text.split()) >= 4 and text[0].isupper() and text.endswith("."), (
+                f"{command} {param.name}: {text}"
+            )
+            assert text.split()[0] not in ("Of", "At", "By", "Default:", "In", "Where"), (
+                f"{command} {param.name}: {text}"
+            )
 
 
 def test_version(run: Run) -> None:

@@ -33,7 +33,9 @@ def run(folder: Path, *args: str | bytes, shell: str = "", **env: str) -> subpro
     command: list[Any] = [*COMMAND, *args]
     if shell:
         command = ["sh", "-c", f'exec "$@" {shell}', "sh", *command]
-    return subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False
+    )
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def test_every_answer_is_delivered(folder: Path, expected: str, encoding: str) -
     done = run(folder, *ASK, "-q", QUESTION, "-q", "Was Åsa there?", PYTHONIOENCODING=encoding)
     assert done.returncode == 0 and done.stderr == b""
     name = encoding.partition(":")[0]
-    assert expected.encode(name, "backslashreplace") in done.stdout or (name == "utf-16" and expected in done.stdout.decode(name))
+    assert expected.encode(name, "backslashreplace") in done.stdout or (
+        name == "utf-16" and expected in done.stdout.decode(name)
+    )
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8", "utf-16"])
@@ -64,7 +68,14 @@ def test_errors_are_told_in_any_encoding(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shell", "has_output"),
-    [("2>&-", True), ("1>&- 2>&-", False), ("<&- 2>&-", True), ("1>&-", False), ("<&- 1>&- 2>&-", False), ("2>/dev/full", True)],
+    [
+        ("2>&-", True),
+        ("1>&- 2>&-", False),
+        ("<&- 2>&-", True),
+        ("1>&-", False),
+        ("<&- 1>&- 2>&-", False),
+        ("2>/dev/full", True),
+    ],
 )
 def test_closed_streams(folder: Path, expected: str, shell: str, has_output: bool) -> None:
     done = run(folder, *[arg for arg in ASK if arg != "--quiet"], QUESTION, shell=shell)
@@ -142,7 +153,10 @@ def test_documents_that_are_no_text(folder: Path, name: str, data: bytes, said: 
 
 
 def test_documents_of_a_library_that_are_no_text(folder: Path) -> None:
-    for name, data, said in (("a.pdf", b"%PDF-1.4\n%\xe2\xe3\n", "a damaged PDF file"), ("c.txt", b"one\0two", "a binary file")):
+    for name, data, said in (
+        ("a.pdf", b"%PDF-1.4\n%\xe2\xe3\n", "a damaged PDF file"),
+        ("c.txt", b"one\0two", "a binary file"),
+    ):
         (folder / name).write_bytes(data)
         done = run(folder, "ask", "-f", name, "Who?")
         assert done.returncode == 2 and said in done.stderr.decode() and done.stderr.count(b"\n") == 1

@@ -72,7 +72,9 @@ def test_a_chat_through_many_times_T(model_path: ModelPath, open_llama: Opener, 
         assert llm.plan().n_positions(llm.n_tokens) <= T
         if llm.n_tokens > 1750:
             break
-    print(f"\n{kind}: {llm.n_tokens} tokens, {turn + 1} turns, new chunks in {chunks}, larger E in {widths}, {mirror.error:.6f}")
+    print(
+        f"\n{kind}: {llm.n_tokens} tokens, {turn + 1} turns, new chunks in {chunks}, larger E in {widths}, {mirror.error:.6f}"
+    )
     assert llm.n_tokens > 10 * T and chunks >= 5 and widths >= 3
     assert mirror.error <= EXACT
 
@@ -84,7 +86,9 @@ def fresh_replay(open_llama: Opener, path: Path, texts: list[list[int]], **optio
     return llm
 
 
-BASE = [random_tokens(n, seed=n) for n in (90, 200, 30, 1, 1, 1, 45)]  # plain, then long, short, tokens one by one, short
+BASE = [
+    random_tokens(n, seed=n) for n in (90, 200, 30, 1, 1, 1, 45)
+]  # plain, then long, short, tokens one by one, short
 DETOURS = {
     "a short turn": [20],
     "a long turn": [300],
@@ -256,7 +260,9 @@ def ask(llm: MesaLlama, prompt: str) -> str:
 
 
 def open_bundled(**kwargs: object) -> MesaLlama:
-    options = dict(n_ctx=3072, n_threads=1, n_threads_batch=1, type_k=F32, type_v=F32, flash_attn=False, logits_all=True)
+    options = dict(
+        n_ctx=3072, n_threads=1, n_threads_batch=1, type_k=F32, type_v=F32, flash_attn=False, logits_all=True
+    )
     return MesaLlama(BUNDLED, **(options | kwargs))
 
 
@@ -334,7 +340,10 @@ def test_growth_of_the_stair_width(model_path: ModelPath, open_llama: Opener, kv
             errors.append([])
         errors[-1].append(rms(logits - oracle_read(state, llm.plan(), [token])))
     means = [rms(group) for group in errors]
-    print(f"\nkv {kv}, flash {flash}: E {llm.plan().stair_width}, {len(means) - 1} growths: " + " ".join(f"{m:.6f}" for m in means))
+    print(
+        f"\nkv {kv}, flash {flash}: E {llm.plan().stair_width}, {len(means) - 1} growths: "
+        + " ".join(f"{m:.6f}" for m in means)
+    )
     assert len(means) > 5
     limit = 1e-4 if kv == F32 else 3 * means[0]
     assert max(means) <= limit

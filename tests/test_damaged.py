@@ -28,7 +28,10 @@ PROGRAM = Path(damage.__file__)
 def run_variants(what: str, source: Path, folder: Path, seed: int, n: int) -> Counter[str]:
     """Tries n variants in processes that may die -> how many were loaded and refused. Fails with all that took one along."""
     begin, outcomes, failures = 0, Counter[str](), []
-    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # or ggml starts a debugger where it aborts, which takes long
+    environment = {
+        **os.environ,
+        "GGML_NO_BACKTRACE": "1",
+    }  # or ggml starts a debugger where it aborts, which takes long
     while begin < n:
         command = [sys.executable, str(PROGRAM), what, str(source), str(folder), str(seed), str(begin), str(n)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
@@ -39,7 +42,9 @@ def run_variants(what: str, source: Path, folder: Path, seed: int, n: int) -> Co
         last = max((i for i, line in enumerate(lines) if line.split(" ")[0].isdigit()), default=None)
         if last is None:
             pytest.fail(f"{command} did not begin: {done.stderr[-2000:]}")
-        failures.append(f"seed {seed}: {' | '.join(lines[last:])}: exit {done.returncode}: {done.stderr.strip()[-600:]}")
+        failures.append(
+            f"seed {seed}: {' | '.join(lines[last:])}: exit {done.returncode}: {done.stderr.strip()[-600:]}"
+        )
         begin = int(lines[last].split(" ")[0]) + 1
     print(f"\n{what} {source.name}, seed {seed}: {dict(outcomes)}, {len(failures)} failures")
     assert not failures, "\n\n".join(failures)
@@ -73,7 +78,9 @@ def test_an_abort_is_told_as_an_error(model_path: ModelPath, tmp_path: Path) -> 
     data = model_path("qwen2-yarn").read_bytes().replace(b"\4\0\0\0\0\0\0\0yarn", b"\4\0\0\0\0\0\0\0barn")
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
-    with pytest.raises(ModelError, match=r"damaged: llama.cpp would abort on it \(llama-model.cpp:\d+: GGML_ASSERT.*rope_scaling_type"):
+    with pytest.raises(
+        ModelError, match=r"damaged: llama.cpp would abort on it \(llama-model.cpp:\d+: GGML_ASSERT.*rope_scaling_type"
+    ):
         MesaLlama(path, mesa=SMALL)
 
 
@@ -127,7 +134,9 @@ def test_a_flipped_bit_of_a_value_is_seen(model_path: ModelPath, open_llama: Ope
     read(llm, TEXT)
     state, changed = llm.save_state(), llm.save_state()
     place = len(state.llama_state) * 3 // 4  # values are the second half
-    changed.llama_state = state.llama_state[:place] + bytes([state.llama_state[place] ^ 1]) + state.llama_state[place + 1 :]
+    changed.llama_state = (
+        state.llama_state[:place] + bytes([state.llama_state[place] ^ 1]) + state.llama_state[place + 1 :]
+    )
     with pytest.raises(MesaError, match=r"damaged \(wrong checksum\)"):
         llm.load_state(changed)
     assert llm.n_tokens == len(TEXT)
@@ -212,7 +221,8 @@ def test_states_of_other_contexts(model_path: ModelPath, open_llama: Opener, tmp
     """Every pair: what is taken goes on as at home, the rest is refused, and the context works on."""
     other = write_other(tmp_path / "other.gguf")
     contexts = {
-        name: open_llama(other if name == "other weights" else model_path(KIND), **options) for name, options in CONTEXTS.items()
+        name: open_llama(other if name == "other weights" else model_path(KIND), **options)
+        for name, options in CONTEXTS.items()
     }
     states, expected, fresh = {}, {}, {}
     for name, llm in contexts.items():

@@ -52,7 +52,9 @@ def oracle_state(path: Path, flash: bool = False, log_scaling: bool = True) -> o
     return oracle.State(oracle_model(path, flash), log_scaling_T=T if log_scaling else None)
 
 
-def dense(path: Path, plan: MesaPlan, tokens: list[int], flash: bool = False, log_scaling: bool = True) -> oracle.Floats:
+def dense(
+    path: Path, plan: MesaPlan, tokens: list[int], flash: bool = False, log_scaling: bool = True
+) -> oracle.Floats:
     """The oracle's logits of a whole text, all layers over all tokens with mask and positions written out."""
     written = oracle.Plan(plan.chunk_starts, plan.anchor, plan.stair_width)
     return oracle.logits(oracle_model(path, flash), tokens, written, log_scaling_T=T if log_scaling else None)
@@ -72,7 +74,12 @@ STOCK_KINDS = ["llama-head-size", "qwen2-yarn", "stablelm", "mpt"]
 @pytest.mark.parametrize(
     ("kind", "kv", "flash"),
     # heads of 16 values do not fill a block of q8_0
-    [(kind, *case) for kind in STOCK_KINDS for case in STOCK_CASES if case[0] != Q8_0 or kind not in ("stablelm", "mpt")],
+    [
+        (kind, *case)
+        for kind in STOCK_KINDS
+        for case in STOCK_CASES
+        if case[0] != Q8_0 or kind not in ("stablelm", "mpt")
+    ],
 )
 def test_bit_identical_to_stock_while_nothing_is_woven(
     model_path: ModelPath, open_llama: Opener, run_stock: Stock, kind: str, kv: int, flash: bool
@@ -112,7 +119,9 @@ def test_bit_identical_again_after_a_long_text(model_path: ModelPath, open_llama
 
 @pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_prompt_and_generation_equal_the_oracle(model_path: ModelPath, open_llama: Opener, kind: str, flash: bool) -> None:
+def test_prompt_and_generation_equal_the_oracle(
+    model_path: ModelPath, open_llama: Opener, kind: str, flash: bool
+) -> None:
     """A chunked prompt of 3 T, then tokens one by one through several moves of the anchor."""
     path = model_path(kind)
     prompt, rest = random_tokens(380, seed=5), random_tokens(90, seed=6)
@@ -134,7 +143,9 @@ def test_prompt_and_generation_equal_the_oracle(model_path: ModelPath, open_llam
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-gqa", "llama-yarn", "qwen2", "stablelm", "gptneox", "mpt", "nope"])
-def test_flash_attention_of_wide_ubatches_equals_the_oracle(model_path: ModelPath, open_llama: Opener, kind: str) -> None:
+def test_flash_attention_of_wide_ubatches_equals_the_oracle(
+    model_path: ModelPath, open_llama: Opener, kind: str
+) -> None:
     """Chunks so long that flash attention sums in f32, so that the limit can be small."""
     path, tokens = model_path(kind), random_tokens(12 + 3 * 100 + 80, seed=7)
     plan = MesaPlan([0, 12, 112, 212, 312], anchor=312, stair_width=8)
@@ -326,7 +337,9 @@ def test_anchor_moves_are_seldom(model_path: ModelPath, open_llama: Opener) -> N
     assert moves <= 40
 
 
-def test_a_key_moves_once_per_step_of_the_anchor_until_it_is_on_the_stair(model_path: ModelPath, open_llama: Opener) -> None:
+def test_a_key_moves_once_per_step_of_the_anchor_until_it_is_on_the_stair(
+    model_path: ModelPath, open_llama: Opener
+) -> None:
     """The last_chunk keys past the new anchor come nearer to the stair with every step, so they move too: a key moves once
     for each step that the anchor takes to pass it, and never again until the stair width changes.
 
@@ -389,7 +402,15 @@ def test_conversation(
     path = model_path(kind)
     both = Follower(open_llama(path, flash=flash, n_ctx=1024), oracle_state(path, flash), monkeypatch)
     errors = []
-    for n, text in [(90, "plain"), (200, "long"), (30, "answer"), (25, "short"), (30, "answer"), (250, "long"), (60, "answer")]:
+    for n, text in [
+        (90, "plain"),
+        (200, "long"),
+        (30, "answer"),
+        (25, "short"),
+        (30, "answer"),
+        (250, "long"),
+        (60, "answer"),
+    ]:
         tokens, chunks = random_tokens(n, seed=n), len(both.llm.plan().chunk_starts)
         for piece in [[t] for t in tokens] if text == "answer" else [tokens]:
             errors.append(both.read(piece))
@@ -405,7 +426,11 @@ steps = st.one_of(
 )
 
 
-@given(script=st.lists(steps, min_size=2, max_size=7), flash=st.booleans(), kind=st.sampled_from(["llama-gqa", "qwen2-yarn", "mpt"]))
+@given(
+    script=st.lists(steps, min_size=2, max_size=7),
+    flash=st.booleans(),
+    kind=st.sampled_from(["llama-gqa", "qwen2-yarn", "mpt"]),
+)
 def test_any_conversation(
     model_path: ModelPath, open_llama: Opener, script: list[tuple[str, int]], flash: bool, kind: str
 ) -> None:
@@ -445,6 +470,8 @@ def test_q8_0_cache_within_rounding(model_path: ModelPath, open_llama: Opener, k
     errors = [read(llm, tokens) - oracle_read(state, llm.plan(), tokens)]
     for token in rest:
         errors.append(read(llm, [token]) - oracle_read(state, llm.plan(), [token]))
-    print(f"\n{kind}: stock {rounding:.4f}, prompt {rms(errors[0]):.4f}, generation {rms(np.concatenate(errors[1:])):.4f}")
+    print(
+        f"\n{kind}: stock {rounding:.4f}, prompt {rms(errors[0]):.4f}, generation {rms(np.concatenate(errors[1:])):.4f}"
+    )
     assert rms(errors[0]) <= 2 * rounding
     assert rms(np.concatenate(errors[1:])) <= 2 * rounding

@@ -39,17 +39,28 @@ def test_authors_logits(open_llama: Opener, name: str, flash: bool, kv: int, lim
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize(
     ("n_batch", "n_ubatch"),
-    [(4096, 4096), (300, 64), pytest.param(4096, 512, marks=pytest.mark.slow), pytest.param(7, 5, marks=pytest.mark.slow)],
+    [
+        (4096, 4096),
+        (300, 64),
+        pytest.param(4096, 512, marks=pytest.mark.slow),
+        pytest.param(7, 5, marks=pytest.mark.slow),
+    ],
 )
 def test_authors_logits_in_batches_of_any_size(open_llama: Opener, name: str, n_batch: int, n_ubatch: int) -> None:
     run = np.load(DATA / f"{name}.npz")
     plan = MesaPlan(run["chunk_starts"].tolist(), int(run["anchor"]), int(run["stair_width"]))
-    llm = open_llama(READER, MesaConfig(stair_bias=0.0, log_length=512, plan=plan), n_ctx=4096, n_batch=n_batch, n_ubatch=n_ubatch)
+    llm = open_llama(
+        READER, MesaConfig(stair_bias=0.0, log_length=512, plan=plan), n_ctx=4096, n_batch=n_batch, n_ubatch=n_ubatch
+    )
     logits = read(llm, run["tokens"].tolist())
     assert worst(logits[int(run["logits_from"]) :], run["logits"]) <= 0.01
 
 
 def test_a_plan_that_leads_past_T_warns(open_llama: Opener) -> None:
-    llm = open_llama(READER, MesaConfig(stair_bias=0.0, log_length=512, plan=MesaPlan([0, 32, 482, 900], anchor=900, stair_width=2)), n_ctx=2048)
+    llm = open_llama(
+        READER,
+        MesaConfig(stair_bias=0.0, log_length=512, plan=MesaPlan([0, 32, 482, 900], anchor=900, stair_width=2)),
+        n_ctx=2048,
+    )
     with pytest.warns(UserWarning, match="needs 550 positions, more than the 512"):
         llm.eval(np.arange(1000) % 200)

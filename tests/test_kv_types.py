@@ -40,7 +40,9 @@ def test_within_the_rounding_of_the_cache(
     for token in rest:
         seen.append(read(llm, [token]) - oracle_read(state, llm.plan(), [token]))
     assert llm.plan().anchor > anchor
-    print(f"\n{type_k}/{type_v} {flash=}: stock {rounding:.4f}, prompt {rms(seen[0]):.4f}, generation {errors(seen[1:]):.4f}")
+    print(
+        f"\n{type_k}/{type_v} {flash=}: stock {rounding:.4f}, prompt {rms(seen[0]):.4f}, generation {errors(seen[1:]):.4f}"
+    )
     floor = 0.005 if flash else 1e-3  # flash attention on a CPU sums in f16 (test_engine.py)
     assert rms(seen[0]) <= rounding + floor
     assert errors(seen[1:]) <= 1.5 * rounding + floor
@@ -56,7 +58,9 @@ def test_any_batch_sizes(model_path: ModelPath, open_llama: Opener, n_batch: int
 
 
 def long_reading(n_tokens: int) -> tuple[MesaLlama, np.ndarray]:
-    llm = MesaLlama(BUNDLED, n_ctx=n_tokens + 256, n_batch=2048, n_ubatch=2048, type_k=KV_TYPES["q8_0"], type_v=KV_TYPES["q8_0"])
+    llm = MesaLlama(
+        BUNDLED, n_ctx=n_tokens + 256, n_batch=2048, n_ubatch=2048, type_k=KV_TYPES["q8_0"], type_v=KV_TYPES["q8_0"]
+    )
     llm.eval(np.random.default_rng(0).integers(3, llm.n_vocab(), n_tokens).tolist())
     return llm, np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(llm.n_vocab(),))
 

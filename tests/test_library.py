@@ -241,7 +241,9 @@ def test_mistakes(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
         Reader(stock, library)
     stock.close()
     small = MesaLlama(BUNDLED, n_ctx=768, n_threads=1, n_threads_batch=1)
-    with pytest.raises(PromptError, match=r"more than n_ctx \(768\) has room for: make n_ctx \d+ or more, or give read='auto'"):
+    with pytest.raises(
+        PromptError, match=r"more than n_ctx \(768\) has room for: make n_ctx \d+ or more, or give read='auto'"
+    ):
         Reader(small, library).ask(FACT.question, read="all")
     answer = Reader(small, library).ask(FACT.question, max_tokens=32).answer  # "auto" reads what there is room for
     assert is_right(FACT, answer.text)
@@ -272,7 +274,9 @@ def test_passages_tile_a_text() -> None:
 
 
 def test_what_is_cited() -> None:
-    found = passages(0, "The bread was good. " * 30 + "The door code of Mara Lind is 48213. " + "It rained on Monday. " * 30)
+    found = passages(
+        0, "The bread was good. " * 30 + "The door code of Mara Lind is 48213. " + "It rained on Monday. " * 30
+    )
     best = cite("What is the door code of Mara Lind?", "The code is 48213.", found)[0]
     assert "48213" in best.passage.text and best.literal
     assert cite("What is it?", "", found) == []
@@ -319,7 +323,9 @@ def test_folders_and_collections(tmp_path: Path) -> None:
     papers = tmp_path / "papers"
     papers.mkdir()
     (papers / "log.txt").write_text(MADE.text)
-    (papers / "page.html").write_text("<html><body><h1>Ships</h1><p>The ship of Mara Lind is the Swallow.</p></body></html>")
+    (papers / "page.html").write_text(
+        "<html><body><h1>Ships</h1><p>The ship of Mara Lind is the Swallow.</p></body></html>"
+    )
     (papers / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
     done = ask(tmp_path, "-f", "papers", "--collection", "work", FACT.question)
     assert done.returncode == 0 and done.stdout == f"{FACT.answer_sentence}\n"

@@ -135,7 +135,14 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     ggml = source.parents[2]
     done = subprocess.run(
         [
-            *(compiler, "-std=gnu11", "-shared", "-fPIC", "-Wno-everything" if "clang" in compiler else "-w", "rules.c"),
+            *(
+                compiler,
+                "-std=gnu11",
+                "-shared",
+                "-fPIC",
+                "-Wno-everything" if "clang" in compiler else "-w",
+                "rules.c",
+            ),
             *("-o", "rules.so", f"-I{ggml / 'include'}", f"-I{ggml / 'src'}", f"-I{source.parent}"),
             *(f"-L{LIBRARY_DIR}", "-lggml-base", f"-Wl,-rpath,{LIBRARY_DIR}"),
         ],
@@ -155,7 +162,9 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def ggml() -> Any:
     ffi = FFI()
     ffi.cdef(TENSOR.replace("...;", "void * extra; char padding[8];"))
-    ffi.cdef("const char * ggml_op_name(int op); const char * ggml_type_name(int type); bool ggml_is_contiguous(void * tensor);")
+    ffi.cdef(
+        "const char * ggml_op_name(int op); const char * ggml_type_name(int type); bool ggml_is_contiguous(void * tensor);"
+    )
     name = next(name for name in ("libggml-base.so", "libggml-base.dylib") if (LIBRARY_DIR / name).exists())
     return ffi, ffi.dlopen(str(LIBRARY_DIR / name))
 
@@ -236,9 +245,7 @@ EXPECTED = {
 
 
 @pytest.fixture(params=CACHES, ids=lambda case: f"kv{case[0]}-{'flash' if case[1] else 'plain'}")
-def added(
-    request: pytest.FixtureRequest, rules: ctypes.CDLL, ggml: Any, model: Path
-) -> dict[Operation, bool]:
+def added(request: pytest.FixtureRequest, rules: ctypes.CDLL, ggml: Any, model: Path) -> dict[Operation, bool]:
     """Operations of Mesa's graphs that stock graphs do not have, with the rules' answer."""
     kv, flash = request.param
     stock = Recorder(rules, ggml).run(model, kv=kv, flash=flash, mesa=False)
@@ -260,7 +267,9 @@ def test_only_stock_operations_are_added(added: dict[Operation, bool]) -> None:
 HEADS = [(64, 9, 3), (128, 32, 8), (80, 32, 32), (96, 32, 32), (256, 8, 4)]
 KV_TYPES = {"f32": F32, "f16": F16, "bf16": 30, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": Q8_0}
 # heads of 80 do not fill blocks of 32
-BY_HAND = [(KV_TYPES[kv], *heads) for kv, heads in product(KV_TYPES, HEADS) if heads[0] % 32 == 0 or kv.endswith(("16", "32"))]
+BY_HAND = [
+    (KV_TYPES[kv], *heads) for kv, heads in product(KV_TYPES, HEADS) if heads[0] % 32 == 0 or kv.endswith(("16", "32"))
+]
 
 
 @pytest.mark.parametrize(("kv", "d_head", "n_head", "n_head_kv"), BY_HAND)

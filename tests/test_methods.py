@@ -57,7 +57,12 @@ def groups(method: str, n: int, width: int) -> list[oracle.Queries]:
         keys = np.array(list(seen))
         result.append(
             oracle.Queries(
-                np.array([i]), np.array([0]), keys, -np.array(list(seen.values())), np.ones((1, keys.size), bool), log_scaled=False
+                np.array([i]),
+                np.array([0]),
+                keys,
+                -np.array(list(seen.values())),
+                np.ones((1, keys.size), bool),
+                log_scaled=False,
             )
         )
     return result
@@ -77,7 +82,9 @@ def config(method: str) -> MesaConfig:
     if method == "star":
         return MesaConfig(method=method, first_chunk=40, chunk=40, last_chunk=32, room=16)
     if method in ("mesa", "mesa-exact"):
-        return MesaConfig(method=method, first_chunk=12, chunk=40, last_chunk=32, room=16, window=32, stair_bias=0.0, log_length=T)
+        return MesaConfig(
+            method=method, first_chunk=12, chunk=40, last_chunk=32, room=16, window=32, stair_bias=0.0, log_length=T
+        )
     return MesaConfig(method=method, window=N, n_sinks=SINKS, room=16)
 
 
@@ -93,14 +100,18 @@ def test_of_its_definition(model_path: ModelPath, open_llama: Opener, method: st
     llm = open_llama(path, config(method), n_batch=96, n_ubatch=32)
     logits = read(llm, tokens[:-8])
     width = llm.plan().stair_width
-    assert width == (1 if method in ("rerope", "lm-infinite", "streaming-llm") else -(-(LENGTH - 8 + 16 - 1 - N) // (T - 1 - N)))
+    assert width == (
+        1 if method in ("rerope", "lm-infinite", "streaming-llm") else -(-(LENGTH - 8 + 16 - 1 - N) // (T - 1 - N))
+    )
     logits = np.concatenate([logits, *(read(llm, [token]) for token in tokens[-8:])])
     assert worst(logits, of_groups(path, tokens, groups(method, LENGTH, width))) <= EXACT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", RULES)
-def test_of_its_definition_at_32_times_the_trained_length(model_path: ModelPath, open_llama: Opener, method: str) -> None:
+def test_of_its_definition_at_32_times_the_trained_length(
+    model_path: ModelPath, open_llama: Opener, method: str
+) -> None:
     path, n = model_path("llama-head-size"), 32 * T
     tokens = random_tokens(n, seed=13)
     llm = open_llama(path, config(method), n_ctx=n + 32)
@@ -118,7 +129,9 @@ def test_of_its_definition_with_a_quantized_cache_and_flash_attention(
     llm = open_llama(path, config(method), kv=Q8_0, flash=True)
     logits = read(llm, tokens)
     exact = of_groups(path, tokens, groups(method, 200, llm.plan().stair_width))
-    assert np.sqrt(np.mean(np.square(logits - exact))) < 0.3  # on a scale of 12; seen: see the roundings of q8_0 in test_engine.py
+    assert (
+        np.sqrt(np.mean(np.square(logits - exact))) < 0.3
+    )  # on a scale of 12; seen: see the roundings of q8_0 in test_engine.py
 
 
 def test_mesa_exact_is_equation_3_for_every_query(model_path: ModelPath, open_llama: Opener) -> None:

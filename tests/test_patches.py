@@ -34,7 +34,10 @@ def body(patch: Path) -> list[str]:
 
 def changed(sign: str) -> list[str]:
     return [
-        line for patch in PATCHES for line in body(patch) if line.startswith(sign) and not line.startswith((sign * 3, "--- "))
+        line
+        for patch in PATCHES
+        for line in body(patch)
+        if line.startswith(sign) and not line.startswith((sign * 3, "--- "))
     ]
 
 

@@ -120,7 +120,13 @@ def test_mask_equals_the_oracles(plan: MesaPlan, more: int) -> None:
     assert np.array_equal(plan.mask(n), expected)
 
 
-@given(plan=plans(), more=st.integers(1, 40), last=st.integers(1, 30), bias=st.sampled_from([0.0, 0.5, 1.0]), alibi=st.booleans())
+@given(
+    plan=plans(),
+    more=st.integers(1, 40),
+    last=st.integers(1, 30),
+    bias=st.sampled_from([0.0, 0.5, 1.0]),
+    alibi=st.booleans(),
+)
 def test_mask_by_its_definition(plan: MesaPlan, more: int, last: int, bias: float, alibi: bool) -> None:
     """Query by query and key by key: ALiBi's distances; else the bias of the stair, and its share in the last chunk."""
     p = _core.Params(train_length=4096, first_chunk=1, chunk=1, last_chunk=last, stair_bias=bias)
@@ -230,12 +236,8 @@ def test_a_text_inside_T_is_read_plainly(p: _core.Params, n: int) -> None:
 # Plans that go on.
 
 
-@given(
-    p=params(), n_past=st.integers(1, 9000), more=st.integers(1, 9000), back=st.integers(0, 9000), kind=break_kinds
-)
-def test_an_extended_plan_keeps_what_was_read(
-    p: _core.Params, n_past: int, more: int, back: int, kind: str
-) -> None:
+@given(p=params(), n_past=st.integers(1, 9000), more=st.integers(1, 9000), back=st.integers(0, 9000), kind=break_kinds)
+def test_an_extended_plan_keeps_what_was_read(p: _core.Params, n_past: int, more: int, back: int, kind: str) -> None:
     """Also after a roll-back into the middle of what the plan was made for."""
     breaks = breaks_of(n_past + back + more, kind, 3)
     cut = (lambda n: None) if breaks is None else (lambda n: breaks[:n])
@@ -308,7 +310,8 @@ def test_defaults_that_are_not_the_papers(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "last_chunk"), [(8, 2), (64, 16), (512, 128), (1024, 256), (2048, 256), (3072, 384), (4096, 512), (131072, 512)]
+    ("length", "last_chunk"),
+    [(8, 2), (64, 16), (512, 128), (1024, 256), (2048, 256), (3072, 384), (4096, 512), (131072, 512)],
 )
 def test_the_last_chunk_is_a_quarter_of_a_short_trained_length(length: int, last_chunk: int) -> None:
     assert _core.Params.default(length).last_chunk == last_chunk
@@ -415,7 +418,9 @@ def test_options_are_all_documented() -> None:
 @pytest.mark.parametrize("method", ["mesa", "mesa-exact", "stair", "leaky-rerope", "self-extend"])
 def test_a_fixed_stair_width_must_fit_the_text_and_no_more(method: str) -> None:
     """Alike with and without chunks: room for generation is what "auto" leaves, not what a text needs."""
-    options: dict[str, Any] = dict(method=method, last_chunk=64, room=100) if method.startswith("mesa") else dict(method=method, room=100)
+    options: dict[str, Any] = (
+        dict(method=method, last_chunk=64, room=100) if method.startswith("mesa") else dict(method=method, room=100)
+    )
     refused = []
     for n in range(513, 3000, 7):
         try:

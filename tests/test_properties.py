@@ -129,7 +129,9 @@ def read_or_refuse(llm: MesaLlama, tokens: list[int], config: MesaConfig) -> Non
         check_plan(before, llm.plan(), n_past, llm.n_tokens, config)
 
 
-@given(config=configs(), n=st.integers(T + 1, N_CTX), cuts=st.lists(st.integers(1, N_CTX - 1), max_size=5), data=st.data())
+@given(
+    config=configs(), n=st.integers(T + 1, N_CTX), cuts=st.lists(st.integers(1, N_CTX - 1), max_size=5), data=st.data()
+)
 def test_a_planned_text_in_any_pieces(
     model_path: ModelPath, open_llama: Opener, config: MesaConfig, n: int, cuts: list[int], data: st.DataObject
 ) -> None:
@@ -161,14 +163,18 @@ class Conversation(RuleBasedStateMachine):
     folder: Path
 
     @initialize(
-        kind=st.sampled_from(["llama-gqa", "qwen2-yarn", "mpt"]), room=st.integers(0, 40), n_batch=st.sampled_from([7, 64, 512])
+        kind=st.sampled_from(["llama-gqa", "qwen2-yarn", "mpt"]),
+        room=st.integers(0, 40),
+        n_batch=st.sampled_from([7, 64, 512]),
     )
     def open(self, kind: str, room: int, n_batch: int) -> None:
         path = self.folder / f"{kind}.gguf"
         if not path.exists():
             make_models.MODELS[kind](path)
         config = MesaConfig(first_chunk=12, chunk=40, last_chunk=32, room=room)
-        options: dict[str, Any] = dict(n_ctx=N_CTX, n_batch=n_batch, logits_all=True, flash_attn=False, type_k=F32, type_v=F32)
+        options: dict[str, Any] = dict(
+            n_ctx=N_CTX, n_batch=n_batch, logits_all=True, flash_attn=False, type_k=F32, type_v=F32
+        )
         self.llm = MesaLlama(path, mesa=config, n_threads=1, n_threads_batch=1, **options)
         self.mirror = Mirror(self.llm)
         self.turns: list[int] = []  # where each begins
@@ -390,7 +396,9 @@ for i, (act, *arguments) in enumerate(cases):
 """
 
 numbers = st.one_of(
-    st.sampled_from([-(2**63), -(2**31), -(2**31) + 1, -1, 0, 1, 2, T - 1, T, T + 1, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**64]),
+    st.sampled_from(
+        [-(2**63), -(2**31), -(2**31) + 1, -1, 0, 1, 2, T - 1, T, T + 1, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**64]
+    ),
     st.integers(-300, 600),
 )
 lengths = st.one_of(st.sampled_from([-1, 0, 1, T - 1, T, T + 1, 2**31 - 1]), st.integers(-10, 600))
@@ -435,10 +443,22 @@ calls = st.one_of(
         st.lists(st.lists(st.integers(-1, 3), min_size=1, max_size=3), min_size=6, max_size=6),
         st.sampled_from([0, 50, 300]),
     ),
-    st.tuples(st.just("memory"), st.just("rm"), st.tuples(st.integers(-1, 0), int32, int32), st.sampled_from([50, 300])),
+    st.tuples(
+        st.just("memory"), st.just("rm"), st.tuples(st.integers(-1, 0), int32, int32), st.sampled_from([50, 300])
+    ),
     st.tuples(st.just("memory"), st.just("keep"), st.tuples(st.just(0)), st.sampled_from([50, 300])),
-    st.tuples(st.just("memory"), st.just("add"), st.tuples(st.just(0), int32, int32, st.integers(-9, 9)), st.sampled_from([50, 300])),
-    st.tuples(st.just("memory"), st.just("div"), st.tuples(st.just(0), int32, int32, st.integers(1, 9)), st.sampled_from([50, 300])),
+    st.tuples(
+        st.just("memory"),
+        st.just("add"),
+        st.tuples(st.just(0), int32, int32, st.integers(-9, 9)),
+        st.sampled_from([50, 300]),
+    ),
+    st.tuples(
+        st.just("memory"),
+        st.just("div"),
+        st.tuples(st.just(0), int32, int32, st.integers(1, 9)),
+        st.sampled_from([50, 300]),
+    ),
 )
 
 
@@ -447,7 +467,9 @@ calls = st.one_of(
 def test_what_cannot_work_is_an_error_and_no_abort(model_path: ModelPath, cases: list[tuple[Any, ...]]) -> None:
     """And the context goes on working."""
     done = run_python(INVALID, str(model_path("llama")), json.dumps(cases))
-    assert done.returncode == 0, f"{cases[int([s for s in done.stdout.split() if s.isdigit()][-1])]}\n{done.stderr[-1500:]}"
+    assert done.returncode == 0, (
+        f"{cases[int([s for s in done.stdout.split() if s.isdigit()][-1])]}\n{done.stderr[-1500:]}"
+    )
 
 
 def test_the_cases_are_of_both_kinds(model_path: ModelPath) -> None:
@@ -479,7 +501,18 @@ def test_the_cases_are_of_both_kinds(model_path: ModelPath) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_thoroughly() -> None:
-    command = [sys.executable, "-m", "pytest", __file__, "-k", "not thoroughly", "--hypothesis-show-statistics", "--timeout=3000"]
-    done = subprocess.run(command, env={**os.environ, "HYPOTHESIS_PROFILE": "thorough"}, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        __file__,
+        "-k",
+        "not thoroughly",
+        "--hypothesis-show-statistics",
+        "--timeout=3000",
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "HYPOTHESIS_PROFILE": "thorough"}, capture_output=True, text=True, check=False
+    )
     print(done.stdout[-3000:])
     assert done.returncode == 0, done.stdout[-8000:]

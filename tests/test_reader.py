@@ -108,7 +108,9 @@ def test_a_question_that_leaves_no_room(reader: Reader) -> None:
     fits = [*tail, *[tail[-1]] * (n_ctx - reader.reading.n_tokens - len(tail) - 1)]  # type: ignore[union-attr]
     answer = reader.ask(fits, stop=()).answer
     assert answer.n_tokens <= 1
-    with pytest.raises(PromptError, match=rf"no room for an answer in n_ctx \({n_ctx}\): make n_ctx {n_ctx + 5} or more") as error:
+    with pytest.raises(
+        PromptError, match=rf"no room for an answer in n_ctx \({n_ctx}\): make n_ctx {n_ctx + 5} or more"
+    ) as error:
         reader.ask([*fits, tail[-1]], max_tokens=5)
     assert (error.value.needed, error.value.available) == (n_ctx + 5, n_ctx)
 
@@ -217,7 +219,11 @@ def test_a_text_that_spells_a_control_token_stays_text(reader: Reader) -> None:
     special = reader.llm.token_eos()
     name = reader.llm._model.token_get_text(special)
     assert reader.llm.tokenize(name.encode(), add_bos=False, special=True) == [special]
-    tokens = [*reader.form.head(f"One {name} two"), *reader.form.tail(f"Is {name} there?"), *reader.form.follow_up(name, name)]
+    tokens = [
+        *reader.form.head(f"One {name} two"),
+        *reader.form.tail(f"Is {name} there?"),
+        *reader.form.follow_up(name, name),
+    ]
     assert special not in tokens
 
 
@@ -259,14 +265,21 @@ def test_what_is_no_text_is_named(data: bytes, said: str) -> None:
 
 def test_what_is_advised_works() -> None:
     """latin-1 takes any byte; the quotes of cp1252 would become control characters."""
-    for encoding, read in (("utf-8", TEXT.encode("cp1252")), ("latin-1", TEXT.encode("utf-16-le")), ("ascii", TEXT.encode())):
+    for encoding, read in (
+        ("utf-8", TEXT.encode("cp1252")),
+        ("latin-1", TEXT.encode("utf-16-le")),
+        ("ascii", TEXT.encode()),
+    ):
         with pytest.raises(PromptError) as error:
             decode(read, "a.txt", encoding)
         (remedy,) = error.value.remedies
         assert decode(read, "a.txt", remedy.value) == READ
 
 
-@given(st.binary(max_size=200), st.sampled_from([None, "utf-8", "utf-16", "utf-7", "cp1252", "idna", "punycode", "base64", "no"]))
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([None, "utf-8", "utf-16", "utf-7", "cp1252", "idna", "punycode", "base64", "no"]),
+)
 def test_any_bytes_give_text_or_an_error(data: bytes, encoding: str | None) -> None:
     with contextlib.suppress(PromptError):
         text = decode(data, "a.txt", encoding)
@@ -296,7 +309,9 @@ def test_files_that_cannot_be_read(name: str, tmp_path: Path) -> None:
 
 
 def test_errors_know_their_parts() -> None:
-    err = PromptError("too long", Remedy("n_ctx", 512, "or more"), Remedy("flash_attn", True, why="which helps"), needed=512)
+    err = PromptError(
+        "too long", Remedy("n_ctx", 512, "or more"), Remedy("flash_attn", True, why="which helps"), needed=512
+    )
     assert str(err) == "too long: make n_ctx 512 or more, or give flash_attn=True, which helps"
     assert (err.what, err.needed, err.available) == ("too long", 512, None)
     assert str(PromptError("empty")) == "empty"

@@ -385,7 +385,9 @@ def test_a_model_that_cannot_be_used_leaves_its_servers(
     """A constructor that fails when the layers are there: they are gone, though the exception is kept, and the next model can come."""
     endpoints = rpc.parse(servers)
     with pytest.raises(ConfigError) as caught:
-        MesaLlama(path("llama"), mesa=MesaConfig(plan=MesaPlan([0, 12, 500], anchor=500, stair_width=4)), rpc_servers=servers)
+        MesaLlama(
+            path("llama"), mesa=MesaConfig(plan=MesaPlan([0, 12, 500], anchor=500, stair_width=4)), rpc_servers=servers
+        )
     assert caught.value and not rpc._connections(endpoints)
     with monkeypatch.context() as patch:
         patch.setattr("mesa_gguf._core.enable", interrupt)

@@ -238,7 +238,9 @@ def test_states_of_a_model_of_many_tokens(open_llama: Opener) -> None:
         assert 0 < sum(len(pickle.dumps(item)) for item in cache.cache_state.items()) <= cache.capacity_bytes
     state = llm.save_state()
     assert len(pickle.dumps(state)) <= 20 * 1024 * state.n_tokens
-    llm.n_tokens -= 1  # a token by itself and as the end of a batch differ by 1.0 (of 20) in stock llama.cpp, of this model
+    llm.n_tokens -= (
+        1  # a token by itself and as the end of a batch differ by 1.0 (of 20) in stock llama.cpp, of this model
+    )
     llm.eval([int(llm.input_ids[llm.n_tokens])])
     expected = llm.eval_logits[-1]
     llm.reset()
@@ -275,7 +277,11 @@ def test_logits_of_all_tokens_travel(model_path: ModelPath, open_llama: Opener) 
 
 def test_logits_that_a_state_does_not_hold(model_path: ModelPath, open_llama: Opener) -> None:
     """Those of what follows are there, and travel on; the others are 0, here and later."""
-    source, llm, straight = open_llama(model_path(KIND), logits_all=False), open_llama(model_path(KIND)), open_llama(model_path(KIND))
+    source, llm, straight = (
+        open_llama(model_path(KIND), logits_all=False),
+        open_llama(model_path(KIND)),
+        open_llama(model_path(KIND)),
+    )
     read(straight, LONG[:200])
     expected = read(straight, LONG[200:])
     source.eval(LONG[:200])
@@ -334,7 +340,9 @@ def test_generate_and_logprobs_after_load(open_llama: Opener) -> None:
     expected = llm.create_completion(prompt, **options)["choices"][0]
     source.eval(llm.input_ids[: llm.n_tokens].tolist())
     states = [llm.save_state(), source.save_state()]
-    for state, other in zip(states * 2, (*[random_tokens(llm.n_tokens, seed=seed, n_vocab=200) for seed in (8, 9)], OTHER, LONG)):
+    for state, other in zip(
+        states * 2, (*[random_tokens(llm.n_tokens, seed=seed, n_vocab=200) for seed in (8, 9)], OTHER, LONG)
+    ):
         llm.reset()
         llm.eval(other)
         llm.load_state(state)
@@ -434,7 +442,12 @@ METHOD_FIELDS = [
     ("rerope", dict(window=48), dict(window=40), "window 48, this context has 40"),
     ("lm-infinite", dict(window=48, n_sinks=4), dict(window=48, n_sinks=3), "n_sinks 4, this context has 3"),
     ("streaming-llm", dict(window=48, n_sinks=4), dict(window=40, n_sinks=4), "window 48, this context has 40"),
-    ("mesa-exact", dict(window=32, last_chunk=32, room=16), dict(window=30, last_chunk=32, room=16), "window 32, this context has 30"),
+    (
+        "mesa-exact",
+        dict(window=32, last_chunk=32, room=16),
+        dict(window=30, last_chunk=32, room=16),
+        "window 32, this context has 30",
+    ),
     ("mesa", dict(last_chunk=32, room=16), dict(last_chunk=33, room=16), "last_chunk 32, this context has 33"),
     ("star", dict(last_chunk=32, room=16), dict(last_chunk=33, room=16), "last_chunk 32, this context has 33"),
     ("mesa", dict(stair_bias=0.5), dict(stair_bias=0.50001), "stair_bias 0.5, this context has 0.5000"),
@@ -453,7 +466,9 @@ def test_what_a_token_is_read_by_must_be_the_same(
 
 
 @pytest.mark.parametrize("unused", [dict(window=40), dict(n_sinks=2), dict(log_scaling=False, log_length=99)])
-def test_what_the_method_does_not_read_may_differ(model_path: ModelPath, open_llama: Opener, unused: dict[str, Any]) -> None:
+def test_what_the_method_does_not_read_may_differ(
+    model_path: ModelPath, open_llama: Opener, unused: dict[str, Any]
+) -> None:
     same = replace(SMALL, log_scaling=False)
     source, llm = open_llama(model_path(KIND), same), open_llama(model_path(KIND), replace(same, **unused))
     read(source, LONG)
@@ -462,9 +477,14 @@ def test_what_the_method_does_not_read_may_differ(model_path: ModelPath, open_ll
 
 
 @pytest.mark.parametrize("other", [dict(first_chunk=20), dict(chunk=50), dict(room=4), dict(stair_width=9)])
-def test_a_conversation_goes_on_by_its_own_numbers(model_path: ModelPath, open_llama: Opener, other: dict[str, Any]) -> None:
+def test_a_conversation_goes_on_by_its_own_numbers(
+    model_path: ModelPath, open_llama: Opener, other: dict[str, Any]
+) -> None:
     """Those that plans are made from travel with the state, until the context is empty: moves of the anchor, texts that follow."""
-    source, llm, fresh = (open_llama(model_path(KIND), config, n_ctx=1024) for config in (SMALL, replace(SMALL, **other), replace(SMALL, **other)))
+    source, llm, fresh = (
+        open_llama(model_path(KIND), config, n_ctx=1024)
+        for config in (SMALL, replace(SMALL, **other), replace(SMALL, **other))
+    )
     read(source, LONG)
     llm.load_state(source.save_state())
     assert np.array_equal(read_singly(llm, REST), read_singly(source, REST))

@@ -154,7 +154,9 @@ def train(out: Path, folder: Path, context: int, steps: int, threads: int, seed:
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)
     n_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{n_parameters / 1e6:.2f} M parameters, {len(tokenizer)} tokens of vocabulary, {len(ids) / 1e6:.2f} M tokens")
+    print(
+        f"{n_parameters / 1e6:.2f} M parameters, {len(tokenizer)} tokens of vocabulary, {len(ids) / 1e6:.2f} M tokens"
+    )
     start, mean = time.time(), 0.0
     for step in range(steps):
         progress = step / steps

@@ -131,7 +131,9 @@ def ask(
     if "-" in (files or ()) and questions_file == "-":
         raise PromptError("the document and the questions cannot both come from standard input")
     mode = _mode(read)
-    own_numbers = any(value is not None for value in (train_length, first_chunk, chunk, last_chunk, log_scaling, stair_bias))
+    own_numbers = any(
+        value is not None for value in (train_length, first_chunk, chunk, last_chunk, log_scaling, stair_bias)
+    )
     whole = no_library or stock or method != "mesa" or own_numbers or stair_width != "auto"
     if whole and (collection is not None or read != "auto" or len(files or ()) > 1):
         raise PromptError(
@@ -141,7 +143,9 @@ def ask(
     asked = _questions(question, questions or [], questions_file, encoding)
     document = _document(files[0] if files else None, encoding) if whole else ""
     if not whole and not files and collection is None:
-        raise PromptError("no document: give a file with -f, or -f - to read standard input, or a collection with --collection")
+        raise PromptError(
+            "no document: give a file with -f, or -f - to read standard input, or a collection with --collection"
+        )
 
     path = find_model(model)
     form = PromptForm(load_vocabulary(path, verbose), plain=plain)
@@ -300,7 +304,11 @@ def _ask_library(
             n_read = max(n_read, len(selection.pieces) * (generation.max_tokens + 32))
         needed = max(needed, n_read + len(form.tail(text)))
     needed += len(catalogue.preamble) + 8
-    llm = load(max(context_for(needed, generation.max_tokens), context_for(len(catalogue.preamble) + catalogue.chunk_tokens, 8)))
+    llm = load(
+        max(
+            context_for(needed, generation.max_tokens), context_for(len(catalogue.preamble) + catalogue.chunk_tokens, 8)
+        )
+    )
     with contextlib.closing(llm):
         reader = Reader(llm, catalogue=catalogue)
         for index, text in enumerate(asked):

@@ -46,7 +46,9 @@ Names = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files or fo
 DocumentName = Annotated[str, typer.Argument(metavar="DOCUMENT", help="The number or the name of a document.")]
 Budget = Annotated[
     int | None,
-    option("--budget", min=0, metavar="BYTES", help="Bytes that kept chunks may take. Default: a fifth of the free disk."),
+    option(
+        "--budget", min=0, metavar="BYTES", help="Bytes that kept chunks may take. Default: a fifth of the free disk."
+    ),
 ]
 
 
@@ -103,7 +105,9 @@ def _read(
             total = sum(len(piece.tokens) for piece in pieces)
             with output.reading_bar(True) as progress:
                 computed, notes = shelf.read(pieces, progress)
-            output.write(f"{document.name}: {len(pieces)} chunks, {computed} tokens computed, {total - computed} kept before\n")
+            output.write(
+                f"{document.name}: {len(pieces)} chunks, {computed} tokens computed, {total - computed} kept before\n"
+            )
             for note in notes:
                 output.say(f"mesa-gguf: {note}")
 
@@ -118,12 +122,15 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
             kept.setdefault(row.model, []).append(row.size)
         names = {model.partition(":")[0]: name for model, name in opened.index.model_names().items()}
         models = [
-            {"model": names.get(model, model[:12]), "chunks": len(sizes), "bytes": sum(sizes)} for model, sizes in kept.items()
+            {"model": names.get(model, model[:12]), "chunks": len(sizes), "bytes": sum(sizes)}
+            for model, sizes in kept.items()
         ]
         if as_json:
             collections = [{"name": name, "documents": n} for name, n in opened.index.collections()]
             shown = [asdict(document) for document in documents]
-            output.write_json({"documents": shown, "collections": collections, "models": models, "budget": opened.budget})
+            output.write_json(
+                {"documents": shown, "collections": collections, "models": models, "budget": opened.budget}
+            )
             return
         for document in documents:
             output.write(f"{document.id}  {document.name}  {document.kind}, {document.n_chars} characters\n")

@@ -116,7 +116,11 @@ METHODS: dict[str, Method] = {
                 ("leaky-rerope", "distances that grow slower past N", "Leaky ReRoPE, Su 2023"),
                 ("self-extend", "grouped positions past N", "Self-Extend, arXiv 2401.01325"),
                 ("lm-infinite", "the first tokens and a window, distances up to N", "LM-Infinite, arXiv 2308.16137"),
-                ("streaming-llm", "the first tokens and a window, places in that cache", "StreamingLLM, arXiv 2309.17453"),
+                (
+                    "streaming-llm",
+                    "the first tokens and a window, places in that cache",
+                    "StreamingLLM, arXiv 2309.17453",
+                ),
             )
         ),
     )

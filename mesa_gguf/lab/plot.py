@@ -174,4 +174,6 @@ def check_picture(path: Path) -> None:
     if path.suffix.removeprefix(".").lower() not in formats:
         raise ConfigError(f"{path}: a picture's name ends with its format, such as .png, .svg or .pdf")
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path}: the picture cannot be saved there: there is no such folder, or it is a folder itself")
+        raise ConfigError(
+            f"{path}: the picture cannot be saved there: there is no such folder, or it is a folder itself"
+        )

@@ -327,4 +327,3 @@ class Library:
         kept = self.index.kept()
         report.n_chunks, report.n_bytes = len(kept), sum(row.size for row in kept)
         return report
-

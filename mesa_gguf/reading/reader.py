@@ -244,7 +244,9 @@ class Reader:
         ends = self.form.stop if stop is None else tuple(stop)
         if follow_up:
             return self._follow_up(question, max_tokens, temperature, ends)
-        asks_library = documents is not None or collection is not None or (self.shelf is not None and not self._document)
+        asks_library = (
+            documents is not None or collection is not None or (self.shelf is not None and not self._document)
+        )
         if not asks_library:
             if not self._document:
                 raise PromptError("no document was read: call read() first")
@@ -289,7 +291,13 @@ class Reader:
             question,
             selection.pieces,
             Read(
-                str(selection.mode), len(selection.pieces), selection.of_chunks, names, computed, max(0, total - computed), tuple(notes)
+                str(selection.mode),
+                len(selection.pieces),
+                selection.of_chunks,
+                names,
+                computed,
+                max(0, total - computed),
+                tuple(notes),
             ),
         )
         text = selection.pieces[-1].text
@@ -324,7 +332,9 @@ class Reader:
         head = [*self.shelf.catalogue.preamble, *self.form.tokenize("\n".join(said) + "\n")]
         names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
         total = selection.n_tokens
-        read = Read("each", len(selection.pieces), selection.of_chunks, names, computed, max(0, total - computed), tuple(notes))
+        read = Read(
+            "each", len(selection.pieces), selection.of_chunks, names, computed, max(0, total - computed), tuple(notes)
+        )
         self._sources = _Sources(question, selection.pieces, read)
         self.llm.reset()
         return self._answer(head, self.form.tail(question), max_tokens, temperature, stop, begin)
@@ -340,7 +350,9 @@ class Reader:
         tail = _tokens(question) or self.form.follow_up(question, last.written)  # type: ignore[arg-type]
         if sources is not None and isinstance(question, str):
             self._sources = _Sources(question, sources.pieces, sources.read)
-        return self._answer(self._head, [*before[len(self._head) :], *tail], max_tokens, temperature, stop, n_question=len(tail))
+        return self._answer(
+            self._head, [*before[len(self._head) :], *tail], max_tokens, temperature, stop, n_question=len(tail)
+        )
 
     def _answer(
         self,
@@ -443,7 +455,14 @@ class Reader:
             place = self.library.place(document, passage.start)
             found.append(
                 Citation(
-                    document.name, place.page, place.heading, passage.start, passage.stop, passage.text, scored.weight, scored.literal
+                    document.name,
+                    place.page,
+                    place.heading,
+                    passage.start,
+                    passage.stop,
+                    passage.text,
+                    scored.weight,
+                    scored.literal,
                 )
             )
         return tuple(found)

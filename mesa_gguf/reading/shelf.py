@@ -214,9 +214,7 @@ class Shelf:
 
     def key(self, piece: Piece) -> str:
         """The name of a chunk's rows in the library."""
-        return chunk_key(
-            self.catalogue.model, self._origin, tokens=piece.tokens, preamble=self.catalogue.preamble
-        )
+        return chunk_key(self.catalogue.model, self._origin, tokens=piece.tokens, preamble=self.catalogue.preamble)
 
     def forget(self) -> None:
         """Something else used the context."""
@@ -231,7 +229,9 @@ class Shelf:
             progress: called with (tokens read, tokens to read).
         """
         by_key = {self.key(piece): piece for piece in pieces}
-        missing = {key: piece for key, piece in by_key.items() if key not in self.library.store and key not in self._unkept}
+        missing = {
+            key: piece for key, piece in by_key.items() if key not in self.library.store and key not in self._unkept
+        }
         notes: list[str] = []
         total, done = sum(len(piece.tokens) for piece in missing.values()), 0
         for key, piece in missing.items():
@@ -247,7 +247,9 @@ class Shelf:
                 progress(done, total)
         return done, notes
 
-    def put_together(self, pieces: Sequence[Piece], progress: Progress | None = None) -> tuple[list[int], int, list[str]]:
+    def put_together(
+        self, pieces: Sequence[Piece], progress: Progress | None = None
+    ) -> tuple[list[int], int, list[str]]:
         """Make the context hold the preamble and these chunks, and nothing behind them.
 
         Returns:

@@ -338,7 +338,7 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "qa.jsonl"
     Store(path, {"mesa": {}, "style": "reader"})
-    with pytest.raises(ConfigError, match=r"other settings \(mesa.chunk: null there, 240 now\): use another --output"):
+    with pytest.raises(ConfigError, match=r"other settings \(mesa.chunk: null there, 240 now\): use another folder"):
         Store(path, {"mesa": {"chunk": 240}, "style": "reader"})
 
 

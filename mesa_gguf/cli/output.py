@@ -132,7 +132,15 @@ def check_output(path: Path, what: str) -> None:
 #
 
 # arguments whose options are not their names with dashes
-_OPTIONS = {"enabled": "stock", "rpc_servers": "rpc", "n_threads": "threads", "n_batch": "batch", "n_ubatch": "ubatch"}
+_OPTIONS = {
+    "enabled": "stock",
+    "rpc_servers": "rpc",
+    "n_threads": "threads",
+    "n_batch": "batch",
+    "n_ubatch": "ubatch",
+    "whole_max": "stock-max",
+    "methods": "method",
+}
 _FLAGS = {("enabled", False): "--stock", ("verbose", True): "--verbose", ("plain", True): "--plain"}
 _flags: dict[tuple[str, Any], str] = {}  # of this process's command: _FLAGS, and what call_option added
 

@@ -94,7 +94,7 @@ def stock_build(python: str | None, library_dir: Path | None) -> Build:
     if python is not None:
         found = shutil.which(os.path.expanduser(python))
         if found is None:
-            raise ConfigError(f"--stock-python {python}: there is no such program")
+            raise ConfigError(f"{python}: there is no such program")
         python = found
     if library_dir is not None:
         library_dir = library_dir.expanduser().absolute()

@@ -13,7 +13,7 @@ from typing import Any
 
 from ... import _core
 from ...config import MesaConfig
-from ...errors import ConfigError, MesaError, ModelError, OutOfMemoryError
+from ...errors import ConfigError, MesaError, ModelError, OutOfMemoryError, Remedy
 from ...machine import available_memory
 from ...model.header import Header, check_model
 from ...model.memory import KV_TYPES
@@ -139,24 +139,30 @@ def check(settings: Settings) -> None:
     """
     check_names(settings.methods)
     if not jobs(settings):
-        raise ConfigError(f"nothing is left to measure: every length is beyond --stock-max {settings.whole_max}")
+        raise ConfigError(
+            f"nothing is left to measure: every length is beyond {settings.whole_max} tokens", Remedy("whole_max")
+        )
     if settings.decode_only and (settings.whole_max is None or MESA not in settings.methods or settings.decode < 1):
         raise ConfigError(
-            "--decode-only needs --stock-max, the method mesa, which reads the texts, and --decode 1 or more"
+            "measuring generation alone takes a longest length for stock, the method mesa, which reads the texts, and tokens to generate",
+            Remedy("whole_max", "N"),
+            Remedy("methods", MESA),
+            Remedy("decode", 1, "or more"),
         )
     header = check_model(settings.model)
     weaving = [method for method in settings.methods if method not in (STOCK, DISABLED)]
     if weaving and header.unsupported is not None:
         raise ModelError(
             f"{header.path}: Mesa-Extrapolation does not support this model (architecture {header.architecture}): "
-            f"{header.unsupported}; --method stock --method disabled measures it without"
+            f"{header.unsupported}",
+            Remedy("methods", STOCK, why="which measures it without"),
         )
     for method in weaving:
         MesaConfig(**settings.config(method)).params(header.train_length)
     _check_memory(settings, header)
     # a quantized V cache is refused by llama.cpp without flash attention, for each measurement anew
     if settings.type_v not in ("f32", "f16", "bf16") and not settings.flash_attn:
-        raise ConfigError(f"--type-v {settings.type_v} needs --flash-attn on")
+        raise ConfigError(f"values in {settings.type_v} need flash attention", Remedy("flash_attn", True))
 
 
 def _check_memory(settings: Settings, header: Header) -> None:
@@ -165,8 +171,11 @@ def _check_memory(settings: Settings, header: Header) -> None:
     free = available_memory()
     if settings.n_gpu_layers == 0 and free is not None and need > free:
         raise OutOfMemoryError(
-            f"the KV cache of {n_tokens} tokens needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free: "
-            "leave that length out, or use --type-k q8_0 --type-v q8_0, about half the size"
+            f"the KV cache of {n_tokens} tokens needs {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
+            Remedy("tokens", why="none that long"),
+            Remedy("type_k", "q8_0", why="and the same for the values: about half the size"),
+            needed=need,
+            available=free,
         )
     if settings.decode_only:
         folder = cache_dir()
@@ -174,7 +183,7 @@ def _check_memory(settings: Settings, header: Header) -> None:
         room = shutil.disk_usage(folder).free
         if 2 * need > room:  # as Mesa saves it, and as stock llama.cpp takes it
             raise ConfigError(
-                f"--decode-only keeps the KV cache in {folder} for a while, which takes {2 * need / 2**30:.1f} GiB, "
+                f"measuring generation alone keeps the KV cache in {folder} for a while, which takes {2 * need / 2**30:.1f} GiB, "
                 f"{room / 2**30:.1f} GiB are free: set XDG_CACHE_HOME to a folder with more room"
             )
 

@@ -275,7 +275,7 @@ def header_lines(machine: Machine, patched: Build, stock: Build | None, model: M
         rows.append(("note", f"load {machine.load:.1f} in the last minute: what still runs disturbs the measurements"))
     if any(in_chunks(method) for method in settings.methods) and max(settings.tokens) <= model.train_length:
         shorter = max(settings.tokens) // 8
-        advice = f"--train-length {shorter}" if shorter >= 128 else "a longer text"
+        advice = f"a trained length of {shorter}" if shorter >= 128 else "a longer text"
         rows.append((
             "note",
             f"all lengths fit into T = {model.train_length}, where texts are read as in stock llama.cpp: "

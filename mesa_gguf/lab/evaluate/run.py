@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 
 from ... import __version__, _core
-from ...errors import ConfigError, PromptError
+from ...errors import ConfigError, PromptError, Remedy
 from ...llama import MesaLlama
 from ...model.header import check_model
 from ...reading.reader import Reader
@@ -135,7 +135,7 @@ class Evaluation:
         if summary.exists() and not items.exists():
             raise ConfigError(
                 f"{summary} sums up items that are gone ({items.name} is not there), and would be overwritten: "
-                "use another --output, or delete it"
+                "use another folder, or delete it"
             )
         folder.mkdir(parents=True, exist_ok=True)
         self.store = Store(items, self.settings())
@@ -206,7 +206,7 @@ class Evaluation:
             n_tokens = longest + n_windows * options.train_length
             self.text = documents.make_document(tasks._document_seed(rng), n_tokens, self.prompter.count).text
         else:
-            raise PromptError("the task ppl needs a text: give a text file with --text")
+            raise PromptError("the task ppl needs a text", Remedy("text", "FILE"))
         self.tokens = self.prompter.tokenize(self.text)
         n_begin = len(self.prompter.begin())
         self.ends = window_ends(len(self.tokens), longest - n_begin, self.tail, n_windows)

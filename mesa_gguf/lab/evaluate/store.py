@@ -57,11 +57,11 @@ class Store:
                     self.rows.setdefault(key_of(row), row)
             except (ValueError, KeyError, TypeError):
                 raise MesaError(
-                    f"{self.path}: line {number + 1} is no result of mesa-gguf eval: delete the file, or use another --output"
+                    f"{self.path}: line {number + 1} is no result of mesa-gguf eval: delete the file, or use another folder"
                 ) from None
             if number == 0 and changed:
                 raise ConfigError(
-                    f"{self.path} was made with other settings ({'; '.join(changed)}): use another --output, or delete it"
+                    f"{self.path} was made with other settings ({'; '.join(changed)}): use another folder, or delete it"
                 )
             complete += len(line)
         return complete

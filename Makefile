@@ -87,7 +87,7 @@ lint: $(VENV)/.lint $(INSTALLED) ## ruff, mypy, stubtest and clang-format; chang
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/mypy
-	PYTHONSAFEPATH=1 $(BIN)/python -m mypy.stubtest mesa_gguf._core
+	PYTHONSAFEPATH=1 $(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml mesa_gguf._core
 
 format: $(VENV)/.lint ## bring Python and C++ into their form
 	$(BIN)/ruff check --fix-only

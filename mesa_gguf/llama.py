@@ -158,6 +158,7 @@ class MesaLlama(llama_cpp.Llama):
 
         kwargs["verbose"] = bool(kwargs.get("verbose", False)) and _llama_cpp.has_stderr()
         _llama_cpp.keep_standard_streams()
+        n_batch = min(n_batch, n_ctx)  # as llama.cpp has it; Llama makes its buffers of what it was given
         try:
             super().__init__(
                 str(model_path), n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, flash_attn=bool(flash_attn), **kwargs

@@ -122,6 +122,16 @@ def state_fields(data: bytes) -> list[Field]:
     for name in ("magic", "version"):
         f.number("<I", name)
     f.number("<Q", "checksum")
+    for _ in range(13):
+        f.number("<i", "of the numbers that the plan follows from")
+    for _ in range(f.number("<i", "number of chunks")):
+        f.number("<i", "start of a chunk")
+    for name in ("anchor", "stair width"):
+        f.number("<i", name)
+    n_tokens = f.number("<i", "number of keys")
+    for _ in range(n_tokens):
+        f.number("<i", "position of a key")
+    f.run(n_tokens, "which keys have moved")  # a byte each
     while f.at < end:
         f.number("<i", "of the plan")
     f.section = "cells"

@@ -17,7 +17,7 @@ import pytest
 from conftest import BUNDLED
 from mesa_gguf import MesaConfig, MesaLlama, PromptError, Reader
 from mesa_gguf.errors import ConfigError
-from mesa_gguf.lab.documents import is_right, make_document
+from mesa_gguf.lab.documents import WATCHWORDS, is_right, make_document
 from mesa_gguf.library.library import Document, Library, default_folder
 from mesa_gguf.library.store import LibraryError
 from mesa_gguf.reading.citations import cite, is_literal, passages
@@ -90,6 +90,16 @@ def test_an_edit_costs_what_it_changes(library: Library, llm: MesaLlama, tmp_pat
         assert answer.read is not None and is_right(FACT, answer.text)
         assert answer.read.tokens_computed < 0.35 * whole.tokens_computed  # chunks of T = 512 are long beside this text
         assert [d.id for d in library.documents()] == [document.id]  # in place of what it was
+
+
+def test_one_reader_sees_an_edit(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    """A number that was a document's is never another one's: what is remembered by it stays true."""
+    reader = Reader(llm, library)
+    put(library, tmp_path)
+    assert is_right(FACT, reader.ask(FACT.question).answer.text)
+    other = next(word for word in WATCHWORDS if word not in MADE.text)
+    put(library, tmp_path, MADE.text.replace(FACT.answer, other))
+    assert reader.ask(FACT.question).answer.text == FACT.answer_sentence.replace(FACT.answer, other)
 
 
 def test_kept_chunks_give_what_reading_gives(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
@@ -195,7 +205,7 @@ def test_the_budget_is_kept(llm: MesaLlama, tmp_path: Path) -> None:
         put(library, tmp_path)
         answer = Reader(llm, library).ask(FACT.question).answer
         assert is_right(FACT, answer.text) and answer.read is not None
-        assert any("does not fit into the library's budget" in note for note in answer.read.notes)
+        assert any("do not fit into the library's budget" in note for note in answer.read.notes)
 
 
 def test_index_and_disk_come_together(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
@@ -359,3 +369,127 @@ def test_the_library_from_the_shell(tmp_path: Path) -> None:
     assert command(tmp_path, "remove", "1").stdout == "removed log.txt\n"
     done = command(tmp_path, "remove", "1")
     assert done.returncode == 2 and "there is no document 1 in the library" in done.stderr
+
+
+#
+# what a tester found
+#
+
+
+def test_many_damaged_chunks_are_read_again_at_once(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    expected = Reader(llm, library).ask(FACT.question, read="all").answer
+    paths = [library.store.path(file.key) for file in library.store.files()]
+    for path in paths[1:]:
+        path.write_bytes(path.read_bytes()[:500])
+    paths[0].unlink()
+    paths[0].mkdir()
+    answer = Reader(llm, library).ask(FACT.question, read="all").answer
+    assert answer.tokens == expected.tokens and answer.read is not None
+    (note,) = answer.read.notes
+    assert "kept chunks of log.txt were damaged or gone: they were read again" in note
+    assert library.verify().damaged == []
+
+
+def test_a_short_text_is_read_whole_whatever_the_context(library: Library, tmp_path: Path) -> None:
+    text = MADE.text[:5200]  # its pieces have fewer tokens than the index counts, or more
+    document = put(library, tmp_path, text)
+    llm = MesaLlama(BUNDLED, n_ctx=2048, n_threads=1, n_threads_batch=1)
+    catalogue = Catalogue(llm, Reader(llm).form, library)
+    selection = catalogue.select("Who?", [document], "auto")
+    assert len(selection.pieces) == selection.of_chunks > 1
+    assert catalogue.select("Who?", [document], "auto", room=selection.room) == selection
+    llm.close()
+
+
+def test_names_that_are_not_utf_8(library: Library, tmp_path: Path) -> None:
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    name = os.fsencode(folder) + b"/caf\xe9.txt"
+    try:
+        with open(name, "wb") as file:
+            file.write(b"The bread was good.")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (document,), notes = library.add_folder(folder)
+    assert document.name.isprintable() and notes == []
+    for bad in ("n\udc80", "", "a\nb", "\x1b[31m"):
+        with pytest.raises(PromptError, match="must be printable text"):
+            library.add_text("text", bad)
+        with pytest.raises(PromptError, match="must be printable text"):
+            library.add_text("text", "name", collection=bad)
+
+
+def test_another_encoding_loads_again(library: Library, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("In the café the bread was good, and nobody knew why.".encode("cp1252"))
+    first = library.add(path, collection="work")
+    again = library.add(path, encoding="cp1250")
+    assert again.id != first.id and [d.id for d in library.documents("work")] == [again.id]
+    with pytest.raises((PromptError, ConfigError, ValueError), match="no encoding"):
+        library.add(path, encoding="klingon")
+    assert [d.id for d in library.documents()] == [again.id]
+
+
+def test_texts_are_no_files(library: Library, tmp_path: Path) -> None:
+    text = "<html><body>The code<script>secret</script></body></html> and more"
+    assert library.text(library.add_text(text, "n")) == text
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is no regular file"):
+        library.add(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE documents SET places = '{'",
+        "UPDATE spans SET heading = 'x'",
+        "DELETE FROM words_data",
+        "DROP TABLE spans",
+    ],
+)
+def test_an_index_that_is_damaged_inside(llm: MesaLlama, tmp_path: Path, damage: str) -> None:
+    with Library(tmp_path / "library", budget=10**9) as library:
+        put(library, tmp_path)
+        Reader(llm, library).ask(FACT.question).answer  # noqa: B018
+        library.index._db.execute(damage)
+    with (
+        pytest.raises(LibraryError, match="the index is damaged: move it away"),
+        Library(tmp_path / "library") as library,
+    ):
+        Reader(llm, library).ask(FACT.question).answer  # noqa: B018
+
+
+def test_an_index_that_was_cut_to_nothing(tmp_path: Path) -> None:
+    with Library(tmp_path / "library") as library:
+        put(library, tmp_path)
+    index = tmp_path / "library" / "index.sqlite3"
+    index.write_bytes(b"")
+    os.utime(index, (0, 0))
+    with Library(tmp_path / "library") as library:
+        assert library.mended is not None and "it has 0 bytes" in library.mended
+
+
+def test_wrong_arguments(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    document = put(library, tmp_path)
+    reader = Reader(llm, library)
+    with pytest.raises(ConfigError, match="it must be a Library"):
+        Reader(llm, "folder")  # type: ignore[arg-type]
+    for documents in (["log.txt"], document):
+        with pytest.raises(PromptError, match="must be a list of what"):
+            reader.ask("Who?", documents=documents)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="give one of them"):
+        reader.ask("Who?", documents=[document], collection="work")
+    with pytest.raises(PromptError, match=r"max_tokens is 1\.5"):
+        reader.ask("Who?", max_tokens=1.5)  # type: ignore[arg-type]
+    assert reader.ask(FACT.question, stop=" ").answer.text == "The"
+    assert (
+        reader.ask(FACT.question, documents=[document, document]).answer.read == reader.ask(FACT.question).answer.read
+    )
+    for folder, budget in (("", None), (tmp_path / "other", -1), (tmp_path / "other", "5GB")):
+        with pytest.raises(LibraryError):
+            Library(folder, budget=budget)  # type: ignore[arg-type]
+    closed = Library(tmp_path / "closed")
+    closed.close()
+    with pytest.raises(LibraryError, match="closed"):
+        closed.documents()

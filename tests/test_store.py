@@ -327,6 +327,6 @@ def test_a_damaged_index_is_set_aside(tmp_path: Path, damage: str) -> None:
 
 def test_an_error_takes_everything_back(index: Index) -> None:
     add(index, TEXT)
-    with pytest.raises(sqlite3.IntegrityError), index.writing() as db:
+    with pytest.raises(LibraryError, match="FOREIGN KEY"), index.writing() as db:
         db.execute("DELETE FROM documents").connection.execute("INSERT INTO members VALUES ('none', 7)")
     assert len(index.documents()) == 1

@@ -14,7 +14,7 @@ import typer
 from ..errors import PromptError, Remedy
 from ..library.library import Document, Library
 from ..model.hub import find_model
-from ..reading.text import check_text, read_text, source_name
+from ..reading.text import check_text, read_bytes, read_text, source_name
 from . import output
 from .options import (
     Batch,
@@ -262,7 +262,9 @@ def _documents(library: Library, files: Sequence[str], collection: str | None, e
     found: list[Document] = []
     for file in files:
         if file == "-":
-            found.append(library.add_text(_document(file, encoding), source_name(file), collection=collection))
+            found.append(
+                library.add_bytes(read_bytes(file), source_name(file), collection=collection, encoding=encoding)
+            )
         elif Path(file).expanduser().is_dir():
             documents, notes = library.add_folder(file, collection=collection)
             found += documents
@@ -299,7 +301,7 @@ def _ask_library(
     needed = 0
     for text in asked:
         selection = catalogue.select(text, documents, mode)
-        n_read = max(len(piece.tokens) for piece in selection.pieces) if mode == "each" else selection.n_tokens
+        n_read = max(len(piece.tokens) for piece in selection.pieces) if mode == "each" else selection.room
         if mode == "each":  # the answers together come last
             n_read = max(n_read, len(selection.pieces) * (generation.max_tokens + 32))
         needed = max(needed, n_read + len(form.tail(text)))
@@ -343,8 +345,8 @@ def _say_sources(answer: Answer) -> None:
         output.say(f"[{number}] {where}: {text if len(text) <= 240 else f'{text[:240]}…'}")
     if answer.read is None:
         return
-    if answer.citations and not any(citation.literal for citation in answer.citations):
-        output.say("the answer's words do not stand in what was read")
+    if not answer.stands:
+        output.say("most of the answer's words do not stand in what was read")
     read = answer.read
     output.say(f"{read}: {read.tokens_computed} tokens computed, {read.tokens_reused} reused")
     for note in read.notes:

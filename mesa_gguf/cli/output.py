@@ -154,7 +154,9 @@ def worded(err: BaseException) -> str:
     """An error in one sentence, with this program's options where the library names arguments."""
     if not isinstance(err, MesaError) or not err.remedies:
         return str(err)
-    return f"{err.what}: {', or '.join(map(_worded, err.remedies))}"
+    # what has a dot is of an object that no option makes
+    remedies = [_worded(remedy) for remedy in err.remedies if "." not in remedy.option]
+    return f"{err.what}: {', or '.join(remedies)}" if remedies else err.what
 
 
 def _worded(remedy: Remedy) -> str:

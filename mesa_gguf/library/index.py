@@ -23,9 +23,10 @@ from .store import LibraryError
 VERSION = 1
 BUSY_SECONDS = 60.0  # another process may be writing
 
+# note: AUTOINCREMENT, so that a number that was given to a document or chunk never means another one
 _SCHEMA = """
 CREATE TABLE documents (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL,
     source TEXT,
     digest TEXT NOT NULL,
@@ -39,7 +40,7 @@ CREATE TABLE documents (
 );
 CREATE INDEX documents_by_digest ON documents (digest);
 CREATE TABLE spans (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     document INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
     vocabulary TEXT NOT NULL,
     ordinal INTEGER NOT NULL,
@@ -135,12 +136,26 @@ class Index:
         self._lock = threading.RLock()
         self.mended: str | None = None
         try:
+            self._look(path)
             self._open()
         except sqlite3.DatabaseError as err:
             if isinstance(err, sqlite3.OperationalError):
-                raise LibraryError(f"{path}: the library's index cannot be opened: {err}") from None
+                raise LibraryError(
+                    f"{path}: the library's index cannot be opened: {err}: see whether the disk is full, or can be written to"
+                ) from None
             self._set_aside(err)
             self._open()
+        except OSError as err:
+            raise LibraryError(f"{path}: the library cannot be kept there: {err.strerror}") from None
+
+    def _look(self, path: Path) -> None:
+        """SQLite takes a file that was cut to nothing for a new one. One that another process makes just now is younger."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return
+        if status.st_size < 100 and abs(time.time() - status.st_mtime) > BUSY_SECONDS:
+            raise sqlite3.DatabaseError(f"it has {status.st_size} bytes")
 
     def _open(self) -> None:
         self._db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -193,15 +208,36 @@ class Index:
                     self._db.execute("ROLLBACK")
                     raise
                 self._db.execute("COMMIT")
-            except sqlite3.OperationalError as err:
-                raise LibraryError(f"{self.path}: the library cannot be written to: {err}") from None
+            except sqlite3.DatabaseError as err:
+                raise self._unusable("written to", err) from None
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
             try:
                 return self._db.execute(query, values).fetchall()
-            except sqlite3.OperationalError as err:
-                raise LibraryError(f"{self.path}: the library cannot be read: {err}") from None
+            except sqlite3.DatabaseError as err:
+                raise self._unusable("read", err) from None
+
+    def _unusable(self, what: str, err: Exception) -> LibraryError:
+        """The error to raise: the disk is full or cannot be written to, the index is damaged, or the library was closed."""
+        return LibraryError(
+            f"{self.path}: the library cannot be {what}: {err}. Where the disk has room and can be written to, the index is damaged: "
+            "move it away, and add the documents again"
+        )
+
+    def _unpacked(self, packed: str) -> list[Any]:
+        try:
+            value = json.loads(packed)
+            if not isinstance(value, list):
+                raise ValueError("a list is no list")
+        except (TypeError, ValueError) as err:
+            raise self._unusable("read", err) from None
+        return value
+
+    def _document(self, row: Sequence[Any]) -> DocumentRow:
+        number, name, source, digest, kind, title, text, places, notes, added = row
+        unpacked = [(start, page, heading) for start, page, heading in self._unpacked(places)]
+        return DocumentRow(number, name, source, digest, kind, title, text, unpacked, self._unpacked(notes), added)
 
     #
     # documents
@@ -218,27 +254,33 @@ class Index:
         text: str,
         places: Iterable[tuple[int, int | None, Sequence[str]]],
         notes: Sequence[str] = (),
+        again: bool = False,
     ) -> int:
-        """The number of a document; what its source held before goes. A document that is there already is the same one."""
+        """The number of a document; what its source held before goes. A document that is there already is the same one,
+        unless it was loaded again in another way."""
         packed = json.dumps([(start, page, list(heading)) for start, page, heading in places])
         with self.writing() as db:
             found = db.execute("SELECT id FROM documents WHERE digest = ? AND source IS ?", (digest, source)).fetchone()
-            if found is not None:
+            if found is not None and not again:
                 return int(found[0])
-            before = (
-                [] if source is None else db.execute("SELECT id FROM documents WHERE source = ?", (source,)).fetchall()
-            )
+            before = [] if found is None else [int(found[0])]
+            if source is not None:
+                before = [int(old) for (old,) in db.execute("SELECT id FROM documents WHERE source = ?", (source,))]
+            collections: set[str] = set()
+            for old in before:  # the new version takes its place in the collections
+                collections |= {
+                    name for (name,) in db.execute("SELECT collection FROM members WHERE document = ?", (old,))
+                }
+                self._remove(db, old)
             cursor = db.execute(
                 "INSERT INTO documents (name, source, digest, kind, title, text, places, notes, added)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (name, source, digest, kind, title, text, packed, json.dumps(list(notes)), time.time()),
             )
             new = int(cursor.lastrowid or 0)
-            for (old,) in before:  # the new version takes its place in the collections
-                db.execute(
-                    "INSERT OR IGNORE INTO members SELECT collection, ? FROM members WHERE document = ?", (new, old)
-                )
-                self._remove(db, old)
+            db.executemany(
+                "INSERT INTO members VALUES (?, ?)", [(collection, new) for collection in sorted(collections)]
+            )
             return new
 
     @staticmethod
@@ -266,14 +308,14 @@ class Index:
             f"SELECT id, name, source, digest, kind, title, text, places, notes, added FROM documents{which} ORDER BY id",
             () if collection is None else (collection,),
         )
-        return [_document(row) for row in rows]
+        return [self._document(row) for row in rows]
 
     def document(self, document: int) -> DocumentRow | None:
         rows = self._rows(
             "SELECT id, name, source, digest, kind, title, text, places, notes, added FROM documents WHERE id = ?",
             (document,),
         )
-        return _document(rows[0]) if rows else None
+        return self._document(rows[0]) if rows else None
 
     def find_document(self, digest: str, source: str | None) -> int | None:
         """The document of these bytes, of this source if there are several."""
@@ -318,7 +360,7 @@ class Index:
             (document, vocabulary),
         )
         return [
-            SpanRow(span, of, ordinal, start, stop, n_tokens, json.loads(heading), first, last)
+            SpanRow(span, of, ordinal, start, stop, n_tokens, self._unpacked(heading), first, last)
             for span, of, ordinal, start, stop, n_tokens, heading, first, last in rows
         ]
 
@@ -402,19 +444,15 @@ class Index:
 
         note: some chat templates write the date into it, which would make every chunk another one tomorrow.
         """
-        with self.writing() as db:
-            db.execute("INSERT OR IGNORE INTO preambles VALUES (?, ?, ?)", (model, name, json.dumps(list(tokens))))
-            (found,) = db.execute("SELECT tokens FROM preambles WHERE model = ?", (model,)).fetchone()
-        return [int(token) for token in json.loads(found)]
+        there = self._rows("SELECT tokens FROM preambles WHERE model = ?", (model,))
+        if not there:  # a library that cannot be written to may have it
+            with self.writing() as db:
+                db.execute("INSERT OR IGNORE INTO preambles VALUES (?, ?, ?)", (model, name, json.dumps(list(tokens))))
+            there = self._rows("SELECT tokens FROM preambles WHERE model = ?", (model,))
+        return [int(token) for token in self._unpacked(there[0][0])]
 
     def model_names(self) -> dict[str, str]:
         return dict(self._rows("SELECT model, name FROM preambles"))
-
-
-def _document(row: Sequence[Any]) -> DocumentRow:
-    number, name, source, digest, kind, title, text, places, notes, added = row
-    unpacked = [(start, page, heading) for start, page, heading in json.loads(places)]
-    return DocumentRow(number, name, source, digest, kind, title, text, unpacked, json.loads(notes), added)
 
 
 #

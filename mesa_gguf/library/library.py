@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,10 @@ class Library:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, *, budget: int | None = None) -> None:
+        if folder is not None and not str(folder).strip():
+            raise LibraryError("the library's folder has no name")
+        if budget is not None and (not isinstance(budget, int) or budget < 0):
+            raise LibraryError(f"the library's budget is {budget!r}: it must be a number of bytes, 0 or more")
         self.folder = Path(folder).expanduser() if folder is not None else default_folder()
         if self.folder.exists() and not self.folder.is_dir():
             raise LibraryError(f"{self.folder}: is a file: name a folder for the library")
@@ -146,7 +151,12 @@ class Library:
         path = Path(file).expanduser()
         name = printable(str(path))
         try:
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise DocumentError(f"{name} is no regular file")
             data = path.read_bytes()
+        except DocumentError:
+            raise
         except FileNotFoundError:
             raise DocumentError(f"{name}: there is no such file") from None
         except IsADirectoryError:
@@ -156,10 +166,11 @@ class Library:
         source = printable(str(path.resolve()))
         return self._add(
             data,
-            path.name,
+            printable(path.name),
             source,
             collection,
-            lambda: load_bytes(data, path.name, encoding=encoding, password=password),
+            lambda: load_bytes(data, name, encoding=encoding, password=password),
+            again=encoding is not None or password is not None,
         )
 
     def add_text(self, text: str, name: str, *, collection: str | None = None) -> Document:
@@ -168,8 +179,24 @@ class Library:
         Raises:
             PromptError: it is empty.
         """
-        data = text.encode("utf-8", "surrogatepass")
-        return self._add(data, name, None, collection, lambda: load_bytes(data, name, encoding="utf-8"))
+        try:
+            data = text.encode()
+        except (AttributeError, UnicodeEncodeError):
+            raise PromptError("the document is no text: it must be a str, without halves of characters") from None
+        if not text.strip():
+            raise PromptError("the document is empty")
+        loaded = LoadedDocument(text.replace("\r\n", "\n").replace("\r", "\n"), (Place(0, None, ()),), "text")
+        return self._add(data, name, None, collection, lambda: loaded)
+
+    def add_bytes(
+        self, data: bytes, name: str, *, collection: str | None = None, encoding: str | None = None
+    ) -> Document:
+        """Load what would be in a file, from a pipe for example.
+
+        Raises:
+            DocumentError: it cannot be loaded; says why.
+        """
+        return self._add(data, name, None, collection, lambda: load_bytes(data, name, encoding=encoding))
 
     def add_folder(
         self, folder: str | os.PathLike[str], *, collection: str | None = None
@@ -191,12 +218,21 @@ class Library:
         return documents, notes
 
     def _add(
-        self, data: bytes, name: str, source: str | None, collection: str | None, load: Callable[[], LoadedDocument]
+        self,
+        data: bytes,
+        name: str,
+        source: str | None,
+        collection: str | None,
+        load: Callable[[], LoadedDocument],
+        again: bool = False,
     ) -> Document:
+        _check_name(name, "a document's name")
+        if collection is not None:
+            _check_name(collection, "a collection's name")
         digest = hashlib.sha256(data).hexdigest()
         found = self.index.find_document(digest, source)
         row = self.index.document(found) if found is not None else None
-        if row is None or (source is not None and row.source != source):
+        if row is None or again or (source is not None and row.source != source):
             loaded = load()
             number = self.index.add_document(
                 name=name,
@@ -207,6 +243,7 @@ class Library:
                 text=loaded.text,
                 places=[(place.start, place.page, place.heading) for place in loaded.places],
                 notes=loaded.notes,
+                again=again,
             )
             row = self._row(number)
         if collection is not None:
@@ -263,7 +300,7 @@ class Library:
         """
         need = len(rows) + 256
         if need > self.budget:
-            raise LibraryError(f"a chunk of {need} bytes does not fit into the library's budget of {self.budget} bytes")
+            raise LibraryError(f"chunks do not fit into the library's budget of {self.budget} bytes: they are not kept")
         dropped = self._shrink(self.budget - need, {*in_use, key})
         if self.index.kept_bytes() + need > self.budget:
             raise LibraryError(
@@ -327,3 +364,9 @@ class Library:
         kept = self.index.kept()
         report.n_chunks, report.n_bytes = len(kept), sum(row.size for row in kept)
         return report
+
+
+def _check_name(name: object, what: str) -> None:
+    """Raise PromptError for a name that a terminal or a list could not show."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise PromptError(f"{what} is {name!r}: it must be printable text")

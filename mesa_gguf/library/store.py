@@ -79,11 +79,7 @@ class ChunkStore:
         return self.path(key).is_file()
 
     def get(self, key: str, n_tokens: int) -> bytes | None:
-        """The rows of a chunk; None if they are not there, or damaged: then the file is taken away.
-
-        Raises:
-            LibraryError: the disk cannot be read.
-        """
+        """The rows of a chunk; None if they are not there, or damaged: then the file is taken away."""
         path = self.path(key)
         try:
             with path.open("rb") as file:
@@ -91,11 +87,14 @@ class ChunkStore:
                 rows = self._checked(head, file.read(), key, n_tokens)
         except FileNotFoundError:
             return None
-        except OSError as err:
-            raise LibraryError(f"{path}: cannot be read: {err.strerror}") from None
+        except OSError:  # a folder, a link in a circle, a bad block: read it again
+            rows = None
         if rows is None:
             with contextlib.suppress(OSError):
-                path.unlink()
+                if path.is_dir() and not path.is_symlink():
+                    path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}.damaged"))
+                else:
+                    path.unlink()
         return rows
 
     @staticmethod

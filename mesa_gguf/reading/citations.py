@@ -106,3 +106,11 @@ def is_literal(answer: str, text: str, telling: Sequence[str] = ()) -> bool:
         return True
     words = set(within.split())
     return bool(telling) and all(word in words for word in telling)
+
+
+def stands_in(question: str, answer: str, texts: Iterable[str]) -> bool:
+    """Whether at least half of the words that an answer adds to the question stand in some texts."""
+    asked = set(terms_of(question))
+    new = [word for word in terms_of(answer) if word not in asked]
+    there = {word.casefold() for text in texts for word in _WORD.findall(words_of(text))}
+    return 2 * sum(word in there for word in new) >= len(new)

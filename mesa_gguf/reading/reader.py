@@ -22,10 +22,10 @@ import llama_cpp
 
 from .. import rpc
 from ..config import MesaConfig, MesaPlan
-from ..errors import ModelError, PromptError, Remedy
+from ..errors import ConfigError, ModelError, PromptError, Remedy
 from ..library.library import Document, Library
 from ..llama import N_CTX_STEP, MesaLlama
-from .citations import cite, passages
+from .citations import cite, passages, stands_in
 from .prompts import END, PromptForm
 from .shelf import Catalogue, Piece, Progress, Read, ReadMode, Selection, Shelf
 from .text import check_text
@@ -92,6 +92,7 @@ class Answer:
         seconds: in all.
         citations: where it stands, the likeliest first; empty for a text that is not in a library.
         read: what was read for it; None for a text that is not in a library.
+        stands: at least half of the words that it adds to the question stand in the chunks that were read.
     """
 
     text: str
@@ -103,6 +104,7 @@ class Answer:
     seconds: float
     citations: tuple[Citation, ...] = ()
     read: Read | None = None
+    stands: bool = True
 
     @property
     def n_tokens(self) -> int:
@@ -167,6 +169,8 @@ class Reader:
         form: PromptForm | None = None,
         catalogue: Catalogue | None = None,
     ) -> None:
+        if library is not None and not isinstance(library, Library):
+            raise ConfigError(f"library is of the type {type(library).__name__}: it must be a Library")
         self.llm = llm
         self.library = library if catalogue is None else catalogue.library
         if form is None:
@@ -239,9 +243,11 @@ class Reader:
             PromptError: nothing was read, the question is empty, or there is no room for it and an answer in n_ctx.
             LibraryError: the library cannot be used.
         """
-        if max_tokens < 1:
+        if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
             raise PromptError(f"max_tokens is {max_tokens}: it must be 1 or more")
-        ends = self.form.stop if stop is None else tuple(stop)
+        ends = self.form.stop if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(end, str) for end in ends):
+            raise PromptError(f"stop is {stop!r}: it must be strings")
         if follow_up:
             return self._follow_up(question, max_tokens, temperature, ends)
         asks_library = (
@@ -268,7 +274,14 @@ class Reader:
 
     def _chosen(self, documents: Sequence[Document] | None, collection: str | None) -> list[Document]:
         assert self.library is not None
+        if documents is not None and collection is not None:
+            raise PromptError("documents and a collection are given: give one of them")
+        if documents is not None and (
+            not isinstance(documents, Sequence) or not all(isinstance(document, Document) for document in documents)
+        ):
+            raise PromptError("documents must be a list of what Library.add or Library.documents returned")
         found = list(documents) if documents is not None else self.library.documents(collection)
+        found = list({document.id: document for document in found}.values())
         if not found:
             raise PromptError("there is no document to ask about: add one to the library first")
         return found
@@ -284,7 +297,9 @@ class Reader:
         begin: float,
     ) -> AnswerStream:
         assert self.shelf is not None
-        head, computed, notes = self.shelf.put_together(selection.pieces, progress)
+        less = Remedy("read", "auto", why="which reads the chunks that match the question")
+        advice = () if selection.mode == "auto" else (less,)
+        head, computed, notes = self.shelf.put_together(selection.pieces, progress, advice)
         total = selection.n_tokens
         names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
         self._sources = _Sources(
@@ -441,8 +456,13 @@ class Reader:
             # an answer that was given up may be so because everything is at its end, the library too
             citations = self._cite(sources, shown) if sources is not None and reason != "closed" else ()
             read = sources.read if sources is not None else None
+            stands = (
+                sources is None
+                or reason == "closed"
+                or stands_in(sources.question, shown, (piece.text for piece in sources.pieces))
+            )
             answers.append(
-                Answer(shown, text.written, tuple(tokens), n_question, reason, first, seconds, citations, read)
+                Answer(shown, text.written, tuple(tokens), n_question, reason, first, seconds, citations, read, stands)
             )
 
     def _cite(self, sources: _Sources, answer: str) -> tuple[Citation, ...]:

@@ -7,6 +7,7 @@ read by Mesa-Extrapolation give the same; it is not what full attention over the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,11 @@ class Selection:
     @property
     def n_tokens(self) -> int:
         return sum(len(piece.tokens) for piece in self.pieces)
+
+    @property
+    def room(self) -> int:
+        """Tokens that a context must have for it to be selected again: as the index counts them, or as they are."""
+        return max(self.n_tokens, sum(piece.span.n_tokens for piece in self.pieces))
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,7 @@ class Shelf:
         return done, notes
 
     def put_together(
-        self, pieces: Sequence[Piece], progress: Progress | None = None
+        self, pieces: Sequence[Piece], progress: Progress | None = None, advice: Sequence[Remedy] = ()
     ) -> tuple[list[int], int, list[str]]:
         """Make the context hold the preamble and these chunks, and nothing behind them.
 
@@ -265,7 +271,7 @@ class Shelf:
             raise PromptError(
                 f"the chunks to read have {n_tokens} tokens, more than n_ctx ({n_ctx}) has room for",
                 Remedy("n_ctx", n_tokens + 512, "or more"),
-                Remedy("read", "auto", why="which reads the chunks that match the question"),
+                *advice,
                 needed=n_tokens,
                 available=n_ctx,
             )
@@ -278,11 +284,24 @@ class Shelf:
             gone = self._load(keys, pieces)
             if gone is None:
                 break
-            notes.append(f"a kept chunk of {gone.document.name} was damaged or gone: it was read again")
+            # all that are, so that they are read in one go
+            n_gone = sum(
+                self.library.rows(key, len(piece.tokens)) is None
+                for key, piece in zip(keys, pieces)
+                if key not in self._unkept and key not in self._loaded
+            )
+            what = "a kept chunk" if n_gone < 2 else f"{n_gone} kept chunks"
+            notes.append(
+                f"{what} of {gone.document.name} {'were' if n_gone > 1 else 'was'} damaged or gone: "
+                f"{'they were' if n_gone > 1 else 'it was'} read again"
+            )
         else:
             raise LibraryError(f"{self.library.folder}: what is kept there is gone when it is wanted: {notes[-1]}")
         self._unkept.clear()
-        self.library.index.note_used(keys)
+        with contextlib.suppress(
+            LibraryError
+        ):  # a disk that is full, or cannot be written to: the answer does not need this
+            self.library.index.note_used(keys)
         return [*preamble, *(token for piece in pieces for token in piece.tokens)], computed, notes
 
     def _load(self, keys: Sequence[str], pieces: Sequence[Piece]) -> Piece | None:

@@ -18,9 +18,18 @@ def read_text(source: str, encoding: str | None = None) -> str:
     Raises:
         PromptError: it cannot be read, or is no text in that encoding.
     """
+    return decode(read_bytes(source), source_name(source), encoding)
+
+
+def read_bytes(source: str) -> bytes:
+    """What is in a file, or comes from standard input for "-".
+
+    Raises:
+        PromptError: it cannot be read.
+    """
     name = source_name(source)
     try:
-        data = sys.stdin.buffer.read() if source == "-" else Path(source).expanduser().read_bytes()
+        return sys.stdin.buffer.read() if source == "-" else Path(source).expanduser().read_bytes()
     except IsADirectoryError:
         raise PromptError(f"{name} is a folder, not a text file") from None
     except FileNotFoundError:
@@ -29,7 +38,6 @@ def read_text(source: str, encoding: str | None = None) -> str:
         raise PromptError(f"{name} cannot be read: {getattr(err, 'strerror', None) or err}") from None
     except (AttributeError, RuntimeError):
         raise PromptError("there is no standard input to read from") from None
-    return decode(data, name, encoding)
 
 
 def source_name(source: str) -> str:

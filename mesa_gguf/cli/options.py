@@ -68,7 +68,9 @@ LibraryOption = Annotated[
         panel=LIBRARY,
     ),
 ]
-NoLibrary = Annotated[bool, option("--no-library", help="Read one text whole, and keep nothing of it.", panel=LIBRARY)]
+NoLibrary = Annotated[
+    bool, option("--no-library", help="Read one text file whole, and keep nothing of it.", panel=LIBRARY)
+]
 QuestionOption = Annotated[
     list[str] | None,
     option(

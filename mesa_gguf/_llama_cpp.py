@@ -100,16 +100,16 @@ def has_stderr() -> bool:
 
 
 def keep_standard_streams() -> None:
-    """Open /dev/null as standard output or error where that is closed.
+    """Open /dev/null as standard input, output or error where that is closed.
 
-    llama_cpp duplicates both while it loads a model, which fails without them; and files that are opened later would get their
+    llama_cpp duplicates the last two while it loads a model, which fails without them; and files that are opened later would get their
     numbers, and what llama.cpp writes to standard error.
     """
-    for stream in (1, 2):
+    for stream in range(3):
         try:
             os.fstat(stream)
         except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
+            null = os.open(os.devnull, os.O_RDWR)
             if null != stream:
                 os.dup2(null, stream)
                 os.close(null)

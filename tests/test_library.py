@@ -148,6 +148,7 @@ def test_every_chunk_alone(library: Library, llm: MesaLlama, tmp_path: Path) -> 
     put(library, tmp_path, MADE.text[:3000])
     answer = Reader(llm, library).ask(FACT.question, read="each", max_tokens=24).answer
     assert answer.read is not None and answer.read.mode == "each" and answer.read.chunks == answer.read.of_chunks
+    assert answer.read.tokens_computed > 500 and answer.read.tokens_reused == 0
     again = Reader(llm, library).ask(MADE.facts[0].question, read="each", max_tokens=24).answer
     assert again.read is not None and again.read.tokens_computed == 0
 

@@ -38,15 +38,8 @@ def set_up(arguments: Sequence[str]) -> None:
 
 
 def _open_closed() -> None:
-    """What was closed leads nowhere: the next file that is opened must not take its place."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != descriptor:
-                os.dup2(opened, descriptor)
-                os.close(opened)
+    """What was closed leads nowhere."""
+    _llama_cpp.keep_standard_streams()
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as the process
     if sys.stderr is None:

@@ -300,21 +300,7 @@ class Reader:
         less = Remedy("read", "auto", why="which reads the chunks that match the question")
         advice = () if selection.mode == "auto" else (less,)
         head, computed, notes = self.shelf.put_together(selection.pieces, progress, advice)
-        total = selection.n_tokens
-        names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
-        self._sources = _Sources(
-            question,
-            selection.pieces,
-            Read(
-                str(selection.mode),
-                len(selection.pieces),
-                selection.of_chunks,
-                names,
-                computed,
-                max(0, total - computed),
-                tuple(notes),
-            ),
-        )
+        self._sources = _Sources(question, selection.pieces, _what_was_read(selection, computed, notes))
         text = selection.pieces[-1].text
         gap = "" if text.endswith(END) else END[1:] if text.endswith("\n") else END
         tail = [*self.form.tokenize(gap), *self.form.tail(question)]
@@ -332,10 +318,8 @@ class Reader:
     ) -> AnswerStream:
         """Every chunk alone, then the answers together."""
         assert self.shelf is not None
-        self.shelf.read(selection.pieces, progress)
+        computed, notes = self.shelf.read(selection.pieces, progress)
         said: list[str] = []
-        computed = 0
-        notes: list[str] = []
         for n, piece in enumerate(selection.pieces):
             alone = Selection("each", (piece,), selection.of_chunks)
             answer = self._of_chunks(question, alone, max_tokens, temperature, stop, None, begin).answer
@@ -345,12 +329,7 @@ class Reader:
         self._stop()
         self.shelf.forget()
         head = [*self.shelf.catalogue.preamble, *self.form.tokenize("\n".join(said) + "\n")]
-        names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
-        total = selection.n_tokens
-        read = Read(
-            "each", len(selection.pieces), selection.of_chunks, names, computed, max(0, total - computed), tuple(notes)
-        )
-        self._sources = _Sources(question, selection.pieces, read)
+        self._sources = _Sources(question, selection.pieces, _what_was_read(selection, computed, notes))
         self.llm.reset()
         return self._answer(head, self.form.tail(question), max_tokens, temperature, stop, begin)
 
@@ -495,6 +474,13 @@ class _Sources:
     question: str
     pieces: tuple[Piece, ...]
     read: Read
+
+
+def _what_was_read(selection: Selection, computed: int, notes: Sequence[str]) -> Read:
+    names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
+    reused = max(0, selection.n_tokens - computed)
+    n_read = len(selection.pieces)
+    return Read(str(selection.mode), n_read, selection.of_chunks, names, computed, reused, tuple(notes))
 
 
 def _tokens(given: object) -> list[int]:

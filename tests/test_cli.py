@@ -415,6 +415,7 @@ def test_demo(run: Run, tmp_path: Path) -> None:
         (["ask", "-f", "DOC", "Who?", "--read", "some"], "it must be auto, all, each, or a number of tokens"),
         (["ask", "-f", "DOC", "Who?", "--read", "0"], "it must be auto, all, each, or a number of tokens"),
         (["ask", "-f", "DOC", "Who?", "--read", "all", "--stock"], "leave out --no-library, --stock"),
+        (["ask", "-f", "DOC", "Who?", "--no-library", "--library", "x"], "--library, --collection, --read"),
         (["ask", "-f", "DOC", "-f", "DOC", "Who?", "--no-library"], "several documents are for the library"),
         (["ask", "--collection", "none", "Who?"], "there is no collection none"),
         (["ask", "-f", "DOC", "Who?", "--library", "DOC"], "is a file: name a folder"),

@@ -135,9 +135,9 @@ def ask(
         value is not None for value in (train_length, first_chunk, chunk, last_chunk, log_scaling, stair_bias)
     )
     whole = no_library or stock or method != "mesa" or own_numbers or stair_width != "auto"
-    if whole and (collection is not None or read != "auto" or len(files or ()) > 1):
+    if whole and (collection is not None or library is not None or read != "auto" or len(files or ()) > 1):
         raise PromptError(
-            "--collection, --read and several documents are for the library, which reads by Mesa-Extrapolation with its own numbers: "
+            "--library, --collection, --read and several documents are for the library, which reads by Mesa-Extrapolation with its own numbers: "
             "leave out --no-library, --stock, --method and the lengths of chunks"
         )
     asked = _questions(question, questions or [], questions_file, encoding)

@@ -196,7 +196,8 @@ def _open(folder: Path | None) -> Iterator[Library]:
 
 
 def _find(library: Library, name: str) -> Document:
-    found = [d for d in library.documents() if name in (str(d.id), d.name)]
+    documents = library.documents()
+    found = [d for d in documents if name == str(d.id)] or [d for d in documents if name == d.name]
     if not found:
         raise PromptError(f"there is no document {name} in the library: mesa-gguf library list shows them")
     if len(found) > 1:

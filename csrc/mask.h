@@ -66,7 +66,9 @@ private:
         const int32_t split  = std::max(from, std::min(to, std::max(pl.anchor, i + 1 - n_near)));
 
         std::fill(dst, dst + (split - from), stair);
-        std::copy_n(near.begin() + (n_near - 1 - (i - split)), to - split, dst + (split - from));
+        if (split < to) { // else near may be empty
+            std::copy_n(near.begin() + (n_near - 1 - (i - split)), to - split, dst + (split - from));
+        }
     }
 
     const params & p;

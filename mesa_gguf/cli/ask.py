@@ -16,6 +16,7 @@ from ..library.library import Document, Library
 from ..model.hub import find_model
 from ..reading.text import check_text, read_bytes, read_text, source_name
 from . import output
+from .library import add_file, open_library, say_notes
 from .options import (
     Batch,
     Chunk,
@@ -171,9 +172,7 @@ def ask(
     if whole:
         _ask_whole(path, form, document, asked, load, n_ctx, generation, show)
     else:
-        with Library(library) as opened:
-            if opened.mended is not None:
-                output.say(f"mesa-gguf: {opened.mended}")
+        with open_library(library) as opened:
             documents = _documents(opened, files or [], collection, encoding)
             _ask_library(path, form, opened, documents, asked, mode, load, generation, show)
 
@@ -265,18 +264,13 @@ def _documents(library: Library, files: Sequence[str], collection: str | None, e
             found.append(
                 library.add_bytes(read_bytes(file), source_name(file), collection=collection, encoding=encoding)
             )
-        elif Path(file).expanduser().is_dir():
-            documents, notes = library.add_folder(file, collection=collection)
-            found += documents
-            for note in notes:
-                output.say(f"mesa-gguf: {note}")
-            if not documents:
-                raise PromptError(f"{source_name(file)}: there is no document in this folder that can be read")
-        else:
-            found.append(library.add(file, collection=collection, encoding=encoding))
+            continue
+        documents = add_file(library, file, collection, encoding)
+        if not documents:
+            raise PromptError(f"{source_name(file)}: there is no document in this folder that can be read")
+        found += documents
     for document in found:
-        for note in document.notes:
-            output.say(f"mesa-gguf: {document.name}: {note}")
+        say_notes(document)
     if collection is not None:
         return library.documents(collection)
     return list({document.id: document for document in found}.values())

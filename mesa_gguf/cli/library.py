@@ -68,20 +68,13 @@ def add(
     library: LibraryOption = None,
 ) -> None:
     """Add documents, and with --model read them ahead of time. A reading that was interrupted goes on where it stopped."""
-    with _open(library) as opened:
+    with open_library(library) as opened:
         found: list[Document] = []
         for file in files:
-            if Path(file).expanduser().is_dir():
-                documents, notes = opened.add_folder(file, collection=collection)
-                found += documents
-                for note in notes:
-                    output.say(f"mesa-gguf: {note}")
-            else:
-                found.append(opened.add(file, collection=collection, encoding=encoding))
+            found += add_file(opened, file, collection, encoding)
         for document in found:
             output.write(f"{document.id}  {document.name}  {document.kind}, {document.n_chars} characters\n")
-            for note in document.notes:
-                output.say(f"mesa-gguf: {document.name}: {note}")
+            say_notes(document)
         if model is not None:
             _read(opened, found, find_model(model), plain, (kv_type_of(type_k), kv_type_of(type_v)), threads)
 
@@ -115,7 +108,7 @@ def _read(
 @library_app.command("list")
 def list_(collection: CollectionOption = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """List the documents, the collections, and the bytes that are kept of each model."""
-    with _open(library) as opened:
+    with open_library(library) as opened:
         documents = opened.documents(collection)
         kept: dict[str, list[int]] = {}
         for row in opened.index.kept():
@@ -144,7 +137,7 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
 @library_app.command("show")
 def show(document: DocumentName, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """Print the text of a document as it was loaded."""
-    with _open(library) as opened:
+    with open_library(library) as opened:
         found = _find(opened, document)
         text = opened.text(found)
         if as_json:
@@ -156,7 +149,7 @@ def show(document: DocumentName, as_json: JsonOption = False, library: LibraryOp
 @library_app.command("remove")
 def remove(document: DocumentName, library: LibraryOption = None) -> None:
     """Forget a document. Its chunks stay until their place is needed, or prune is called."""
-    with _open(library) as opened:
+    with open_library(library) as opened:
         found = _find(opened, document)
         opened.remove(found)
         output.write(f"removed {found.name}\n")
@@ -165,14 +158,14 @@ def remove(document: DocumentName, library: LibraryOption = None) -> None:
 @library_app.command("verify")
 def verify(as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """Compare every kept chunk with its checksum. What is damaged is removed, and read again when it is needed."""
-    with _open(library) as opened:
+    with open_library(library) as opened:
         _report(opened.verify(), as_json)
 
 
 @library_app.command("prune")
 def prune(budget: Budget = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """Remove the chunks that were not used for longest, until what is kept fits into a budget."""
-    with _open(library) as opened:
+    with open_library(library) as opened:
         _report(opened.prune(budget), as_json)
 
 
@@ -187,8 +180,25 @@ def _report(report: Report, as_json: bool) -> None:
     output.write("; ".join(parts) + "\n")
 
 
+def add_file(library: Library, file: str, collection: str | None, encoding: str | None) -> list[Document]:
+    """Add a file, or what can be read in a folder; what cannot is told."""
+    if not Path(file).expanduser().is_dir():
+        return [library.add(file, collection=collection, encoding=encoding)]
+    documents, notes = library.add_folder(file, collection=collection)
+    for note in notes:
+        output.say(f"mesa-gguf: {note}")
+    return documents
+
+
+def say_notes(document: Document) -> None:
+    """Tell what was noticed when a document was loaded."""
+    for note in document.notes:
+        output.say(f"mesa-gguf: {document.name}: {note}")
+
+
 @contextlib.contextmanager
-def _open(folder: Path | None) -> Iterator[Library]:
+def open_library(folder: Path | None) -> Iterator[Library]:
+    """The library in a folder; what had to be mended is told."""
     with Library(folder) as opened:
         if opened.mended is not None:
             output.say(f"mesa-gguf: {opened.mended}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -22,8 +23,8 @@ sys.path[:] = task.pop("path")
 package = types.ModuleType("mesa_gguf")
 package.__path__ = [task.pop("package")]
 sys.modules["mesa_gguf"] = package
-from mesa_gguf.loaders.apart import child
-child(**task)
+from mesa_gguf.loaders.apart import serve
+serve(**task)
 """
 
 
@@ -36,14 +37,33 @@ def read_apart(
         DocumentError: as there, or the process died, or it took too long.
         MissingPackageError: as there.
     """
+    options = {"kind": kind, "password": password, "everything": everything, "notes": notes, "limits": asdict(limits)}
+    is_sought = kind == "html" and not everything
+    answer = run_apart("readers", options, data, name, limits, is_sought=is_sought)
+    places = tuple(Place(place["start"], place["page"], tuple(place["heading"])) for place in answer["places"])
+    return LoadedDocument(answer["text"], places, answer["kind"], answer["title"], tuple(answer["notes"]))
+
+
+def run_apart(
+    module: str, options: dict[str, Any], data: bytes, name: str, limits: Limits, *, is_sought: bool = False
+) -> dict[str, Any]:
+    """What a module's function `apart` gives, from another process.
+
+    Args:
+        module: of this package. Its `warm_up` gets the options and imports what it takes; then `apart` gets data, name and the
+            options, and gives what JSON can hold.
+        is_sought: it looks for the main text of a page, which takes most of the time.
+
+    Raises:
+        DocumentError: the process died, or it took too long.
+        MesaError: as the function raises it.
+    """
     task = {
         "path": [str(path) for path in sys.path],
         "package": str(Path(__file__).parent.parent),
-        "kind": kind,
+        "module_name": module,
         "name": name,
-        "password": password,
-        "everything": everything,
-        "notes": notes,
+        "options": options,
         "limits": asdict(limits),
     }
     command = [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-c", _CHILD]
@@ -56,9 +76,9 @@ def read_apart(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise _no_time(name, limits, kind == "html" and not everything) from None
+        raise _no_time(name, limits, is_sought) from None
     if done.returncode < 0 and _signal(-done.returncode) == "SIGXCPU":
-        raise _no_time(name, limits, kind == "html" and not everything)
+        raise _no_time(name, limits, is_sought)
     if done.returncode != 0:
         if b"MemoryError" in done.stderr[-2000:]:
             raise _no_memory(name, limits)
@@ -69,24 +89,23 @@ def read_apart(
             f"needs more than {limits.memory:,} bytes",
             Remedy("limits.memory", why="if you trust the file"),
         )
-    return _answer(json.loads(done.stdout))
+    answer: dict[str, Any] = json.loads(done.stdout)
+    if "error" in answer:
+        remedies = [Remedy(**remedy) for remedy in answer["remedies"]]
+        kind: type[MesaError] = getattr(errors, answer["error"])
+        raise kind(answer["what"], *remedies, needed=answer["needed"], available=answer["available"])
+    return answer
 
 
-def child(
-    kind: str, name: str, password: str | None, everything: bool, notes: list[str], limits: dict[str, Any]
-) -> None:
-    """Read what standard input has left, and write what came of it to standard output as JSON."""
-    from .readers import read, warm_up
-
-    bounds = Limits(**limits)
-    warm_up(kind, everything)
+def serve(module_name: str, name: str, options: dict[str, Any], limits: dict[str, Any]) -> None:
+    """Call a module's `apart` for what standard input has left, and write what comes of it to standard output as JSON."""
+    module = importlib.import_module(f"{__package__}.{module_name}")
+    module.warm_up(**options)
     data = sys.stdin.buffer.read()
-    _limit(bounds)
+    _limit(Limits(**limits))
     answer: dict[str, Any]
     try:
-        answer = asdict(
-            read(kind, data, name, password=password, everything=everything, notes=tuple(notes), limits=bounds)
-        )
+        answer = module.apart(data, name, **options)
     except MesaError as err:
         answer = {
             "error": type(err).__name__,
@@ -118,15 +137,6 @@ def _limit(limits: Limits) -> None:
             resource.setrlimit(what, (most, hard))
         except (OSError, ValueError):
             continue  # macOS has no RLIMIT_AS
-
-
-def _answer(answer: dict[str, Any]) -> LoadedDocument:
-    if "error" in answer:
-        remedies = [Remedy(**remedy) for remedy in answer["remedies"]]
-        kind: type[MesaError] = getattr(errors, answer["error"])
-        raise kind(answer["what"], *remedies, needed=answer["needed"], available=answer["available"])
-    places = tuple(Place(place["start"], place["page"], tuple(place["heading"])) for place in answer["places"])
-    return LoadedDocument(answer["text"], places, answer["kind"], answer["title"], tuple(answer["notes"]))
 
 
 def _no_time(name: str, limits: Limits, is_sought: bool) -> DocumentError:

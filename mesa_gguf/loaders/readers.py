@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from ..errors import DocumentError, MesaError, PromptError
 from .document import Limits, LoadedDocument, beyond
 from .docx import read_docx
@@ -44,7 +47,22 @@ def read(
         raise DocumentError(f"{name} is damaged: {type(err).__name__}{f': {said}' if said else ''}") from err
 
 
-def warm_up(kind: str, everything: bool) -> None:
+def apart(
+    data: bytes,
+    name: str,
+    *,
+    kind: str,
+    password: str | None,
+    everything: bool,
+    notes: list[str],
+    limits: dict[str, Any],
+) -> dict[str, Any]:
+    """`read`, of and to what JSON can hold."""
+    bounds = Limits(**limits)
+    return asdict(read(kind, data, name, password=password, everything=everything, notes=tuple(notes), limits=bounds))
+
+
+def warm_up(kind: str, everything: bool, **_: object) -> None:
     """Import what a kind takes, before nothing may be written or much memory taken."""
     modules = {
         "pdf": ["pypdfium2"],

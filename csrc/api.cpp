@@ -345,7 +345,7 @@ int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t *
     const int32_t n_total = m->n_past() + n_tokens;
 
     // the text fits again, but some of it was read in chunks or on the stair: that is read anew, plainly
-    if (n_total <= m->params.train_length && m->n_by_hand == 0 && m->loaded.empty() &&
+    if (n_total <= m->params.reading_length && m->n_by_hand == 0 && m->loaded.empty() &&
             m->n_past() > mesa::n_plain(m->plan)) {
         int32_t n_keep = mesa::n_plain(m->plan);
         if (!can_roll_back(*ctx, n_keep)) {
@@ -370,7 +370,7 @@ int32_t llama_mesa_needs_breaks(llama_context * ctx, int32_t n_tokens) {
         return -1;
     }
     const int32_t n_total = m->n_past() + n_tokens;
-    if (n_total <= m->params.train_length || is_by_hand(*m)) {
+    if (n_total <= m->params.reading_length || is_by_hand(*m)) {
         return 0;
     }
     const auto & plan = m->plan_read();

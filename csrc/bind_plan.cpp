@@ -112,46 +112,50 @@ void bind_plan(py::module_ & m) {
     py::class_<mesa::params>(m, "Params", plain)
             .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk,
                                   int32_t stair_width, int32_t room, bool log_scaling, const std::string & method,
-                                  int32_t window, int32_t n_sinks, float stair_bias, int32_t log_length) {
+                                  int32_t window, int32_t n_sinks, float stair_bias, int32_t log_length,
+                                  std::optional<int32_t> reading_length) {
         mesa::params p;
-        p.method       = to_method(method);
-        p.window       = window;
-        p.n_sinks      = n_sinks;
-        p.stair_bias   = stair_bias;
-        p.log_length   = log_length;
-        p.train_length = train_length;
-        p.first_chunk  = first_chunk;
-        p.chunk        = chunk;
-        p.last_chunk   = last_chunk;
-        p.stair_width  = stair_width;
-        p.room         = room;
-        p.log_scaling  = log_scaling;
+        p.method         = to_method(method);
+        p.window         = window;
+        p.n_sinks        = n_sinks;
+        p.stair_bias     = stair_bias;
+        p.log_length     = log_length;
+        p.train_length   = train_length;
+        p.reading_length = reading_length.value_or(train_length);
+        p.first_chunk    = first_chunk;
+        p.chunk          = chunk;
+        p.last_chunk     = last_chunk;
+        p.stair_width    = stair_width;
+        p.room           = room;
+        p.log_scaling    = log_scaling;
         mesa::validate(p);
         return p;
     }),
                     py::kw_only(), py::arg("train_length"), py::arg("first_chunk"), py::arg("chunk"),
                     py::arg("last_chunk"), py::arg("stair_width") = 0, py::arg("room") = 0,
                     py::arg("log_scaling") = true, py::arg("method") = "mesa", py::arg("window") = 0,
-                    py::arg("n_sinks") = 0, py::arg("stair_bias") = 0.0f, py::arg("log_length") = 0)
+                    py::arg("n_sinks") = 0, py::arg("stair_bias") = 0.0f, py::arg("log_length") = 0,
+                    py::arg("reading_length") = py::none())
             .def_static("fill",
                     [](int32_t train_length, const std::string & method, std::optional<int32_t> first_chunk,
                             std::optional<int32_t> chunk, std::optional<int32_t> last_chunk,
                             std::optional<int32_t> stair_width, std::optional<int32_t> room,
                             std::optional<bool> log_scaling, std::optional<int32_t> window,
                             std::optional<int32_t> n_sinks, std::optional<float> stair_bias,
-                            std::optional<int32_t> log_length) {
-        auto p        = mesa::params_unset(train_length, to_method(method));
-        p.first_chunk = first_chunk.value_or(mesa::unset);
-        p.chunk       = chunk.value_or(mesa::unset);
-        p.last_chunk  = last_chunk.value_or(mesa::unset);
-        p.stair_width = stair_width.value_or(mesa::unset);
-        p.room        = room.value_or(mesa::unset);
-        p.log_scaling = log_scaling ? *log_scaling : mesa::unset;
-        p.window      = window.value_or(mesa::unset);
-        p.n_sinks     = n_sinks.value_or(mesa::unset);
-        p.stair_bias  = stair_bias.value_or(mesa::unset);
-        p.log_length  = log_length.value_or(mesa::unset);
-        p             = mesa::fill(p);
+                            std::optional<int32_t> log_length, std::optional<int32_t> reading_length) {
+        auto p           = mesa::params_unset(train_length, to_method(method));
+        p.first_chunk    = first_chunk.value_or(mesa::unset);
+        p.chunk          = chunk.value_or(mesa::unset);
+        p.last_chunk     = last_chunk.value_or(mesa::unset);
+        p.stair_width    = stair_width.value_or(mesa::unset);
+        p.room           = room.value_or(mesa::unset);
+        p.log_scaling    = log_scaling ? *log_scaling : mesa::unset;
+        p.window         = window.value_or(mesa::unset);
+        p.n_sinks        = n_sinks.value_or(mesa::unset);
+        p.stair_bias     = stair_bias.value_or(mesa::unset);
+        p.log_length     = log_length.value_or(mesa::unset);
+        p.reading_length = reading_length.value_or(mesa::unset);
+        p                = mesa::fill(p);
         mesa::validate(p);
         return p;
     },
@@ -160,7 +164,7 @@ void bind_plan(py::module_ & m) {
                     py::arg("last_chunk") = py::none(), py::arg("stair_width") = py::none(),
                     py::arg("room") = py::none(), py::arg("log_scaling") = py::none(), py::arg("window") = py::none(),
                     py::arg("n_sinks") = py::none(), py::arg("stair_bias") = py::none(),
-                    py::arg("log_length") = py::none())
+                    py::arg("log_length") = py::none(), py::arg("reading_length") = py::none())
             .def_static("default",
                     [](int32_t train_length, const std::string & method) {
         return mesa::params_default(train_length, to_method(method));
@@ -172,6 +176,7 @@ void bind_plan(py::module_ & m) {
             .def_property_readonly("log_length", &mesa::params::n_unscaled)
             .def_property_readonly("chunked", &mesa::params::chunked)
             .def_readonly("train_length", &mesa::params::train_length)
+            .def_readonly("reading_length", &mesa::params::reading_length)
             .def_readonly("first_chunk", &mesa::params::first_chunk)
             .def_readonly("chunk", &mesa::params::chunk)
             .def_readonly("last_chunk", &mesa::params::last_chunk)

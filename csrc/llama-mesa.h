@@ -23,7 +23,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 6
+#define LLAMA_MESA_VERSION 7
 
 #define LLAMA_MESA_UNSET (-1) // of a number in llama_mesa_params: llama_mesa_fill_params chooses it
 
@@ -48,7 +48,7 @@ enum llama_mesa_method {
 struct llama_mesa_params {
     int32_t train_length; // T, the length that the model was trained at
     int32_t first_chunk;  // F, read by every later chunk
-    int32_t chunk;        // C, the longest middle chunk; F + C <= T
+    int32_t chunk;        // C, the longest middle chunk; F + C <= reading_length
     int32_t last_chunk;   // the least length of the last chunk, which reads everything
     int32_t stair_width;  // E of the Stair position encoding; 0: the smallest that fits
     int32_t room;         // positions that a new plan leaves free for generation
@@ -57,7 +57,8 @@ struct llama_mesa_params {
     int32_t window;       // N of the methods other than mesa and star
     int32_t n_sinks;      // first tokens that lm-infinite and streaming-llm keep
     float stair_bias; // logits of keys on the stair, or last_chunk tokens behind, are lowered by stair_bias*ln(E); 0: not. Without effect on ALiBi models
-    int32_t log_length; // the scale of queries is 1 for the first log_length tokens; 0: train_length
+    int32_t log_length;     // the scale of queries is 1 for the first log_length tokens; 0: reading_length
+    int32_t reading_length; // R <= T: a longer text is read in chunks, and distances are kept below R
 };
 
 // LLAMA_MESA_VERSION of the library
@@ -95,9 +96,9 @@ LLAMA_API bool llama_mesa_enabled(const struct llama_context * ctx);
 // Plan the reading of the n_tokens tokens that come next, after the ones in the context.
 // breaks: NULL or one byte for every token of the context and of the text (n_past + n_tokens), 1 where a sentence ends,
 // 2 where a line ends, else 0.
-// A text that fits into the trained range beside what is there needs no plan, and gets none; while a text is read by a plan made by
+// A text that fits into reading_length beside what is there needs no plan, and gets none; while a text is read by a plan made by
 // hand, that one holds. Returns how many tokens of the context stay. Mostly that is all of them. Where context and text fit into
-// train_length but some of the context was not read plainly, those tokens are removed, to be decoded again in front of the text.
+// reading_length but some of the context was not read plainly, those tokens are removed, to be decoded again in front of the text.
 LLAMA_API int32_t llama_mesa_prompt(struct llama_context * ctx, int32_t n_tokens, const uint8_t * breaks);
 
 // 1 if llama_mesa_prompt would cut the n_tokens tokens into chunks, so that breaks matter; else 0
@@ -135,7 +136,7 @@ LLAMA_API int32_t llama_mesa_make_plan(const struct llama_mesa_params * params, 
 //     llama_mesa_chunk_load(ctx, ...); ...                 // later, behind the first chunk: chunks in any order
 //     llama_decode(ctx, question);                         // at least one token, or there are no logits
 //
-// The result is that of reading those chunks by Mesa. It is not that of full attention. Where all fits into train_length, distances are
+// The result is that of reading those chunks by Mesa. It is not that of full attention. Where all fits into reading_length, distances are
 // the true ones, else those of the stair. In a layer with a sliding window the window of a kept chunk's tokens does not reach into the
 // chunk in front of it, as it does when the text is read at once; such models need swa_full.
 //

@@ -22,19 +22,33 @@ const char * method_name(int32_t method) {
     return method >= 0 && method < n_methods ? names[method] : nullptr;
 }
 
-params params_default(int32_t train_length, int32_t method) {
+// What is known of a model that nothing was measured of: R, and the longest chunk that is of use.
+// note: models of a few thousand tokens are read in as few chunks as possible, which is speed; in a longer one it is the other way about:
+// a chunk pays for every pair of its tokens, and longer ones do not answer better
+static int32_t reading_length_auto(int32_t train_length) {
+    return train_length;
+}
+
+static int32_t chunk_auto(int32_t train_length) {
+    return train_length < 4096 ? train_length : 1024;
+}
+
+params params_default(int32_t train_length, int32_t method, int32_t reading_length) {
     params p;
-    p.train_length = train_length;
-    p.method       = method;
-    p.first_chunk  = std::max(1, std::min(100, train_length / 16));
-    p.chunk        = train_length - p.first_chunk;
-    p.last_chunk   = std::max(
-            1, std::min(512, std::max(train_length / 8, std::min(256, train_length / 4)))); // it pays for every key
-    p.room = train_length / 4;
+    p.train_length   = train_length;
+    p.reading_length = reading_length != unset ? reading_length : reading_length_auto(train_length);
+
+    const int32_t R = std::max(0, p.reading_length); // validate refuses less
+
+    p.method      = method;
+    p.first_chunk = std::max(1, std::min(100, R / 16));
+    p.chunk       = std::min(R - p.first_chunk, chunk_auto(train_length));
+    p.last_chunk  = std::max(1, std::min(512, std::max(R / 8, std::min(256, R / 4)))); // it pays for every key
+    p.room        = R / 4;
 
     switch (method) {
         case method_star:
-            p.first_chunk = p.chunk = train_length / 2; // as long as a block
+            p.first_chunk = p.chunk = R / 2; // as long as a block
             p.last_chunk            = std::max(1, p.last_chunk / 2);
             p.room                  = p.room / 2;
             break;
@@ -42,13 +56,13 @@ params params_default(int32_t train_length, int32_t method) {
         case method_stair:
         case method_rerope:
         case method_leaky_rerope:
-        case method_self_extend:   p.window = train_length / 2; break;
+        case method_self_extend:   p.window = R / 2; break;
         case method_lm_infinite:
-        case method_streaming_llm: p.window = train_length - p.n_sinks; break;
+        case method_streaming_llm: p.window = R - p.n_sinks; break;
         case method_mesa:          // the three are not the paper's: docs/DESIGN.md
-            p.room       = train_length / 2;
+            p.room       = R / 2;
             p.stair_bias = 0.5f;
-            p.log_length = (int32_t) std::min<int64_t>(INT32_MAX, 4 * (int64_t) train_length);
+            p.log_length = (int32_t) std::min<int64_t>(INT32_MAX, 4 * (int64_t) R);
             break;
         default: break;
     }
@@ -58,35 +72,38 @@ params params_default(int32_t train_length, int32_t method) {
 
 params params_unset(int32_t train_length, int32_t method) {
     params p;
-    p.train_length = train_length;
-    p.method       = method;
-    p.first_chunk  = unset;
-    p.chunk        = unset;
-    p.last_chunk   = unset;
-    p.stair_width  = unset;
-    p.room         = unset;
-    p.log_scaling  = unset;
-    p.log_length   = unset;
-    p.stair_bias   = unset;
-    p.window       = unset;
-    p.n_sinks      = unset;
+    p.train_length   = train_length;
+    p.method         = method;
+    p.reading_length = unset;
+    p.first_chunk    = unset;
+    p.chunk          = unset;
+    p.last_chunk     = unset;
+    p.stair_width    = unset;
+    p.room           = unset;
+    p.log_scaling    = unset;
+    p.log_length     = unset;
+    p.stair_bias     = unset;
+    p.window         = unset;
+    p.n_sinks        = unset;
     return p;
 }
 
 params fill(const params & p) {
-    const params d  = params_default(p.train_length, p.method);
-    const int64_t T = p.train_length;
+    const params d  = params_default(p.train_length, p.method, p.reading_length);
+    const int64_t R = std::max(0, d.reading_length);
 
     const auto clip = [](int64_t v, int64_t most, int64_t least) {
         return (int32_t) std::max(least, std::min(v, most));
     };
 
     params res = p;
+
+    res.reading_length = d.reading_length;
     if (p.first_chunk == unset) {
-        res.first_chunk = clip(d.first_chunk, std::max<int64_t>(1, T - (p.chunk == unset ? 1 : p.chunk)), INT32_MIN);
+        res.first_chunk = clip(d.first_chunk, std::max<int64_t>(1, R - (p.chunk == unset ? 1 : p.chunk)), INT32_MIN);
     }
     if (p.chunk == unset) {
-        res.chunk = clip(p.method == method_star ? d.chunk : T, T - res.first_chunk, 1);
+        res.chunk = clip(p.method == method_star ? d.chunk : chunk_auto(p.train_length), R - res.first_chunk, 1);
     }
     if (p.last_chunk == unset) {
         res.last_chunk = d.last_chunk;
@@ -94,8 +111,8 @@ params fill(const params & p) {
     if (p.stair_width == unset) {
         res.stair_width = 0;
     }
-    if (p.room == unset) { // T/4 is the stair's, if it can be had
-        res.room = clip(d.room, T - res.last_chunk - std::max<int64_t>(T / 4, (int64_t) res.first_chunk + 1), 0);
+    if (p.room == unset) { // R/4 is the stair's, if it can be had
+        res.room = clip(d.room, R - res.last_chunk - std::max<int64_t>(R / 4, (int64_t) res.first_chunk + 1), 0);
     }
     if (p.log_scaling == unset) {
         res.log_scaling = d.log_scaling;
@@ -121,21 +138,25 @@ void validate(const params & p) {
         invalid("train_length is " + str(p.train_length) +
                 ": it must be the length that the model was trained at, 8 tokens or more");
     }
+    if (p.reading_length < 8 || p.reading_length > p.train_length) {
+        invalid("reading_length is " + str(p.reading_length) + ": it must lie between 8 and train_length (" +
+                str(p.train_length) + ")");
+    }
     if (p.first_chunk < 1) {
         invalid("first_chunk is " + str(p.first_chunk) + ": it must be 1 token or more");
     }
     if (p.chunk < 1) {
         invalid("chunk is " + str(p.chunk) + ": it must be 1 token or more");
     }
-    if (p.first_chunk >= p.train_length) {
-        invalid("first_chunk is " + str(p.first_chunk) + ", not less than train_length (" + str(p.train_length) +
+    if (p.first_chunk >= p.reading_length) {
+        invalid("first_chunk is " + str(p.first_chunk) + ", not less than reading_length (" + str(p.reading_length) +
                 "): nothing is left for the chunks after it");
     }
-    if (p.first_chunk > p.train_length - p.chunk) {
+    if (p.first_chunk > p.reading_length - p.chunk) {
         invalid("first_chunk + chunk is " + std::to_string((int64_t) p.first_chunk + p.chunk) +
-                ", more than train_length (" + str(p.train_length) +
-                "): a middle chunk would leave the trained positions; make chunk at most " +
-                str(p.train_length - p.first_chunk));
+                ", more than reading_length (" + str(p.reading_length) +
+                "): a middle chunk would leave the reading length; make chunk at most " +
+                str(p.reading_length - p.first_chunk));
     }
     if (p.last_chunk < 1) {
         invalid("last_chunk is " + str(p.last_chunk) + ": it must be 1 token or more");
@@ -150,7 +171,7 @@ void validate(const params & p) {
         invalid("log_scaling is " + str(p.log_scaling) + ": it must be 0 or 1");
     }
     if (p.log_length < 0 || p.log_length == 1) {
-        invalid("log_length is " + str(p.log_length) + ": it must be 2 tokens or more, or 0, which is train_length");
+        invalid("log_length is " + str(p.log_length) + ": it must be 2 tokens or more, or 0, which is reading_length");
     }
     if (!method_name(p.method)) {
         invalid("there is no method " + str(p.method));
@@ -166,19 +187,19 @@ void validate(const params & p) {
         if (n_sinks < 0) {
             invalid("n_sinks is " + str(n_sinks) + ": it must be 0 or more");
         }
-        if (p.window < 1 || p.window > p.train_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) {
+        if (p.window < 1 || p.window > p.reading_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) {
             invalid("window is " + str(p.window) + ": it must lie between 1 and " +
-                    str(p.train_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) + ", inside train_length (" +
-                    str(p.train_length) + ")");
+                    str(p.reading_length - 1 - (n_sinks > 0 ? n_sinks - 1 : 0)) + ", inside reading_length (" +
+                    str(p.reading_length) + ")");
         }
     }
     if (p.method == method_star) {
         return; // what follows is about the stair
     }
-    if ((int64_t) p.last_chunk + p.room + p.first_chunk >= p.train_length) {
+    if ((int64_t) p.last_chunk + p.room + p.first_chunk >= p.reading_length) {
         invalid("first_chunk + last_chunk + room is " +
                 std::to_string((int64_t) p.first_chunk + p.last_chunk + p.room) +
-                ", which leaves nothing of train_length (" + str(p.train_length) +
+                ", which leaves nothing of reading_length (" + str(p.reading_length) +
                 ") to the stair; make last_chunk smaller");
     }
 }
@@ -201,6 +222,9 @@ difference find_difference(const params & a, const params & b) {
     }
     if (a.method != b.method) {
         return { "method", name(a.method), name(b.method) };
+    }
+    if (a.method == method_mesa_exact && a.reading_length != b.reading_length) { // the width of each query's stair
+        return { "reading_length", integer(a.reading_length), integer(b.reading_length) };
     }
     if (a.log_scaling != b.log_scaling) {
         return { "log_scaling", on_off(a.log_scaling), on_off(b.log_scaling) };

@@ -26,13 +26,18 @@ const char * method_name(int32_t method); // null: there is no such method
 // What a plan is made from. All lengths in tokens.
 struct params {
     int32_t train_length = 0; // T: positions 0 .. T-1 are the ones that the model learned
-    int32_t first_chunk  = 0; // F
-    int32_t chunk        = 0; // C, the longest middle chunk; F + C <= T
-    int32_t last_chunk   = 0; // the least length of the last chunk
-    int32_t stair_width  = 0; // E; 0: the smallest that fits
-    int32_t room         = 0; // positions that stay free for generation when a plan is made
-    int32_t log_scaling  = 1; // 0 or 1: scale queries by max(1, ln(i + 1)/ln(log_length))
-    int32_t log_length   = 0; // 0: T
+
+    // R <= T: a text that is longer is read in chunks, and distances are kept below R. T is what the model can be read at, R what it
+    // reads well: of many models the one is a part of the other
+    int32_t reading_length = 0;
+
+    int32_t first_chunk = 0; // F
+    int32_t chunk       = 0; // C, the longest middle chunk; F + C <= R
+    int32_t last_chunk  = 0; // the least length of the last chunk
+    int32_t stair_width = 0; // E; 0: the smallest that fits
+    int32_t room        = 0; // positions that stay free for generation when a plan is made
+    int32_t log_scaling = 1; // 0 or 1: scale queries by max(1, ln(i + 1)/ln(log_length))
+    int32_t log_length  = 0; // 0: R
 
     // logits of keys on the stair are lowered by stair_bias*ln(E): E keys share a position, and weigh as one (1) or as E (0)
     // so are those of keys in the last chunk that are last_chunk tokens or more behind the query, and less so from half of it on
@@ -46,7 +51,7 @@ struct params {
     bool chunked() const { return method == method_mesa || method == method_mesa_exact || method == method_star; }
 
     // the scale of queries is 1 for the first tokens, this many
-    int32_t n_unscaled() const { return log_length > 0 ? log_length : train_length; }
+    int32_t n_unscaled() const { return log_length > 0 ? log_length : reading_length; }
 
     // true distances go up to a window
     bool windowed() const { return method != method_mesa && method != method_star; }
@@ -58,11 +63,11 @@ struct params {
     bool exact() const { return method == method_mesa_exact || method == method_stair; }
 };
 
-// The numbers that are used where the user gave none, for a model trained at train_length.
-params params_default(int32_t train_length, int32_t method = method_mesa);
-
 // of a number that fill chooses
 constexpr int32_t unset = -1;
+
+// The numbers that are used where the user gave none, for a model trained at train_length.
+params params_default(int32_t train_length, int32_t method = method_mesa, int32_t reading_length = unset);
 
 // method and train_length as they are, the rest unset
 params params_unset(int32_t train_length, int32_t method = method_mesa);
@@ -74,7 +79,7 @@ params fill(const params & p);
 void validate(const params & p);
 
 // A number by which a token is read and that a and b do not share, with its two values; null: they read alike.
-// Not among them: what only decides the plans of texts that follow (first_chunk, chunk, room, stair_width).
+// Not among them: what only decides plans (reading_length, first_chunk, chunk, room, stair_width): a text goes on by the numbers that it was begun with.
 struct difference {
     const char * name = nullptr;
     std::string a;

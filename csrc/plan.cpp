@@ -129,13 +129,13 @@ static void append_chunks(
     }
 }
 
-// smallest E >= e_min with ceil(anchor/E) + (n_tokens - anchor) + room <= T
+// smallest E >= e_min with ceil(anchor/E) + (n_tokens - anchor) + room <= R
 static int32_t stair_width_fit(const params & p, int32_t anchor, int32_t n_tokens, int32_t room, int32_t e_min) {
-    const int32_t n_stair = p.train_length - (n_tokens - anchor) - room;
+    const int32_t n_stair = p.reading_length - (n_tokens - anchor) - room;
 
     if (n_stair < 1) {
-        invalid("the last " + str(n_tokens - anchor) + " tokens leave no position of train_length (" +
-                str(p.train_length) + ") to the stair");
+        invalid("the last " + str(n_tokens - anchor) + " tokens leave no position of reading_length (" +
+                str(p.reading_length) + ") to the stair");
     }
     return std::max(std::max(1, e_min), ceil_div(anchor, n_stair));
 }
@@ -144,7 +144,7 @@ static int32_t last_start_of(const params & p, int32_t lo, int32_t n_tokens, con
     const int32_t s = std::max(lo, n_tokens - p.last_chunk);
 
     // a break up to half a last chunk earlier keeps a sentence in one piece, and the last chunk near its asked length
-    return snap(breaks, std::max(lo, s - std::min(p.last_chunk, p.train_length - p.last_chunk - p.room - 1) / 2), s);
+    return snap(breaks, std::max(lo, s - std::min(p.last_chunk, p.reading_length - p.last_chunk - p.room - 1) / 2), s);
 }
 
 int32_t n_first_of(const params & p, const plan & pl) {
@@ -152,7 +152,7 @@ int32_t n_first_of(const params & p, const plan & pl) {
 }
 
 int32_t n_chunk_of(const params & p, const plan & pl) {
-    return std::min(p.chunk, p.train_length - n_first_of(p, pl));
+    return std::min(p.chunk, p.reading_length - n_first_of(p, pl));
 }
 
 static plan make_from(
@@ -173,9 +173,9 @@ static plan make_from(
     pl.anchor = pl.last_start();
 
     const int32_t e_fit = stair_width_fit(p, pl.anchor, n_tokens, p.room, 1);
-    if (p.stair_width > 0 && ceil_div(pl.anchor, p.stair_width) + (n_tokens - pl.anchor) > p.train_length) {
+    if (p.stair_width > 0 && ceil_div(pl.anchor, p.stair_width) + (n_tokens - pl.anchor) > p.reading_length) {
         invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) +
-                " tokens: the stair would leave the trained positions; use " + str(e_fit) + " or more, or \"auto\"");
+                " tokens: the stair would leave the reading length; use " + str(e_fit) + " or more, or \"auto\"");
     }
     pl.stair_width = p.stair_width > 0 ? p.stair_width : e_fit;
 
@@ -185,7 +185,7 @@ static plan make_from(
 bool fits(const params & p, const plan & pl, int32_t n_tokens) {
     switch (p.method) {
         case method_mesa:
-        case method_mesa_exact: return n_pos(pl, n_tokens) <= p.train_length;
+        case method_mesa_exact: return n_pos(pl, n_tokens) <= p.reading_length;
         default:                return width_fit(p, n_tokens) <= pl.stair_width;
     }
 }
@@ -204,7 +204,7 @@ static plan make_width(const params & p, const plan & old, int32_t n_tokens, int
 }
 
 plan make(const params & p, int32_t n_tokens, const uint8_t * breaks) {
-    if (n_tokens <= p.train_length) {
+    if (n_tokens <= p.reading_length) {
         return {};
     }
     if (!p.chunked()) {
@@ -223,11 +223,11 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
     }
 
     if (n_past >= old.last_start()) {
-        if (p.method == method_star ? n_tokens <= p.train_length : n_pos(old, n_tokens) <= p.train_length) {
+        if (p.method == method_star ? n_tokens <= p.reading_length : n_pos(old, n_tokens) <= p.reading_length) {
             return old;
         }
         // a short text is read in the last chunk, beside the stair; a longer one is chunked
-        const int32_t n_last_max = std::max(p.last_chunk, (p.train_length - n_first_of(p, old)) / 2 - p.room / 2);
+        const int32_t n_last_max = std::max(p.last_chunk, (p.reading_length - n_first_of(p, old)) / 2 - p.room / 2);
 
         if (n_tokens - n_past <= std::min(n_chunk_of(p, old), n_last_max)) {
             return advance(p, old, n_past, n_tokens);
@@ -251,7 +251,7 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
             cs.push_back(n_past);
         }
     }
-    if (n_tokens <= p.train_length && cs.size() <= 2) {
+    if (n_tokens <= p.reading_length && cs.size() <= 2) {
         return {};
     }
     return make_from(p, std::move(cs), n_past, n_tokens, breaks);
@@ -270,7 +270,7 @@ plan append_chunk(const params & p, const plan & old, int32_t n_past, int32_t n_
     pl.chunk_starts.push_back(n_tokens);
 
     const int64_t n_last = (int64_t) n_tokens + p.last_chunk;
-    if (n_last <= p.train_length) {
+    if (n_last <= p.reading_length) {
         return pl; // distances are the true ones
     }
     if (n_last > INT32_MAX) {
@@ -280,7 +280,7 @@ plan append_chunk(const params & p, const plan & old, int32_t n_past, int32_t n_
     pl.anchor = n_tokens;
 
     const int32_t e_fit = stair_width_fit(p, pl.anchor, n_last, p.room, 1);
-    if (p.stair_width > 0 && ceil_div(pl.anchor, p.stair_width) + p.last_chunk > p.train_length) {
+    if (p.stair_width > 0 && ceil_div(pl.anchor, p.stair_width) + p.last_chunk > p.reading_length) {
         invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) +
                 " tokens and a last chunk; use " + str(e_fit) + " or more, or \"auto\"");
     }
@@ -308,16 +308,16 @@ plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_token
 
     pl.anchor = old.anchor + (a_max - old.anchor) / old.stair_width * old.stair_width;
 
-    if (pl.anchor == old.anchor || n_pos(pl, n_tokens) + std::min(p.room, p.last_chunk) > p.train_length) {
+    if (pl.anchor == old.anchor || n_pos(pl, n_tokens) + std::min(p.room, p.last_chunk) > p.reading_length) {
         // E grows by a quarter more than it must, so that it seldom grows
         pl.anchor = a_max;
         if (p.stair_width > 0) {
-            if (n_pos(pl, n_tokens) > p.train_length) {
+            if (n_pos(pl, n_tokens) > p.reading_length) {
                 invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) + " tokens; use " +
                         str(stair_width_fit(p, pl.anchor, n_tokens, 0, 1)) + " or more, or \"auto\"");
             }
         } else {
-            const int32_t room  = std::min(p.room, std::max(0, (p.train_length - (n_tokens - pl.anchor)) / 2));
+            const int32_t room  = std::min(p.room, std::max(0, (p.reading_length - (n_tokens - pl.anchor)) / 2));
             const int32_t e_fit = stair_width_fit(p, pl.anchor, n_tokens, room, old.stair_width);
             pl.stair_width      = e_fit + e_fit / 4;
         }

@@ -103,10 +103,10 @@ plan append_chunk(const params & p, const plan & old, int32_t n_past, int32_t n_
 int32_t n_first_of(const params & p, const plan & pl);
 int32_t n_chunk_of(const params & p, const plan & pl);
 
-// do the positions of n_tokens tokens stay inside the trained range (where the method cares)?
+// do the positions of n_tokens tokens stay inside the reading length (where the method cares)?
 bool fits(const params & p, const plan & pl, int32_t n_tokens);
 
-// Move the anchor (and grow E if it must) so that n_tokens tokens fit into the trained range, no new chunk.
+// Move the anchor (and grow E if it must) so that n_tokens tokens fit into the reading length, no new chunk.
 // n_tokens - n_past must fit in beside the stair, else std::invalid_argument.
 plan advance(const params & p, const plan & old, int32_t n_past, int32_t n_tokens);
 

@@ -172,7 +172,7 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
 //
 
 static const uint32_t MESA_STATE_MAGIC   = 0x4153454d; // "MESA"
-static const uint32_t MESA_STATE_VERSION = 6;
+static const uint32_t MESA_STATE_VERSION = 7;
 
 // FNV-1a
 static uint64_t checksum(const uint8_t * data, size_t size) {
@@ -201,6 +201,7 @@ struct writer {
     }
     void params(const mesa::params & p) {
         i32(p.train_length);
+        i32(p.reading_length);
         i32(p.method);
         i32(p.log_scaling);
         i32(p.n_unscaled());
@@ -260,18 +261,19 @@ struct reader {
     }
     mesa::params params() {
         mesa::params p;
-        p.train_length = i32();
-        p.method       = i32();
-        p.log_scaling  = i32();
-        p.log_length   = i32();
-        p.stair_bias   = f32();
-        p.last_chunk   = i32();
-        p.window       = i32();
-        p.n_sinks      = i32();
-        p.first_chunk  = i32();
-        p.chunk        = i32();
-        p.stair_width  = i32();
-        p.room         = i32();
+        p.train_length   = i32();
+        p.reading_length = i32();
+        p.method         = i32();
+        p.log_scaling    = i32();
+        p.log_length     = i32();
+        p.stair_bias     = f32();
+        p.last_chunk     = i32();
+        p.window         = i32();
+        p.n_sinks        = i32();
+        p.first_chunk    = i32();
+        p.chunk          = i32();
+        p.stair_width    = i32();
+        p.room           = i32();
         return p;
     }
     mesa::plan plan() {

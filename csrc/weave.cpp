@@ -30,7 +30,7 @@ woven weave(const params & p, const plan & pl, int32_t i, int32_t j) {
     switch (p.method) {
         case method_mesa_exact: {
             // E may have to be larger than the anchored stair needs it
-            const int32_t E_i = std::max(E, ceil_div(i - N, p.train_length - 1 - N));
+            const int32_t E_i = std::max(E, ceil_div(i - N, p.reading_length - 1 - N));
             return { N + ceil_div(i - j - N, E_i), 0 };
         }
         case method_stair:         return { N + ceil_div(i - j - N, E), 0 };
@@ -47,7 +47,7 @@ int32_t width_fit(const params & p, int64_t n_tokens) {
         case method_leaky_rerope:
         case method_self_extend:  {
             const int64_t n_far = std::min<int64_t>(INT32_MAX, n_tokens - 1 - p.window);
-            return std::max(1, ceil_div((int32_t) n_far, std::max(1, p.train_length - 1 - p.window)));
+            return std::max(1, ceil_div((int32_t) n_far, std::max(1, p.reading_length - 1 - p.window)));
         }
         default: return 1;
     }

@@ -25,7 +25,7 @@ int32_t window_start(const params & p, int32_t i);
 // the distance of a far key, with E = pl.stair_width; q depends on i and k on j only, but where params::exact
 woven weave(const params & p, const plan & pl, int32_t i, int32_t j);
 
-// smallest E that takes n_tokens tokens into the trained range, for methods without an anchor
+// smallest E that takes n_tokens tokens into the reading length, for methods without an anchor
 int32_t width_fit(const params & p, int64_t n_tokens);
 
 } // namespace mesa

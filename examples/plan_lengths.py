@@ -16,4 +16,4 @@ for config in (MesaConfig(), MesaConfig(chunk=train_length // 4)):
     for times in (1, 2, 4, 16, 64):
         n_tokens = times * train_length
         plan = config.make_plan(n_tokens, train_length)
-        print(f"  {format_line(summarize(plan, n_tokens, train_length))}")
+        print(f"  {format_line(summarize(plan, n_tokens, config.params(train_length)))}")

@@ -161,6 +161,7 @@ def check_defaults(measured: list[Measured]) -> None:
             own = one.settings.get("defaults", {}).get(method)
             if own is None:
                 continue
+            own = {"reading_length": one.train_length} | own  # files of before there was one
             other, path = seen.setdefault((one.model, method), (own, one.path))
             changed = [
                 f"{name} {other.get(name)} and {own.get(name)}" for name in own if own.get(name) != other.get(name)

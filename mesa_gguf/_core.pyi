@@ -31,6 +31,7 @@ class Params:
         n_sinks: int = 0,
         stair_bias: float = 0.0,
         log_length: int = 0,
+        reading_length: int | None = None,
     ) -> None: ...
     @staticmethod
     def fill(
@@ -47,6 +48,7 @@ class Params:
         n_sinks: int | None = None,
         stair_bias: float | None = None,
         log_length: int | None = None,
+        reading_length: int | None = None,
     ) -> Params: ...
     @staticmethod
     def default(train_length: int, method: str = "mesa") -> Params: ...
@@ -64,6 +66,8 @@ class Params:
     def chunked(self) -> bool: ...
     @property
     def train_length(self) -> int: ...
+    @property
+    def reading_length(self) -> int: ...
     @property
     def first_chunk(self) -> int: ...
     @property

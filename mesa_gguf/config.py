@@ -87,7 +87,7 @@ class MesaPlan:
         return self._plan.mask(n_tokens)
 
     def n_positions(self, n_tokens: int) -> int:
-        """One more than the largest position that a text of n_tokens reaches; at most the trained length."""
+        """One more than the largest position that a text of n_tokens reaches; at most the reading length."""
         return self._plan.n_positions(n_tokens)
 
     def __eq__(self, other: object) -> bool:
@@ -116,15 +116,17 @@ class MesaConfig:
     Attributes:
         enabled: False: stock llama.cpp, bit for bit.
         train_length: T, the length that the model was trained at. Default: from the GGUF.
-        first_chunk: F, the tokens that every later chunk reads too. Default: 100, less for a short T.
-        chunk: C, the longest middle chunk; F + C <= T. Default: T - F.
-        last_chunk: the least length of the last chunk, which reads everything before it. Default: 512, for a short T
-            the more of T/8 and 256, at most T/4.
+        reading_length: R, the length that the model reads well, at most T: a longer text is read in chunks, and distances are kept below
+            R. A text of at most R tokens is read as stock llama.cpp reads it. Default: T.
+        first_chunk: F, the tokens that every later chunk reads too. Default: 100, less for a short R.
+        chunk: C, the longest middle chunk; F + C <= R. Default: R - F, and 1,024 at most where T is 4,096 or more.
+        last_chunk: the least length of the last chunk, which reads everything before it. Default: 512, for a short R
+            the more of R/8 and 256, at most R/4.
         stair_width: E, how many tokens share a step of the stair. "auto": the smallest that fits, with room to generate.
         log_scaling: scale the last chunk's queries by max(1, ln(i + 1)/ln(log_length)), i the token index. Default: on for
             "mesa" and "mesa-exact", off for the other methods, whose papers do not have it.
-        log_length: the length from which on queries are scaled. Default: 4 T for "mesa", T for the other methods; T in the paper.
-        room: positions that a plan leaves free for generation. Default: T/2 for "mesa", T/4 for the others. When they are used up, the anchor moves.
+        log_length: the length from which on queries are scaled. Default: 4 R for "mesa", R for the other methods; T in the paper.
+        room: positions that a plan leaves free for generation. Default: R/2 for "mesa", R/4 for the others. When they are used up, the anchor moves.
         sentence_borders: begin chunks where a sentence or line ends, so that chunks do not cut facts.
         plan: a plan made by hand for the next prompt, instead of one made from the numbers above.
         method: "mesa", or another member of the weave family to compare with: one of `mesa_gguf.METHODS`, defined in
@@ -152,9 +154,20 @@ class MesaConfig:
     n_sinks: int | None = None
     stair_bias: float | None = None
     log_length: int | None = None
+    reading_length: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train_length", "first_chunk", "chunk", "last_chunk", "room", "window", "n_sinks", "log_length"):
+        for name in (
+            "train_length",
+            "reading_length",
+            "first_chunk",
+            "chunk",
+            "last_chunk",
+            "room",
+            "window",
+            "n_sinks",
+            "log_length",
+        ):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -198,6 +211,7 @@ class MesaConfig:
                 n_sinks=self.n_sinks,
                 stair_bias=self.stair_bias,
                 log_length=self.log_length,
+                reading_length=self.reading_length,
             )
         except ValueError as err:
             raise ConfigError(str(err)) from None

@@ -103,6 +103,7 @@ class MesaLlama(llama_cpp.Llama):
         self._with_logits = range(0)  # tokens whose logits llama.cpp holds: those of the last batch
         self._first_scored = 0  # scores has the logits of the tokens from this one on
         self._end_of_scores = 0  # and was never written to from this row on
+        self._params: _core.Params | None = None
 
         self.mesa = mesa if mesa is not None else MesaConfig()
         self.progress = progress
@@ -271,6 +272,12 @@ class MesaLlama(llama_cpp.Llama):
     def train_length(self) -> int:
         """T in tokens: the config's, or the GGUF's."""
         return self.mesa.train_length if self.mesa.train_length is not None else self._model.n_ctx_train()
+
+    @property
+    def reading_length(self) -> int:
+        """R in tokens: longer texts are read in chunks. With stock llama.cpp T."""
+        trained = self.train_length
+        return self._params.reading_length if self._params is not None else trained
 
     #
     # plans

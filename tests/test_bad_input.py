@@ -145,7 +145,7 @@ def test_such_models_run_with_mesa_off(model_path: ModelPath, open_llama: Opener
 
 
 def test_chunks_that_do_not_fit(model_path: ModelPath) -> None:
-    with pytest.raises(ConfigError, match=r"first_chunk \+ chunk is 140, more than train_length \(128\).*at most 88"):
+    with pytest.raises(ConfigError, match=r"first_chunk \+ chunk is 140, more than reading_length \(128\).*at most 88"):
         MesaLlama(model_path("llama"), mesa=MesaConfig(first_chunk=40, chunk=100))
 
 

@@ -487,7 +487,7 @@ def test_an_interrupted_run_shows_what_it_has(
         (["--flash-attn", "auto"], "--flash-attn auto: it must be on or off"),
         (["--method", "disabled,mesa", "--decode-only"], "give --stock-max N"),
         (["--method", "disabled", "--stock-max", "100"], "nothing is left to measure"),
-        (["--method", "mesa", "--train-length", "256", "--chunk", "300"], "train_length (256)"),
+        (["--method", "mesa", "--train-length", "256", "--chunk", "300"], "reading_length (256)"),
         (["--method", "mesa", "--tokens", "2000000000"], "GiB are free"),
         (["-m", "BUNDLED", "--shape", "tiny"], "-m names a file"),
         (["-m", "missing.gguf"], "missing.gguf: there is no such file"),

@@ -102,6 +102,7 @@ class Context:
         values = dict(
             train_length=128, first_chunk=12, chunk=40, last_chunk=32, stair_width=0, room=16, log_scaling=True
         )
+        values["reading_length"] = changes.get("train_length", 128)
         return self.ffi.new("struct llama_mesa_params *", values | changes)
 
     def enable(self, **changes: int) -> int:
@@ -270,6 +271,7 @@ def test_a_chat_equals_mesa_llama_bit_for_bit(
 
 def test_filled_params_are_those_of_mesa_config(context: Context) -> None:
     fields = [
+        "reading_length",
         "first_chunk",
         "chunk",
         "last_chunk",
@@ -290,6 +292,7 @@ def test_filled_params_are_those_of_mesa_config(context: Context) -> None:
                 dict(last_chunk=4),
                 dict(n_sinks=2),
                 dict(room=1),
+                dict(reading_length=T // 2),
                 dict(log_scaling=0),
             ):
                 params = context.ffi.new("struct llama_mesa_params *", context.lib.llama_mesa_unset_params())
@@ -306,8 +309,9 @@ def test_filled_params_are_those_of_mesa_config(context: Context) -> None:
                     assert params.stair_bias == -1  # as it was
                     continue
                 assert context.lib.llama_mesa_fill_params(context.ffi.NULL, params) == 0, context.error()
-                # log_length 0 stands for T
-                values = {name: getattr(params, name) or (T if name == "log_length" else 0) for name in fields}
+                # log_length 0 stands for R
+                values = {name: getattr(params, name) for name in fields}
+                values["log_length"] = values["log_length"] or params.reading_length
                 assert values == {name: getattr(expected, name) for name in fields}, (T, method, changes)
 
 
@@ -459,6 +463,9 @@ def test_default_params(context: Context) -> None:
 BAD_PARAMS = [
     (dict(train_length=0), "train_length is 0"),
     (dict(train_length=-5), "train_length is -5"),
+    (dict(reading_length=0), "reading_length is 0"),
+    (dict(reading_length=129), r"reading_length is 129: it must lie between 8 and train_length \(128\)"),
+    (dict(reading_length=-(2**31)), "reading_length is -2147483648"),
     (dict(first_chunk=0), "first_chunk is 0"),
     (dict(chunk=0), "chunk is 0"),
     (dict(chunk=117), r"first_chunk \+ chunk is 129"),

@@ -140,7 +140,14 @@ def test_json_has_one_object_a_question(run: Run, file: Path, document: Document
             "answer_tokens_per_s",
         }
         assert all(seconds > 0 for seconds in result["timings"].values())
-        assert set(result["plan"]) == {"enabled", "train_length", "chunk_starts", "anchor", "stair_width"}
+        assert set(result["plan"]) == {
+            "enabled",
+            "train_length",
+            "reading_length",
+            "chunk_starts",
+            "anchor",
+            "stair_width",
+        }
         assert result["plan"]["enabled"] and result["plan"]["train_length"] == T
         assert len(result["plan"]["chunk_starts"]) >= 4
         assert Path(result["model"]).samefile(BUNDLED)
@@ -174,12 +181,13 @@ def test_ask_standard_input(run: Run, file: Path, document: Document, monkeypatc
 
 
 def test_ask_options_reach_the_engine(run: Run, file: Path) -> None:
-    options = "--first-chunk 20 --chunk 100 --last-chunk 90 --stair-width 60 --no-log-scaling --train-length 400"
+    options = "--first-chunk 20 --chunk 100 --last-chunk 90 --stair-width 60 --no-log-scaling --train-length 500 --reading-length 400"
     engine = "--type-k q8_0 --type-v q8_0 --batch 128 --ubatch 64 --n-ctx 3000 --max-tokens 2 --n-gpu-layers 0"
     result = json.loads(run("ask", "-f", file, "Who?", "--json", *options.split(), *engine.split(), *THREADS))
     starts = result["plan"]["chunk_starts"]
     assert starts[1] == 20 and max(b - a for a, b in pairwise(starts)) <= 100
-    assert result["plan"]["stair_width"] == 60 and result["plan"]["train_length"] == 400
+    assert result["plan"]["stair_width"] == 60 and result["plan"]["reading_length"] == 400
+    assert result["plan"]["train_length"] == 500
     assert result["n_tokens"]["answer"] <= 2
 
 
@@ -199,6 +207,7 @@ def test_ask_stock(run: Run, file: Path) -> None:
     assert result["plan"] == {
         "enabled": False,
         "train_length": T,
+        "reading_length": T,
         "chunk_starts": [0],
         "anchor": 0,
         "stair_width": 1,
@@ -303,7 +312,13 @@ def test_inspect(run: Run) -> None:
     assert report["train_length"] == T and report["unsupported"] is None and report["n_params"] > 10**6
     assert [memory["n_tokens"] for memory in report["memory"]] == [T, 8 * T, 32 * T]
     assert report["kv_bytes_per_token"]["kv_f16"] == 3072 and report["kv_bytes_per_token"]["kv_q8_0"] == 1632
-    assert report["defaults"] == {"first_chunk": 32, "chunk": 480, "last_chunk": 128, "room": 256}
+    assert report["defaults"] == {
+        "reading_length": 512,
+        "first_chunk": 32,
+        "chunk": 480,
+        "last_chunk": 128,
+        "room": 256,
+    }
 
 
 @pytest.mark.parametrize(
@@ -373,7 +388,7 @@ def test_picture_shows_the_mask(n_tokens: int) -> None:
     points = np.stack([keys.ravel(), queries.ravel()], axis=1)
     drawn = np.any([area.contains_points(points) for area in areas], axis=0).reshape(n_tokens, n_tokens)
     np.testing.assert_array_equal(drawn, mask)
-    share = summarize(made, n_tokens, 64).attention
+    share = summarize(made, n_tokens, MesaConfig().params(64)).attention
     assert share == pytest.approx(mask.sum() / np.tril(np.ones_like(mask)).sum())
 
 
@@ -420,7 +435,7 @@ def test_demo(run: Run, tmp_path: Path) -> None:
         (["ask", "--collection", "none", "Who?"], "there is no collection none"),
         (["ask", "-f", "DOC", "Who?", "--library", "DOC"], "is a file: name a folder"),
         (["ask", "-f", "DOC", "Who?", "--type-k", "q9_9"], "q9_9"),
-        (["ask", "-f", "DOC", "Who?", "--first-chunk", "600"], "train_length (512)"),
+        (["ask", "-f", "DOC", "Who?", "--first-chunk", "600"], "reading_length (512)"),
         (["ask", "-f", "DOC", "Who?", "--stair-width", "wide"], "--stair-width wide"),
         (["ask", "-f", "DOC", "Who?", "--stair-width", "1"], "stair_width 1 is too small"),
         (["ask", "-f", "DOC", "Who?", "--max-tokens", "0"], "--max-tokens"),
@@ -437,7 +452,7 @@ def test_demo(run: Run, tmp_path: Path) -> None:
         (["inspect", "DOC"], "not a GGUF file"),
         (["plan"], "--tokens"),
         (["plan", "--tokens", "0"], "--tokens"),
-        (["plan", "--tokens", "9000", "--chunk", "600"], "train_length (512)"),
+        (["plan", "--tokens", "9000", "--chunk", "600"], "reading_length (512)"),
         (["plan", "--tokens", "9000", "--stair-width", "1"], "stair_width 1 is too small"),
         (["plan", "--tokens", "9000", "--train-length", "1"], "train_length is 1"),
         (["plan", "--tokens", "9000", "--plot", "missing/plan.png"], "no such folder"),

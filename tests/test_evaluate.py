@@ -654,7 +654,7 @@ def test_results_of_other_defaults_are_not_mixed(command: Callable[..., tuple[st
     contents = json.loads((tmp_path / "results" / "passkey.json").read_text())
     own = contents["settings"]["defaults"]["mesa"]
     assert own == {
-        **dict(first_chunk=32, chunk=480, last_chunk=128, stair_width=0, stair_bias=0.5, room=256),
+        **dict(reading_length=512, first_chunk=32, chunk=480, last_chunk=128, stair_width=0, stair_bias=0.5, room=256),
         **dict(log_scaling=True, log_length=2048, window=0, n_sinks=4),
     }
     own["room"] = 64
@@ -801,7 +801,7 @@ def test_lengths(text: str, tokens: int) -> None:
         (["qa", "--style", "modern"], "there is no style modern"),
         (["qa", "--samples", "0"], "--samples"),
         (["qa", "--type-k", "q9_9"], "q9_9"),
-        (["qa", "--first-chunk", "600"], "train_length (512)"),
+        (["qa", "--first-chunk", "600"], "reading_length (512)"),
         (["qa", "--stair-width", "wide"], "--stair-width wide"),
         (["qa", "--method", "yarn", "--chunk", "200"], "--chunk changes nothing for yarn"),
         (["qa", "-m", "missing.gguf"], "missing.gguf: there is no such file"),

@@ -34,7 +34,8 @@ def params(draw: st.DrawFn, **fixed: Any) -> _core.Params:
     chunk = draw(st.integers(1, length - first))
     last = draw(st.integers(1, length - first - 2))
     room = draw(st.integers(0, length - first - last - 1))
-    return _core.Params(train_length=length, first_chunk=first, chunk=chunk, last_chunk=last, room=room, **fixed)
+    lengths = {"train_length": length + draw(st.integers(0, 4096)), "reading_length": length}
+    return _core.Params(**lengths, first_chunk=first, chunk=chunk, last_chunk=last, room=room, **fixed)
 
 
 def breaks_of(n: int, kind: str, seed: int) -> NDArray[np.uint8] | None:
@@ -171,23 +172,23 @@ def test_a_made_plan_keeps_its_promises(p: _core.Params, n: int, kind: str, seed
     try:
         plan = _core.make_plan(p, n, breaks)
     except ValueError as err:
-        # a stair of width n would still be one position too long: T leaves it none
+        # a stair of width n would still be one position too long: R leaves it none
         assert "leave no position" in str(err)  # noqa: PT017
-        assert p.last_chunk + p.room >= p.train_length - 1
+        assert p.last_chunk + p.room >= p.reading_length - 1
         return
-    if n <= p.train_length:
+    if n <= p.reading_length:
         assert plan == _core.Plan([0], 0, 1)
         return
     plan.validate(p, n)
-    starts, T = plan.chunk_starts.tolist(), p.train_length
+    starts, R = plan.chunk_starts.tolist(), p.reading_length
     assert starts[:2] == [0, p.first_chunk]
-    assert all(end - start <= p.chunk for start, end in pairwise(starts[1:]))  # so every chunk is inside T
+    assert all(end - start <= p.chunk for start, end in pairwise(starts[1:]))  # so every chunk is inside R
     assert plan.anchor == starts[-1]
-    # positions fit into T, with room
-    assert plan.n_positions(n) + p.room <= T
+    # positions fit into R, with room
+    assert plan.n_positions(n) + p.room <= R
     # E is the smallest that fits
     last = n - starts[-1]
-    assert plan.stair_width == 1 or -(-plan.anchor // (plan.stair_width - 1)) + last + p.room > T
+    assert plan.stair_width == 1 or -(-plan.anchor // (plan.stair_width - 1)) + last + p.room > R
     # the last chunk is about as long as asked
     assert p.last_chunk <= last <= max(p.last_chunk, 1.5 * p.last_chunk)
 
@@ -195,7 +196,7 @@ def test_a_made_plan_keeps_its_promises(p: _core.Params, n: int, kind: str, seed
 @given(p=params(), n=ANY_LENGTH, more=st.integers(0, 20_000), kind=break_kinds, seed=st.integers(0, 9))
 def test_borders_do_not_depend_on_what_follows(p: _core.Params, n: int, more: int, kind: str, seed: int) -> None:
     """All but the last two borders are those of any longer text that begins the same."""
-    assume(n > p.train_length)
+    assume(n > p.reading_length)
     breaks = breaks_of(n + more, kind, seed)
     short = _core.make_plan(p, n, None if breaks is None else breaks[:n]).chunk_starts.tolist()
     long = _core.make_plan(p, n + more, breaks).chunk_starts.tolist()
@@ -229,8 +230,8 @@ def test_a_fixed_stair_width_is_kept_or_refused() -> None:
 
 
 @given(p=params(), n=st.integers(1, 4096))
-def test_a_text_inside_T_is_read_plainly(p: _core.Params, n: int) -> None:
-    assert _core.make_plan(p, min(n, p.train_length)) == _core.Plan([0], 0, 1)
+def test_a_text_inside_R_is_read_plainly(p: _core.Params, n: int) -> None:
+    assert _core.make_plan(p, min(n, p.reading_length)) == _core.Plan([0], 0, 1)
 
 
 # Plans that go on.
@@ -244,16 +245,16 @@ def test_an_extended_plan_keeps_what_was_read(p: _core.Params, n_past: int, more
     old = _core.make_plan(p, n_past + back, cut(n_past + back))
     new = _core.extend_plan(p, old, n_past, n_past + more, cut(n_past + more))
     n = n_past + more
-    assert new.n_positions(n) <= p.train_length
+    assert new.n_positions(n) <= p.reading_length
     assert new.last_start <= n
-    if n <= p.train_length and new.last_start == 0:
+    if n <= p.reading_length and new.last_start == 0:
         return
     # who saw whom among the tokens that were read in chunks
     m = min(n_past, old.last_start, new.last_start)
     if m > 0:
         read_before, read_now = (plan.chunk_starts[plan.chunk_starts < m].tolist() for plan in (old, new))
         assert read_now == read_before
-    # tokens still to be read in a chunk find it inside T
+    # tokens still to be read in a chunk find it inside R
     starts = new.chunk_starts.tolist()
     assert all(end - start <= p.chunk for start, end in pairwise(starts[1:]) if end > n_past)
 
@@ -324,6 +325,28 @@ def test_a_long_last_chunk_leaves_positions_to_the_stair(last_chunk: int) -> Non
     assert params.room == min(256, max(0, 512 - last_chunk - 128))
 
 
+@pytest.mark.parametrize("length", [8, 100, 512, 2048])
+@pytest.mark.parametrize("method", _core.METHODS)
+def test_a_reading_length_is_a_trained_length_of_its_own(length: int, method: str) -> None:
+    """All numbers but T follow from R."""
+    read, trained = (
+        MesaConfig(method=method, reading_length=length).params(2048),
+        MesaConfig(method=method).params(length),
+    )
+    names = {name for name in dir(read) if not name.startswith("_")} - {"fill", "default", "train_length"}
+    assert {name: getattr(read, name) for name in names} == {name: getattr(trained, name) for name in names}
+    assert (read.train_length, trained.train_length) == (2048, length)
+
+
+@pytest.mark.parametrize(
+    ("length", "chunk"), [(512, 480), (2048, 1948), (4095, 3995), (4096, 1024), (8192, 1024), (131072, 1024)]
+)
+def test_chunks_of_a_long_trained_length_are_short(length: int, chunk: int) -> None:
+    assert MesaConfig().params(length).chunk == chunk
+    assert _core.Params.default(length).chunk == chunk
+    assert MesaConfig(reading_length=400).params(length).chunk == 375
+
+
 @pytest.mark.parametrize("field", ["first_chunk", "chunk", "last_chunk", "room"])
 @pytest.mark.parametrize("value", [1, 2, 50, 200])
 def test_one_option_alone_works_with_the_defaults_of_the_others(field: str, value: int) -> None:
@@ -332,7 +355,7 @@ def test_one_option_alone_works_with_the_defaults_of_the_others(field: str, valu
 
 
 INVALID = [-1, 2**31, 10**30, 1.5, "7", True, [3]]
-LEAST_ONE = ["train_length", "first_chunk", "chunk", "last_chunk", "stair_width"]
+LEAST_ONE = ["train_length", "reading_length", "first_chunk", "chunk", "last_chunk", "stair_width"]
 
 
 @pytest.mark.parametrize(
@@ -347,12 +370,19 @@ def test_an_invalid_option_is_named(field: str, value: Any) -> None:
     ("options", "message"),
     [
         (dict(first_chunk=100, chunk=413), r"first_chunk \+ chunk is 513.*chunk at most 412"),
-        (dict(first_chunk=512), "first_chunk is 512, not less than train_length"),
-        (dict(first_chunk=2**31 - 1, chunk=2**31 - 1), "first_chunk is 2147483647, not less than train_length"),
+        (dict(first_chunk=512), "first_chunk is 512, not less than reading_length"),
+        (dict(first_chunk=2**31 - 1, chunk=2**31 - 1), "first_chunk is 2147483647, not less than reading_length"),
         (dict(first_chunk=511, chunk=2**31 - 1), r"first_chunk \+ chunk is 2147484158"),
         (dict(last_chunk=512), "last_chunk"),
         (dict(first_chunk=100, last_chunk=300, room=112), r"first_chunk \+ last_chunk \+ room is 512"),
         (dict(train_length=7), "train_length is 7"),
+        (dict(reading_length=7), r"reading_length is 7: it must lie between 8 and train_length \(512\)"),
+        (dict(reading_length=513), "reading_length is 513"),
+        (dict(train_length=400, reading_length=401), r"reading_length is 401: .* train_length \(400\)"),
+        (
+            dict(reading_length=256, first_chunk=56, chunk=201),
+            r"first_chunk \+ chunk is 257, more than reading_length \(256\)",
+        ),
         (dict(plan=[0, 5]), "plan must be a MesaPlan"),
         (dict(log_length=1), "log_length is 1: it must be 2 or more"),
         (dict(stair_bias=-0.5), "stair_bias is -0.5"),

@@ -407,6 +407,7 @@ some_config = st.fixed_dictionaries(
     {},
     optional={
         "train_length": lengths,
+        "reading_length": lengths,
         "first_chunk": lengths,
         "chunk": lengths,
         "last_chunk": lengths,

@@ -927,6 +927,7 @@ GONE = {
     "save_state": lambda llm: llm.save_state(),
     "plan": lambda llm: llm.plan(),
     "train_length": lambda llm: llm.train_length,
+    "reading_length": lambda llm: llm.reading_length,
     "n_vocab": lambda llm: llm.n_vocab(),
     "token_eos": lambda llm: llm.token_eos(),
 }

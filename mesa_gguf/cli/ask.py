@@ -39,6 +39,7 @@ from .options import (
     QuestionOption,
     QuestionsFile,
     Quiet,
+    ReadingLength,
     ReadOption,
     RpcServers,
     Seed,
@@ -93,6 +94,7 @@ def ask(
     verbose: Verbose = False,
     stock: Stock = False,
     train_length: TrainLength = None,
+    reading_length: ReadingLength = None,
     first_chunk: FirstChunk = None,
     chunk: Chunk = None,
     last_chunk: LastChunk = None,
@@ -122,7 +124,16 @@ def ask(
     from ..reading.reader import load_model, load_vocabulary
 
     config = config_of(
-        stock, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, stair_bias, method
+        stock,
+        train_length,
+        first_chunk,
+        chunk,
+        last_chunk,
+        stair_width,
+        log_scaling,
+        stair_bias,
+        method,
+        reading_length,
     )
     attention = {
         "type_k": kv_type_of(type_k),
@@ -133,7 +144,8 @@ def ask(
         raise PromptError("the document and the questions cannot both come from standard input")
     mode = _mode(read)
     own_numbers = any(
-        value is not None for value in (train_length, first_chunk, chunk, last_chunk, log_scaling, stair_bias)
+        value is not None
+        for value in (train_length, reading_length, first_chunk, chunk, last_chunk, log_scaling, stair_bias)
     )
     whole = no_library or stock or method != "mesa" or own_numbers or stair_width != "auto"
     if whole and (collection is not None or library is not None or read != "auto" or len(files or ()) > 1):
@@ -394,15 +406,15 @@ def _document(file: str | None, encoding: str | None) -> str:
 
 
 def _reading_line(reader: Reader, reading: Reading) -> str:
+    from ..reading.plans import range_of
+
     line = f"read {reading.n_tokens} tokens in {reading.seconds:.1f} s ({reading.tokens_per_second:.0f} tokens/s)"
     llm, plan = reader.llm, reading.plan
     if not llm.mesa.enabled:
         return f"{line}, stock llama.cpp"
     if plan.is_plain:
-        return f"{line}, within the trained length ({llm.train_length})"
-    return (
-        f"{line} in {len(plan.chunk_starts)} chunks, stair width {plan.stair_width}, trained length {llm.train_length}"
-    )
+        return f"{line}, within the {range_of(llm)}"
+    return f"{line} in {len(plan.chunk_starts)} chunks, stair width {plan.stair_width}, {range_of(llm)}"
 
 
 def _result(
@@ -423,7 +435,12 @@ def _result(
             "answer_s": answer.seconds,
             "answer_tokens_per_s": answer.n_tokens / answer.seconds,
         },
-        "plan": {"enabled": llm.mesa.enabled, "train_length": llm.train_length, **_plan_fields(llm.plan())},
+        "plan": {
+            "enabled": llm.mesa.enabled,
+            "train_length": llm.train_length,
+            "reading_length": llm.reading_length,
+            **_plan_fields(llm.plan()),
+        },
         "model": str(path),
     }
 

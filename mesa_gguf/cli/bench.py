@@ -22,6 +22,7 @@ from .options import (
     JsonOption,
     LastChunk,
     NGpuLayers,
+    ReadingLength,
     TrainLength,
     TypeK,
     TypeV,
@@ -91,6 +92,7 @@ def bench(
         ),
     ] = None,
     train_length: TrainLength = None,
+    reading_length: ReadingLength = None,
     tokens: Annotated[
         list[str] | None,
         option(
@@ -218,7 +220,12 @@ def bench(
         n_gpu_layers=n_gpu_layers if n_gpu_layers is not None else -1 if patched.gpus else 0,
         n_batch=batch,
         n_ubatch=ubatch,
-        mesa={"first_chunk": first_chunk, "chunk": chunk, "last_chunk": last_chunk},
+        mesa={
+            "reading_length": reading_length,
+            "first_chunk": first_chunk,
+            "chunk": chunk,
+            "last_chunk": last_chunk,
+        },
     )
     measure.check(settings)
     if stock is None and "stock" in settings.methods:

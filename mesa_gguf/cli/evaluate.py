@@ -29,6 +29,7 @@ from .options import (
     LogScaling,
     ModelOption,
     NGpuLayers,
+    ReadingLength,
     StairBias,
     StairWidth,
     Threads,
@@ -220,6 +221,7 @@ def evaluate(
         ),
     ] = None,
     train_length: TrainLength = None,
+    reading_length: ReadingLength = None,
     first_chunk: FirstChunk = None,
     chunk: Chunk = None,
     last_chunk: LastChunk = None,
@@ -270,6 +272,7 @@ def evaluate(
     path = find_model(model)
     given = {
         "train_length": train_length,
+        "reading_length": reading_length,
         "first_chunk": first_chunk,
         "chunk": chunk,
         "last_chunk": last_chunk,

@@ -106,25 +106,40 @@ TrainLength = Annotated[
         panel=MESA,
     ),
 ]
+ReadingLength = Annotated[
+    int | None,
+    option(
+        "--reading-length",
+        metavar="R",
+        help="Length that the model reads well, at most T: longer texts are read in chunks, and distances are kept below R. "
+        "Default: T.",
+        panel=MESA,
+    ),
+]
 FirstChunk = Annotated[
     int | None,
     option(
         "--first-chunk",
         metavar="F",
-        help="Length of the first chunk, which every chunk reads. Default: 100, less for a short T.",
+        help="Length of the first chunk, which every chunk reads. Default: 100, less for a short R.",
         panel=MESA,
     ),
 ]
 Chunk = Annotated[
     int | None,
-    option("--chunk", metavar="C", help="Longest middle chunk; F + C may be at most T. Default: T - F.", panel=MESA),
+    option(
+        "--chunk",
+        metavar="C",
+        help="Longest middle chunk; F + C may be at most R. Default: R - F, and 1,024 at most where T is 4,096 or more.",
+        panel=MESA,
+    ),
 ]
 LastChunk = Annotated[
     int | None,
     option(
         "--last-chunk",
         metavar="N",
-        help="Least length of the last chunk, which reads everything. Default: 512, less for a short T.",
+        help="Least length of the last chunk, which reads everything. Default: 512, less for a short R.",
         panel=MESA,
     ),
 ]
@@ -279,6 +294,7 @@ def config_of(
     log_scaling: bool | None,
     stair_bias: float | None,
     method: str,
+    reading_length: int | None,
 ) -> MesaConfig:
     from ..config import MesaConfig
 
@@ -292,6 +308,7 @@ def config_of(
         log_scaling=log_scaling,
         stair_bias=stair_bias,
         method=method,
+        reading_length=reading_length,
     )
 
 

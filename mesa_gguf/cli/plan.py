@@ -16,6 +16,7 @@ from .options import (
     LogScaling,
     Method,
     ModelOption,
+    ReadingLength,
     StairBias,
     StairWidth,
     TrainLength,
@@ -41,6 +42,7 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
     train_length: TrainLength = None,
+    reading_length: ReadingLength = None,
     first_chunk: FirstChunk = None,
     chunk: Chunk = None,
     last_chunk: LastChunk = None,
@@ -60,17 +62,27 @@ def plan(
 
         check_picture(plot)
     config = config_of(
-        False, train_length, first_chunk, chunk, last_chunk, stair_width, log_scaling, stair_bias, method
+        False,
+        train_length,
+        first_chunk,
+        chunk,
+        last_chunk,
+        stair_width,
+        log_scaling,
+        stair_bias,
+        method,
+        reading_length,
     )
     length = train_length if train_length is not None and model is None else _train_length(model)
     made = config.make_plan(tokens, length)
-    summary = summarize(made, tokens, config.train_length or length)
+    params = config.params(length)
+    summary = summarize(made, tokens, params)
     if as_json:
         output.write_json(asdict(summary))
     else:
         output.write(format_summary(summary) + "\n")
     if plot is not None:
-        plan_figure(made, tokens, summary.train_length).savefig(plot)
+        plan_figure(made, tokens, params).savefig(plot)
 
 
 def _train_length(model: str | None) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from .._core import Params
 from ..config import MesaConfig, MesaPlan
 from ..errors import MissingPackageError
 from ..llama import Progress
@@ -79,9 +80,10 @@ def run_demo(length: int, seed: int, output: Path, threads: int | None, watch: W
 
     console.print(_answers_table(document, mesa, stock))
     console.print(_totals_table(mesa, stock))
-    console.print(f"plan: {format_line(summarize(mesa.plan, mesa.n_document, train_length))}")
+    params = MesaConfig().params(train_length)
+    console.print(f"plan: {format_line(summarize(mesa.plan, mesa.n_document, params))}")
     if no_picture is None:
-        _save_picture(output, document, mesa, stock, train_length)
+        _save_picture(output, document, mesa, stock, params)
     console.print(f"picture: {no_picture or output}")
 
 
@@ -169,7 +171,7 @@ def _totals_table(mesa: Run, stock: Run) -> Table:
     return table
 
 
-def _save_picture(output: Path, document: Document, mesa: Run, stock: Run, train_length: int) -> None:
+def _save_picture(output: Path, document: Document, mesa: Run, stock: Run, params: Params) -> None:
     figure = plot.new_figure(13.5, 8.5)
     axes = figure.subplot_mosaic(
         [["answers", "answers"], *plot.plan_mosaic(mesa.plan)],
@@ -177,8 +179,8 @@ def _save_picture(output: Path, document: Document, mesa: Run, stock: Run, train
         height_ratios=(0.8, *plot.HEIGHTS),
     )
     _draw_answers(axes["answers"], document, mesa, stock)
-    plot.draw_plan(axes, mesa.plan, mesa.n_document, train_length)
-    figure.suptitle(format_line(summarize(mesa.plan, mesa.n_document, train_length)))
+    plot.draw_plan(axes, mesa.plan, mesa.n_document, params)
+    figure.suptitle(format_line(summarize(mesa.plan, mesa.n_document, params)))
     figure.savefig(output)
 
 

@@ -195,7 +195,8 @@ def open_model(
     overrides = overrides or {}
     check_method(header, found, overrides)
     train_length = overrides.get("train_length") or header.train_length
-    if n_tokens <= train_length:
+    plain = train_length if found.engine is None else _config(found, overrides).params(train_length).reading_length
+    if n_tokens <= plain:
         return load_model(path, mesa=MesaConfig(enabled=False), n_ctx=n_tokens, **llama_kwargs)
     rope = found.rope(header, train_length, n_tokens) if found.rope is not None else {}
     return load_model(path, mesa=_config(found, overrides), n_ctx=n_tokens, **rope, **llama_kwargs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .._core import Params
 from ..config import MesaPlan
 from ..errors import ConfigError, missing_package
 from ..reading.plans import chunks, format_line, summarize
@@ -79,12 +80,12 @@ def draw_mask(axes: Axes, plan: MesaPlan, n_tokens: int) -> None:
     axes.legend(handles=handles, title="a query reads", loc="upper right", frameon=False)
 
 
-def draw_positions(axes: Axes, plan: MesaPlan, n_tokens: int, train_length: int) -> None:
+def draw_positions(axes: Axes, plan: MesaPlan, n_tokens: int, params: Params) -> None:
     """At which position each token stands."""
-    axes.axhline(train_length, color="black", linewidth=0.8, linestyle="--")
-    axes.annotate(
-        f"trained length {train_length}", (n_tokens, train_length), (-4, 4), textcoords="offset points", ha="right"
-    )
+    lines = {params.reading_length: "reading length", params.train_length: "trained length"}
+    for length, name in lines.items():
+        axes.axhline(length, color="black", linewidth=0.8, linestyle="--")
+        axes.annotate(f"{name} {length}", (n_tokens, length), (-4, 4), textcoords="offset points", ha="right")
     if not plan.is_plain:
         axes.plot([0, n_tokens], [0, n_tokens], color=STOCK, linestyle=":", label="stock llama.cpp")
         axes.plot(
@@ -96,7 +97,7 @@ def draw_positions(axes: Axes, plan: MesaPlan, n_tokens: int, train_length: int)
     label = "as in stock llama.cpp" if plan.is_plain else "as the last chunk sees it"
     axes.plot(*_line(plan, n_tokens), color=LAST, linewidth=1.8, label=label)
     axes.set_xlim(0, n_tokens)
-    axes.set_ylim(0, train_length * 1.25)
+    axes.set_ylim(0, params.train_length * 1.25)
     axes.set_title("Positions")
     axes.set_xlabel("token index")
     axes.set_ylabel("position")
@@ -138,20 +139,20 @@ def plan_mosaic(plan: MesaPlan) -> list[Any]:
     return [["mask", "positions"], ["mask", "positions" if plan.is_plain else "steps"]]
 
 
-def draw_plan(axes: dict[str, Axes], plan: MesaPlan, n_tokens: int, train_length: int) -> None:
+def draw_plan(axes: dict[str, Axes], plan: MesaPlan, n_tokens: int, params: Params) -> None:
     """Mask, positions and steps into the axes of plan_mosaic."""
     draw_mask(axes["mask"], plan, n_tokens)
-    draw_positions(axes["positions"], plan, n_tokens, train_length)
+    draw_positions(axes["positions"], plan, n_tokens, params)
     if "steps" in axes:
         draw_steps(axes["steps"], plan, n_tokens)
 
 
-def plan_figure(plan: MesaPlan, n_tokens: int, train_length: int) -> Figure:
+def plan_figure(plan: MesaPlan, n_tokens: int, params: Params) -> Figure:
     """The mask and the positions, side by side."""
     figure = new_figure(13.5, 6.5)
     axes = figure.subplot_mosaic(plan_mosaic(plan), width_ratios=WIDTHS, height_ratios=HEIGHTS)
-    draw_plan(axes, plan, n_tokens, train_length)
-    figure.suptitle(format_line(summarize(plan, n_tokens, train_length)))
+    draw_plan(axes, plan, n_tokens, params)
+    figure.suptitle(format_line(summarize(plan, n_tokens, params)))
     return figure
 
 

@@ -39,6 +39,7 @@ class Memory:
 class Defaults:
     """The numbers that MesaConfig uses for a model where it is given none, in tokens."""
 
+    reading_length: int
     first_chunk: int
     chunk: int
     last_chunk: int
@@ -158,7 +159,7 @@ def _memory(header: Header, n_tokens: int) -> Memory:
 
 def _defaults(header: Header) -> Defaults:
     params = MesaConfig().params(header.train_length)
-    return Defaults(params.first_chunk, params.chunk, params.last_chunk, params.room)
+    return Defaults(params.reading_length, params.first_chunk, params.chunk, params.last_chunk, params.room)
 
 
 #
@@ -187,6 +188,7 @@ def format_report(report: ModelReport) -> str:
     if report.defaults is not None:
         d = report.defaults
         lengths = f"first chunk {d.first_chunk}, chunk {d.chunk}, last chunk {d.last_chunk}, room {d.room}"
+        rows.append(("reading length", f"{d.reading_length} tokens"))
         rows.append(("defaults", f"{lengths} tokens"))
     lines = [f"{key:<16}{value}" for key, value in rows]
     lines += ["", f"{'tokens':>10}  {'weights':>10}  {'KV f16':>10}  {'KV q8_0':>10}  {'sum (f16)':>10}"]

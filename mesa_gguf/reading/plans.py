@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
+from .._core import Params
 from ..config import MesaPlan
 
 
@@ -42,7 +44,7 @@ def n_pairs(chunk: Chunk) -> int:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """A plan of n_tokens tokens for a model trained at train_length.
+    """A plan of n_tokens tokens for a model trained at train_length, of which reading_length is used.
 
     Attributes:
         n_positions: one more than the largest position that is reached.
@@ -51,6 +53,7 @@ class PlanSummary:
 
     n_tokens: int
     train_length: int
+    reading_length: int
     chunk_starts: list[int]
     anchor: int
     stair_width: int
@@ -63,12 +66,13 @@ class PlanSummary:
         return len(self.chunk_starts) == 1 and self.anchor == 0
 
 
-def summarize(plan: MesaPlan, n_tokens: int, train_length: int) -> PlanSummary:
-    """The numbers of a plan."""
+def summarize(plan: MesaPlan, n_tokens: int, params: Params) -> PlanSummary:
+    """The numbers of a plan that was made from params (`MesaConfig.params`)."""
     full = n_tokens * (n_tokens + 1) // 2
     return PlanSummary(
         n_tokens=n_tokens,
-        train_length=train_length,
+        train_length=params.train_length,
+        reading_length=params.reading_length,
         chunk_starts=plan.chunk_starts,
         anchor=plan.anchor,
         stair_width=plan.stair_width,
@@ -77,15 +81,29 @@ def summarize(plan: MesaPlan, n_tokens: int, train_length: int) -> PlanSummary:
     )
 
 
+class Lengths(Protocol):
+    """A plan's summary, or a model."""
+
+    @property
+    def train_length(self) -> int: ...
+    @property
+    def reading_length(self) -> int: ...
+
+
+def range_of(lengths: Lengths) -> str:
+    """The length that texts are read plainly up to, by the name that says most of it."""
+    if lengths.reading_length == lengths.train_length:
+        return f"trained length ({lengths.train_length})"
+    return f"reading length ({lengths.reading_length})"
+
+
 def format_line(summary: PlanSummary) -> str:
     """One line."""
     if summary.is_plain:
-        return (
-            f"{summary.n_tokens} tokens fit into the trained length ({summary.train_length}): read as stock llama.cpp"
-        )
+        return f"{summary.n_tokens} tokens fit into the {range_of(summary)}: read as stock llama.cpp"
     return (
         f"{summary.n_tokens} tokens in {len(summary.chunk_starts)} chunks, stair width {summary.stair_width}, "
-        f"anchor {summary.anchor}, {summary.n_positions} positions of {summary.train_length}, "
+        f"anchor {summary.anchor}, {summary.n_positions} positions of {summary.reading_length}, "
         f"{summary.attention:.1%} of full attention"
     )
 
@@ -104,12 +122,13 @@ def format_summary(summary: PlanSummary) -> str:
     rows = [
         ("text", f"{summary.n_tokens} tokens, {summary.n_tokens / summary.train_length:.1f} times the trained length"),
         ("trained length", f"{summary.train_length} tokens"),
+        ("reading length", f"{summary.reading_length} tokens"),
         ("first chunk", f"{starts[1]} tokens"),
         ("middle chunks", f"{lengths} tokens" if middle else lengths),
         ("last chunk", f"{summary.n_tokens - starts[-1]} tokens, from token {starts[-1]}"),
         ("anchor", f"token {summary.anchor}"),
         ("stair width", f"{summary.stair_width} tokens a step"),
-        ("positions", f"{summary.n_positions} of {summary.train_length}"),
+        ("positions", f"{summary.n_positions} of {summary.reading_length}"),
         ("attention", f"{summary.attention:.1%} of what full causal attention computes"),
     ]
     return "\n".join(f"{key:<16}{value}" for key, value in rows)

@@ -117,12 +117,12 @@ class Catalogue:
         path = Path(vocabulary.model_path)
         self.model = model_fingerprint(path)
         name = path.name
-        train_length = check_model(path).train_length  # which a model without its weights does not know
+        reading_length = vocabulary.mesa.params(check_model(path).train_length).reading_length
         self.preamble = library.index.preamble(f"{self.model}:{form.name}", name, form.preamble)
-        self.chunk_tokens = min(CHUNK_TOKENS, train_length - len(self.preamble) - SPARE_TOKENS)
+        self.chunk_tokens = min(CHUNK_TOKENS, reading_length - len(self.preamble) - SPARE_TOKENS)
         if self.chunk_tokens < 64:
             raise ConfigError(
-                f"a model trained at {train_length} tokens has no room for chunks beside a preamble of "
+                f"a model that is read at {reading_length} tokens has no room for chunks beside a preamble of "
                 f"{len(self.preamble)}: read the text whole, without a library"
             )
         self._cut = f"{self.model}:{self.chunk_tokens}"

@@ -34,7 +34,7 @@ Watch = Callable[[str, int, int], None]
 """Called with (what is done, tokens done, tokens in all)."""
 
 NUMBERS = (
-    "first_chunk", "chunk", "last_chunk", "stair_width", "stair_bias", "room", "log_scaling", "log_length", "window", "n_sinks",
+    "reading_length", "first_chunk", "chunk", "last_chunk", "stair_width", "stair_bias", "room", "log_scaling", "log_length", "window", "n_sinks",
 )  # fmt: skip
 
 

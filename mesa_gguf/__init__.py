@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .library.library import Library
     from .library.store import LibraryError
     from .llama import MesaLlama
+    from .reading.prompts import Turn
     from .reading.reader import Answer, Reader, Reading
 
 _llama_cpp.prepare()
@@ -53,6 +54,7 @@ __all__ = [
     "PromptError",
     "Reader",
     "Reading",
+    "Turn",
     "__version__",
 ]
 
@@ -64,6 +66,7 @@ _ROOMS = {
     "LibraryError": "library.store",
     "METHODS": "_core",
     "MesaLlama": "llama",
+    "Turn": "reading.prompts",
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import BUNDLED
-from mesa_gguf import MesaConfig, MesaLlama, PromptError, Reader
+from mesa_gguf import MesaConfig, MesaLlama, PromptError, Reader, Turn
 from mesa_gguf.errors import ConfigError
 from mesa_gguf.lab.documents import WATCHWORDS, is_right, make_document
 from mesa_gguf.library.library import Document, Library, default_folder
@@ -191,6 +191,75 @@ def test_an_interrupted_reading_goes_on(library: Library, llm: MesaLlama, tmp_pa
     answer = Reader(llm, library).ask(FACT.question, read="all").answer
     assert answer.read is not None and is_right(FACT, answer.text)
     assert 0 < answer.read.tokens_computed < answer.read.tokens_reused
+
+
+def test_every_border_is_a_place_to_stop(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    """Wherever a callback raises, what was read is kept, and the next question is answered as ever."""
+    log = put(library, tmp_path, MADE.text[:5000])
+    fact = MADE.facts[0]
+    reader = Reader(llm, library)
+    expected = reader.ask(fact.question, read="all").answer
+    n_chunks = expected.read.chunks  # type: ignore[union-attr]
+    library.prune(0)
+    other = library.add_text("Nothing is known of the ship.", "other")
+    assert reader.ask("Who?", documents=[other]).answer.text
+    library.prune(0)
+    for n in range(min(n_chunks, 4)):
+
+        def interrupt(n_done: int, n_all: int) -> None:
+            raise ValueError("the client has gone")
+
+        with pytest.raises(ValueError, match="has gone"):
+            reader.ask(fact.question, documents=[log], read="all" if n % 2 else "each", progress=interrupt)
+        assert len(library.index.kept()) == n + 1 + (n > 1)  # the other document's among them
+        if n == 1:
+            assert reader.ask("Who?", documents=[other]).answer.text
+    answer = reader.ask(fact.question, documents=[log], read="all").answer
+    assert answer.tokens == expected.tokens and answer.read is not None and answer.read.tokens_reused > 0
+
+
+def test_a_conversation_about_a_library(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    put(library, tmp_path)
+    one, two = MADE.facts[0], MADE.facts[1]
+    reader = Reader(llm, library)
+    first = reader.ask(one.question, read=600).answer
+    plain = reader.ask(one.question, read=600, history=[], instructions=None).answer
+    assert plain.tokens == first.tokens and plain.n_question == first.n_question
+    history = [Turn(one.question, first.text)]
+    reader.ask(one.question, read="all").answer  # noqa: B018
+    second = reader.ask(two.question, read="all", history=history).answer
+    assert is_right(two, second.text) and second.citations
+    assert second.n_question < second.n_prompt
+    longer = [*history, Turn(two.question, second.text)]
+    third = reader.ask(FACT.question, read="all", history=longer).answer
+    assert third.n_question <= len(reader.form.follow_up(FACT.question, second.written)) + 2
+    # in a new process, as it were: the same answer
+    again = Reader(llm, library).ask(FACT.question, read="all", history=longer).answer
+    assert again.tokens == third.tokens and again.n_question > third.n_question
+    # and what was not part of a conversation leaves nothing behind
+    assert Reader(llm, library).ask(one.question, read=600).answer.tokens == first.tokens
+    with pytest.raises(
+        PromptError, match=r"and the 30 turns before it have .* or give another history, with fewer turns"
+    ):
+        reader.ask(two.question, history=[Turn(one.question, "The bread was good. " * 60)] * 30)
+
+
+def test_what_a_question_of_few_words_is_about(library: Library, llm: MesaLlama) -> None:
+    filler = "It rained on Monday, and the market was closed until noon. " * 40
+    facts = [f"The {name} was built by a smith of {town}. " for name, town in (("Swallow", "Varn"), ("Heron", "Tolk"))]
+    text = "\n\n".join(filler + fact + filler for fact in facts)
+    document = library.add_text(text, "ships")
+    catalogue = Catalogue(llm, Reader(llm).form, library)
+
+    def found(question: str, *history: Turn) -> str:
+        (piece, *_) = catalogue.select(question, [document], 1, history=history).pieces
+        return piece.text
+
+    assert "Heron" in found("Who built the Heron in Tolk, a smith?", Turn("Where is the Swallow?", "In Varn."))
+    for before, name in (("Heron", "Heron"), ("Swallow", "Swallow")):
+        assert name in found("And who built it?", Turn(f"Where was the {before} seen?", "I do not know."))
+    assert "Tolk" in found("And by whom?", Turn("Where was it?", "In Tolk."))
+    assert "Heron" in found("The Heron?", Turn("Where is the Swallow?", "In Varn."))
 
 
 def test_the_budget_is_kept(llm: MesaLlama, tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 import make_models
 from conftest import BUNDLED
-from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, OutOfMemoryError, PromptError, Reader
+from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, OutOfMemoryError, PromptError, Reader, Turn
 from mesa_gguf.errors import DeviceError, Remedy
 from mesa_gguf.lab.documents import is_right, make_document
-from mesa_gguf.reading.prompts import PromptForm, tokenize_piece
+from mesa_gguf.reading.prompts import TASK, PromptForm, tokenize_piece
 from mesa_gguf.reading.reader import _Text, load_vocabulary
 from mesa_gguf.reading.text import check_text, decode, read_text
 
@@ -126,6 +127,91 @@ def test_a_question_that_follows_an_answer(reader: Reader) -> None:
     assert list(second.tokens) == by_hand
     third = reader.ask(one, follow_up=True).answer  # of a longer conversation
     assert third.text and third.n_question == len(form.follow_up(one, second.written))
+
+
+def test_a_conversation_that_the_caller_keeps(reader: Reader) -> None:
+    one, two = (fact.question for fact in DOCUMENT.facts[:2])
+    first = reader.ask(one).answer
+    history = [Turn(one, first.text)]
+    second = reader.ask(two, history=history, instructions="Be brief.").answer
+    llm, form = reader.llm, reader.form
+    tail = form.tail(two, history=history, instructions="Be brief.")
+    assert text_of(reader, tail) == (f"Be brief.\n\nQuestion: {one}\nAnswer: {first.text}\nQuestion: {two}\nAnswer:")
+    assert second.n_prompt == len(form.head(DOCUMENT.text)) + len(tail)
+    llm.n_tokens = reader.reading.n_tokens  # type: ignore[union-attr]
+    by_hand = list(islice(llm.generate([*form.head(DOCUMENT.text), *tail], temp=0.0), second.n_tokens))
+    assert list(second.tokens) == by_hand
+    # a longer conversation reads only what is new, and answers as one that is begun anew
+    longer = [*history, Turn(two, second.text)]
+    going_on = reader.ask(one, history=longer, instructions="Be brief.").answer
+    assert going_on.n_question <= len(form.follow_up(one, second.written)) + 2
+    reader.ask(two).answer  # noqa: B018  rolls back
+    anew = reader.ask(one, history=longer, instructions="Be brief.").answer
+    assert anew.tokens == going_on.tokens and anew.n_question == len(form.tail(one, history=longer)) + len(
+        form.tokenize("Be brief.\n\n")
+    )
+    assert reader.ask(one).answer.tokens == first.tokens
+
+
+def text_of(reader: Reader, tokens: list[int]) -> str:
+    return b"".join(map(reader.llm.token_bytes, tokens)).decode()
+
+
+def test_a_history_that_does_not_fit(reader: Reader) -> None:
+    long = [Turn("Who?", "The bread was good. " * 40)] * 12
+    with pytest.raises(PromptError, match="no room for an answer in n_ctx") as error:
+        reader.ask("Who?", history=long)
+    assert error.value.needed is not None and error.value.needed > error.value.available  # type: ignore[operator]
+    for bad, said in (
+        ([("Who?", "He.")], r"history\[0\] is of the type tuple: it must be a Turn"),
+        ([Turn("", "He.")], r"history\[0\].question is empty"),
+        ([Turn("Who?", 7)], r"history\[0\].answer is of the type int"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(PromptError, match=said):
+            reader.ask("Who?", history=bad)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="give it no history"):
+        reader.ask("Who?", history=[Turn("Who?", "He.")], follow_up=True)
+    with pytest.raises(PromptError, match="instructions is empty"):
+        reader.ask("Who?", instructions=" ")
+    with pytest.raises(PromptError, match="are for one in words"):
+        reader.ask([1, 2], history=[Turn("Who?", "He.")])
+
+
+def test_how_tokens_are_chosen(reader: Reader) -> None:
+    question = DOCUMENT.facts[0].question
+    best = reader.ask(question).answer.tokens
+    assert reader.ask(question, temperature=1.5, seed=3, top_k=1).answer.tokens == best
+    options: dict[str, Any] = dict(temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, max_tokens=12)
+    drawn = [reader.ask(question, seed=seed, **options).answer.tokens for seed in (1, 2, 1)]
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert reader.ask(question, logit_bias={best[0]: -100.0}).answer.tokens[0] != best[0]
+    with pytest.raises(ConfigError, match=r"top_k is 1\.5"):
+        reader.ask(question, top_k=1.5)
+    with pytest.raises(ConfigError, match="seed is 'x'"):
+        reader.ask(question, seed="x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="best_of"):
+        reader.ask(question, best_of=2)
+
+
+def test_a_conversation_is_what_the_chat_template_makes_of_it(smollm2: Path) -> None:
+    vocabulary = load_vocabulary(smollm2)
+    form = PromptForm(vocabulary)
+    turns = [Turn("Who came?", "Mara."), Turn("When?", "")]
+    tokens = [*form.head("The text."), *form.tail("Why?", history=turns, instructions="Be brief.", begun=" As")]
+    messages = [
+        {"role": "user", "content": f"{TASK}The text.\n\nBe brief.\n\nQuestion: Who came?"},
+        {"role": "assistant", "content": "Mara."},
+        {"role": "user", "content": "When?"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "Why?"},
+    ]
+    template = vocabulary.metadata["tokenizer.chat_template"]
+    bos, eos = (vocabulary._model.token_get_text(t) for t in (vocabulary.token_bos(), vocabulary.token_eos()))
+    formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
+    expected = formatter(messages=messages).prompt  # type: ignore[arg-type]
+    assert vocabulary.detokenize(tokens, special=True).decode() == f"{expected} As"
+    assert form.tail("Why?", history=[]) == form.tail("Why?")
+    vocabulary.close()
 
 
 def test_mistakes_of_the_caller() -> None:

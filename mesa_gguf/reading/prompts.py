@@ -7,12 +7,13 @@ spells a control token, such as ``<|im_end|>``, stays text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import llama_cpp
 from jinja2 import TemplateError
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from ..errors import ModelError, Remedy
+from ..errors import ModelError, PromptError, Remedy
 from ..llama import MesaLlama
 from .text import check_text
 
@@ -23,13 +24,27 @@ ANSWER = "\nAnswer:"
 
 # what stands for the texts from outside while the chat template is rendered; nobody writes that, and no template changes it
 _FIRST, _REPLY, _SECOND = "\ue000mesa-first\ue001", "\ue000mesa-reply\ue001", "\ue000mesa-second\ue001"
+_MARK = "\ue000mesa-{}\ue001"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question of a conversation and its answer.
+
+    Attributes:
+        answer: may be empty, where none was given.
+    """
+
+    question: str
+    answer: str
 
 
 class PromptForm:
     """How documents and questions become prompts for a model.
 
     With a chat template, document and question are one message of the user. Without one, or with plain=True, they follow
-    each other, then comes ``Answer:``, and the model goes on with a line.
+    each other, then comes ``Answer:``, and the model goes on with a line. Earlier turns of a conversation, and the caller's
+    instructions, stand behind the documents: what lies before those is the same for every question.
 
     Args:
         vocabulary: the model; its weights are not needed (`load_vocabulary`).
@@ -79,19 +94,37 @@ class PromptForm:
         before = begin(self.vocabulary) if self.is_plain else self.preamble
         return [*before, *self.tokenize(f"{text}{END}")]
 
-    def tail(self, question: str, *, begun: str = "") -> list[int]:
+    def tail(
+        self, question: str, *, begun: str = "", history: Sequence[Turn] = (), instructions: str | None = None
+    ) -> list[int]:
         """The tokens of the prompt after the document.
 
         Args:
             begun: what the answer begins with.
+            history: questions that were asked before, and their answers; the first one follows the document.
+            instructions: how to answer; they stand between the document and the first question.
 
         Raises:
-            PromptError: the question is empty, or not text.
+            PromptError: the question is empty, or a text is not text.
+            ModelError: the model's chat template cannot be rendered with so many turns.
         """
-        asked = QUESTION.format(question=check_text(question, "the question"))
+        turns = [_check_turn(turn, f"history[{n}]") for n, turn in enumerate(history)]
+        asked = check_text(question, "the question")
+        questions = [turn.question for turn in turns] + [asked]
+        questions[0] = QUESTION.format(question=questions[0])
+        if instructions is not None:
+            questions[0] = f"{check_text(instructions, 'instructions')}{END}{questions[0]}"
+        tokens: list[int] = []
         if self._template is None:
-            return self.tokenize(f"{asked}{ANSWER}{begun}")
-        return [*self.tokenize(asked), *self._template.tail, *self.tokenize(begun)]
+            for n, turn in enumerate(turns):
+                answer = f" {turn.answer}" if turn.answer else ""
+                tokens += self.tokenize(f"{questions[n]}{ANSWER}") + self.tokenize(answer)
+                questions[n + 1] = f"\n{QUESTION.format(question=questions[n + 1])}"
+            return tokens + self.tokenize(f"{questions[-1]}{ANSWER}{begun}")
+        around = self._template.around(len(turns))
+        for n, turn in enumerate(turns):
+            tokens += self.tokenize(questions[n]) + around[2 * n] + self.tokenize(turn.answer) + around[2 * n + 1]
+        return [*tokens, *self.tokenize(questions[-1]), *around[-1], *self.tokenize(begun)]
 
     def follow_up(self, question: str, answer: str) -> list[int]:
         """The tokens of a further question, after those of an answer that stays in the context.
@@ -124,16 +157,13 @@ class _Template:
             return vocabulary._model.token_get_text(token) if token != llama_cpp.LLAMA_TOKEN_NULL else ""
 
         bos, eos = text_of(vocabulary.token_bos()), text_of(vocabulary.token_eos())
-        user, reply, user_again = (
-            {"role": role, "content": content}
-            for role, content in (("user", _FIRST), ("assistant", _REPLY), ("user", _SECOND))
-        )
+        self._vocabulary = vocabulary
         try:
-            formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
-            once = formatter(messages=[user]).prompt  # type: ignore[list-item]
-            twice = formatter(messages=[user, reply, user_again]).prompt  # type: ignore[list-item]
+            self._formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
         except (TemplateError, ValueError, TypeError, AttributeError, KeyError) as err:
             raise _unusable(f"it cannot be rendered: {err}") from None
+        once = self._render([("user", _FIRST)])
+        twice = self._render([("user", _FIRST), ("assistant", _REPLY), ("user", _SECOND)])
 
         head, tail = _split(once, _FIRST)
         rest = _split(_split(twice, _FIRST)[1], _REPLY)[1]
@@ -141,6 +171,47 @@ class _Template:
         self.head = [*given, *tokenize_piece(vocabulary, head, special=True)]
         self.tail = tokenize_piece(vocabulary, tail, special=True)
         self.between = tokenize_piece(vocabulary, _split(rest, _SECOND)[0], special=True)
+        self._around = [self.tail]  # of the conversation that was asked for last
+
+    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
+        try:
+            prompt: str = self._formatter(
+                messages=[{"role": role, "content": content} for role, content in messages]  # type: ignore[misc]
+            ).prompt
+        except (TemplateError, ValueError, TypeError, AttributeError, KeyError) as err:
+            raise _unusable(f"it cannot be rendered: {err}") from None
+        return prompt
+
+    def around(self, n_turns: int) -> list[list[int]]:
+        """The tokens behind each message of a conversation: question and answer of each turn, then the question.
+
+        note: rendered as it is, because templates may treat the last messages otherwise than those before.
+        """
+        if n_turns == 0:
+            return [self.tail]
+        if len(self._around) != 2 * n_turns + 1:
+            marks = [_MARK.format(n) for n in range(2 * n_turns + 1)]
+            rest = self._render([(("user", "assistant")[n % 2], mark) for n, mark in enumerate(marks)])
+            texts = []
+            for mark in marks:
+                before, rest = _split(rest, mark)
+                texts.append(before)
+            self._around = [tokenize_piece(self._vocabulary, text, special=True) for text in (*texts[1:], rest)]
+        return self._around
+
+
+def _check_turn(turn: object, name: str) -> Turn:
+    """A turn without white space around its texts.
+
+    Raises:
+        PromptError: it is none, or has no question.
+    """
+    if not isinstance(turn, Turn):
+        raise PromptError(f"{name} is of the type {type(turn).__name__}: it must be a Turn, with question and answer")
+    answer = turn.answer
+    if answer != "":
+        answer = "" if isinstance(answer, str) and not answer.strip() else check_text(answer, f"{name}.answer")
+    return Turn(check_text(turn.question, f"{name}.question"), answer)
 
 
 def _split(text: str, mark: str) -> Sequence[str]:

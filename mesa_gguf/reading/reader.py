@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import llama_cpp
+import numpy as np
 
 from .. import rpc
 from ..config import MesaConfig, MesaPlan
 from ..errors import ConfigError, ModelError, PromptError, Remedy
 from ..library.library import Document, Library
 from ..llama import N_CTX_STEP, MesaLlama
+from ..sampling import Sampler, SamplingOptions, whole
 from .citations import cite, passages, stands_in
-from .prompts import END, PromptForm
+from .prompts import END, PromptForm, Turn
 from .shelf import Catalogue, Piece, Progress, Read, ReadMode, Selection, Shelf
 from .text import check_text
 
@@ -85,7 +87,8 @@ class Answer:
         text: without white space around it and without what ended it.
         written: all that the model wrote.
         tokens: the same as token ids.
-        n_question: tokens of the question that were read.
+        n_question: tokens of the question that were read, and of what else stands behind the documents: instructions and earlier
+            turns, where they were not in the context already.
         finish_reason: "stop" where the model or a stop string ended it, "length" where max_tokens or n_ctx did, "closed" where
             the caller did.
         first_token_seconds: until the first token, the reading of the question included.
@@ -93,6 +96,7 @@ class Answer:
         citations: where it stands, the likeliest first; empty for a text that is not in a library.
         read: what was read for it; None for a text that is not in a library.
         stands: at least half of the words that it adds to the question stand in the chunks that were read.
+        n_prompt: tokens of the whole prompt, documents included.
     """
 
     text: str
@@ -105,6 +109,7 @@ class Answer:
     citations: tuple[Citation, ...] = ()
     read: Read | None = None
     stands: bool = True
+    n_prompt: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -148,7 +153,8 @@ class AnswerStream(Iterator[str]):
 class Reader:
     """A document in a model's context, and questions about it; or the documents of a library, and questions about those.
 
-    For each question the context is rolled back to the document's end, so that no answer depends on the questions before it.
+    For each question the context is rolled back to the document's end, so that no answer depends on the questions before it. Where they
+    are part of the prompt, as history, what stands in the context already is not read again.
 
     Args:
         llm: the model. The reader takes over its context.
@@ -219,10 +225,14 @@ class Reader:
         read: ReadMode = "auto",
         max_tokens: int = MAX_TOKENS,
         temperature: float = 0.0,
+        seed: int | None = None,
         stop: Sequence[str] | None = None,
+        history: Sequence[Turn] = (),
+        instructions: str | None = None,
         follow_up: bool = False,
         progress: Progress | None = None,
         begin: float | None = None,
+        **sampling: Any,
     ) -> AnswerStream:
         """Answer a question about the document that was read, or about documents of the library.
 
@@ -234,13 +244,22 @@ class Reader:
                 a number of tokens of matching chunks; "each" chunk alone, then the answers together.
             max_tokens: longest answer; the context's end cuts it short too.
             temperature: 0 takes the most likely token.
+            seed: of the random choice of tokens, where the temperature is above 0; default: the model's.
             stop: strings that end the answer; default: the prompt form's.
+            history: earlier questions and answers, of a conversation that the caller keeps. They stand behind the documents, and those
+                that stand in the context already are not read again. In a library, a question of few words is matched with the turn
+                before it too.
+            instructions: how to answer, as in a system message. They stand behind the documents, before the first question: what
+                stands before the documents is the same for all questions.
             follow_up: the last question and its answer stay in the context, before this question.
-            progress: called with (tokens read, tokens to read) while chunks are read.
+            progress: called with (tokens read, tokens to read) after each chunk that is read, and after each answer of "each". What it
+                raises ends the reading there; what was read is kept.
             begin: of the work on this question, by time.perf_counter(), where some was done before; for the answer's times.
+            **sampling: top_k, top_p, min_p, repeat_penalty, grammar, logit_bias and the others of `MesaLlama.sample`.
 
         Raises:
-            PromptError: nothing was read, the question is empty, or there is no room for it and an answer in n_ctx.
+            PromptError: nothing was read, the question is empty, or there is no room for it, its history and an answer in n_ctx.
+            ConfigError: the sampling cannot work.
             LibraryError: the library cannot be used.
         """
         if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
@@ -248,29 +267,40 @@ class Reader:
         ends = self.form.stop if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(isinstance(end, str) for end in ends):
             raise PromptError(f"stop is {stop!r}: it must be strings")
+        choice = _Choice(SamplingOptions(temp=temperature, **sampling), None if seed is None else whole("seed", seed))
+        choice.check(self.llm)
+        history = list(history)
         if follow_up:
-            return self._follow_up(question, max_tokens, temperature, ends)
+            if history or instructions is not None:
+                raise PromptError(
+                    "follow_up goes on with the conversation in the context: give it no history and no instructions"
+                )
+            return self._follow_up(question, max_tokens, choice, ends)
         asks_library = (
             documents is not None or collection is not None or (self.shelf is not None and not self._document)
         )
         if not asks_library:
             if not self._document:
                 raise PromptError("no document was read: call read() first")
-            tail = _tokens(question) or self.form.tail(question)  # type: ignore[arg-type]
+            given = _tokens(question)
+            if given and (history or instructions is not None):
+                raise PromptError("the question is token ids: history and instructions are for one in words")
+            tail = given or self.form.tail(question, history=history, instructions=instructions)  # type: ignore[arg-type]
             self._sources = None
-            return self._answer(self._document, tail, max_tokens, temperature, ends)
+            return self._answer(self._document, tail, max_tokens, choice, ends, keep=bool(history))
         if self.shelf is None:
             raise PromptError("documents are asked about in a library: give the reader one")
         begin = time.perf_counter() if begin is None else begin
-        text = check_text(question, "the question")
+        tail = self.form.tail(question, history=history, instructions=instructions)  # type: ignore[arg-type]
+        asked = _Asked(check_text(question, "the question"), tail, tuple(history), max_tokens, choice, ends)
         chosen = self._chosen(documents, collection)
-        room = self.llm.n_ctx() - len(self.shelf.catalogue.preamble) - len(self.form.tail(text)) - max_tokens
-        selection = self.shelf.catalogue.select(text, chosen, read, room=room)
+        room = self.llm.n_ctx() - len(self.shelf.catalogue.preamble) - len(tail) - max_tokens
+        selection = self.shelf.catalogue.select(asked.question, chosen, read, room=room, history=history)
         self._stop()
         self.reading, self._document = None, []
         if selection.mode == "each" and len(selection.pieces) > 1:
-            return self._each(text, selection, max_tokens, temperature, ends, progress, begin)
-        return self._of_chunks(text, selection, max_tokens, temperature, ends, progress, begin)
+            return self._each(asked, selection, progress, begin)
+        return self._of_chunks(asked, selection, progress, begin)
 
     def _chosen(self, documents: Sequence[Document] | None, collection: str | None) -> list[Document]:
         assert self.library is not None
@@ -286,55 +316,58 @@ class Reader:
             raise PromptError("there is no document to ask about: add one to the library first")
         return found
 
-    def _of_chunks(
-        self,
-        question: str,
-        selection: Selection,
-        max_tokens: int,
-        temperature: float,
-        stop: tuple[str, ...],
-        progress: Progress | None,
-        begin: float,
-    ) -> AnswerStream:
+    def _of_chunks(self, asked: _Asked, selection: Selection, progress: Progress | None, begin: float) -> AnswerStream:
         assert self.shelf is not None
-        less = Remedy("read", "auto", why="which reads the chunks that match the question")
-        advice = () if selection.mode == "auto" else (less,)
-        head, computed, notes = self.shelf.put_together(selection.pieces, progress, advice)
-        self._sources = _Sources(question, selection.pieces, _what_was_read(selection, computed, notes))
         text = selection.pieces[-1].text
         gap = "" if text.endswith(END) else END[1:] if text.endswith("\n") else END
-        tail = [*self.form.tokenize(gap), *self.form.tail(question)]
-        return self._answer(head, tail, max_tokens, temperature, stop, begin)
+        tail = [*self.form.tokenize(gap), *asked.tail]
+        self._check_room(asked, selection, len(tail))
+        head, computed, notes = self.shelf.put_together(selection.pieces, progress, keep_rest=bool(asked.history))
+        self._sources = _Sources(asked.question, selection.pieces, _what_was_read(selection, computed, notes))
+        return self._answer(head, tail, asked.max_tokens, asked.choice, asked.stop, begin, keep=bool(asked.history))
 
-    def _each(
-        self,
-        question: str,
-        selection: Selection,
-        max_tokens: int,
-        temperature: float,
-        stop: tuple[str, ...],
-        progress: Progress | None,
-        begin: float,
-    ) -> AnswerStream:
+    def _check_room(self, asked: _Asked, selection: Selection, n_tail: int) -> None:
+        """Raise PromptError if chunks and question do not fit into the context, before anything is read."""
+        assert self.shelf is not None
+        n_ctx, n_chunks = self.llm.n_ctx(), len(self.shelf.catalogue.preamble) + selection.n_tokens
+        if n_chunks + n_tail < n_ctx:
+            return
+        remedies = [Remedy("n_ctx", n_chunks + n_tail + asked.max_tokens, "or more")]
+        if selection.mode != "auto":
+            remedies.append(Remedy("read", "auto", why="which reads the chunks that match the question"))
+        what = "the question has"
+        if asked.history:
+            what = f"the question and the {len(asked.history)} turns before it have"
+            remedies.append(Remedy("history", why="with fewer turns"))
+        raise PromptError(
+            f"the chunks to read have {n_chunks} tokens and {what} {n_tail}, more than n_ctx ({n_ctx}) has room for",
+            *remedies,
+            needed=n_chunks + n_tail + asked.max_tokens,
+            available=n_ctx,
+        )
+
+    def _each(self, asked: _Asked, selection: Selection, progress: Progress | None, begin: float) -> AnswerStream:
         """Every chunk alone, then the answers together."""
         assert self.shelf is not None
         computed, notes = self.shelf.read(selection.pieces, progress)
         said: list[str] = []
         for n, piece in enumerate(selection.pieces):
             alone = Selection("each", (piece,), selection.of_chunks)
-            answer = self._of_chunks(question, alone, max_tokens, temperature, stop, None, begin).answer
+            answer = self._of_chunks(asked, alone, None, begin).answer
             said.append(f"Part {n + 1} ({piece.document.name}): {answer.text}\n")
             if answer.read is not None:
                 computed, notes = computed + answer.read.tokens_computed, [*notes, *answer.read.notes]
+            if progress is not None:
+                progress(computed, computed)
         self._stop()
         self.shelf.forget()
         head = [*self.shelf.catalogue.preamble, *self.form.tokenize("\n".join(said) + "\n")]
-        self._sources = _Sources(question, selection.pieces, _what_was_read(selection, computed, notes))
+        self._sources = _Sources(asked.question, selection.pieces, _what_was_read(selection, computed, notes))
         self.llm.reset()
-        return self._answer(head, self.form.tail(question), max_tokens, temperature, stop, begin)
+        return self._answer(head, asked.tail, asked.max_tokens, asked.choice, asked.stop, begin)
 
     def _follow_up(
-        self, question: str | Sequence[int], max_tokens: int, temperature: float, stop: tuple[str, ...]
+        self, question: str | Sequence[int], max_tokens: int, choice: _Choice, stop: tuple[str, ...]
     ) -> AnswerStream:
         self._finish()
         if not self._answers:
@@ -344,21 +377,26 @@ class Reader:
         tail = _tokens(question) or self.form.follow_up(question, last.written)  # type: ignore[arg-type]
         if sources is not None and isinstance(question, str):
             self._sources = _Sources(question, sources.pieces, sources.read)
-        return self._answer(
-            self._head, [*before[len(self._head) :], *tail], max_tokens, temperature, stop, n_question=len(tail)
-        )
+        turns = [*before[len(self._head) :], *tail]
+        return self._answer(self._head, turns, max_tokens, choice, stop, n_question=len(tail))
 
     def _answer(
         self,
         head: list[int],
         rest: list[int],
         max_tokens: int,
-        temperature: float,
+        choice: _Choice,
         stop: tuple[str, ...],
         begin: float | None = None,
         n_question: int | None = None,
+        keep: bool = False,
     ) -> AnswerStream:
-        """Begin an answer to a prompt: head, which is in the context already or is read now, and what follows it."""
+        """Begin an answer to a prompt: head, which is in the context already or is read now, and what follows it.
+
+        Args:
+            n_question: tokens at the end of rest that are read; default: all of rest.
+            keep: what the context holds of rest already is not read again.
+        """
         self._stop()
         prompt = [*head, *rest]
         n_ctx = self.llm.n_ctx()
@@ -371,14 +409,22 @@ class Reader:
             )
         self._head, self._turns = head, rest
         limit = min(max_tokens, n_ctx - len(prompt))
-        # generate() keeps what it finds of the prompt and reads what follows, the last token of an answer among it
-        self.llm.n_tokens = min(self.llm.n_tokens, len(prompt) - (n_question if n_question is not None else len(rest)))
-        answers: list[Answer] = []
         n = len(rest) if n_question is None else n_question
-        pieces = self._generate(answers, prompt, n, limit, temperature, stop, self._sources, begin)
+        if keep:
+            n = len(prompt) - max(len(head), self._n_common(prompt))
+        # generate() keeps what it finds of the prompt and reads what follows, the last token of an answer among it
+        self.llm.n_tokens = min(self.llm.n_tokens, len(prompt) - n)
+        answers: list[Answer] = []
+        pieces = self._generate(answers, prompt, n, limit, choice, stop, self._sources, begin)
         stream = AnswerStream(pieces, answers)
         self._stream, self._answers = weakref.ref(stream), answers
         return stream
+
+    def _n_common(self, prompt: Sequence[int]) -> int:
+        """How many tokens of a prompt the context begins with; the last one is read for its logits."""
+        n = min(self.llm.n_tokens, len(prompt) - 1)
+        other = np.flatnonzero(self.llm.input_ids[:n] != np.asarray(prompt[:n], np.intc))
+        return int(other[0]) if len(other) else n
 
     def _finish(self) -> None:
         """Generate what is left of the last answer."""
@@ -399,7 +445,7 @@ class Reader:
         prompt: list[int],
         n_question: int,
         limit: int,
-        temperature: float,
+        choice: _Choice,
         stop: tuple[str, ...],
         sources: _Sources | None,
         begin: float | None,
@@ -410,7 +456,7 @@ class Reader:
         tokens: list[int] = []
         reason: FinishReason = "closed"
         try:
-            for token in self.llm.generate(prompt, temp=temperature):
+            for token in choice.generate(self.llm, prompt):
                 first = first if first is not None else time.perf_counter() - start
                 if llama_cpp.llama_vocab_is_eog(self.llm._model.vocab, token):
                     reason = "stop"
@@ -441,7 +487,19 @@ class Reader:
                 or stands_in(sources.question, shown, (piece.text for piece in sources.pieces))
             )
             answers.append(
-                Answer(shown, text.written, tuple(tokens), n_question, reason, first, seconds, citations, read, stands)
+                Answer(
+                    shown,
+                    text.written,
+                    tuple(tokens),
+                    n_question,
+                    reason,
+                    first,
+                    seconds,
+                    citations,
+                    read,
+                    stands,
+                    len(prompt),
+                )
             )
 
     def _cite(self, sources: _Sources, answer: str) -> tuple[Citation, ...]:
@@ -465,6 +523,42 @@ class Reader:
                 )
             )
         return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How the tokens of an answer are chosen."""
+
+    options: SamplingOptions
+    seed: int | None
+
+    def generate(self, llm: MesaLlama, prompt: list[int]) -> Iterator[int]:
+        """The tokens that follow a prompt."""
+        llm._check_vocabulary(prompt)
+        return llm._generate(prompt, self._sampler(llm), True, None)
+
+    def check(self, llm: MesaLlama) -> None:
+        """Raise ConfigError if the model cannot choose so, before anything is read."""
+        self._sampler(llm).close()
+
+    def _sampler(self, llm: MesaLlama) -> Sampler:
+        return llm._sampler_of(self.options, llm._seed if self.seed is None else self.seed)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question about documents of a library.
+
+    Attributes:
+        tail: its tokens behind the documents, those of instructions and earlier turns among them.
+    """
+
+    question: str
+    tail: list[int]
+    history: tuple[Turn, ...]
+    max_tokens: int
+    choice: _Choice
+    stop: tuple[str, ...]
 
 
 @dataclass(frozen=True)

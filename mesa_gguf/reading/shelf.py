@@ -15,14 +15,14 @@ from typing import Literal
 
 from ..errors import ConfigError, PromptError, Remedy
 from ..library.chunking import split
-from ..library.index import SpanRow
+from ..library.index import SpanRow, terms_of
 from ..library.library import Document, Library
 from ..library.store import LibraryError, chunk_key
 from ..llama import MesaLlama
 from ..loaders import Place
 from ..model.fingerprint import model_fingerprint
 from ..model.header import check_model
-from .prompts import PromptForm
+from .prompts import PromptForm, Turn
 
 CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
 LEAST_CHUNK_TOKENS = 256
@@ -30,6 +30,11 @@ SPARE_TOKENS = 8  # between a chunk and the end of what the model learned
 AUTO_TOKENS = 2048  # that "auto" reads: on real models two chunks answer better than four, and four better than all
 TRIES = 4  # to put chunks together, while other processes drop some
 N_CANDIDATES = 256  # chunks that are matched with a question
+ENOUGH_WORDS = (
+    3  # of a question, that stand in the documents: it is matched alone; with fewer, with the turn before it too
+)
+ANSWER_WORDS = 8  # of a turn's answer: what "it" and "she" may be; a long answer would outweigh the question
+TURN_WEIGHT = 0.5  # of a turn's score, beside that of the turn or question after it
 
 ReadMode = Literal["auto", "all", "each"] | int
 Progress = Callable[[int, int], None]
@@ -160,12 +165,19 @@ class Catalogue:
         return self._pieces[row.id]
 
     def select(
-        self, question: str, documents: Sequence[Document], mode: ReadMode, *, room: int | None = None
+        self,
+        question: str,
+        documents: Sequence[Document],
+        mode: ReadMode,
+        *,
+        room: int | None = None,
+        history: Sequence[Turn] = (),
     ) -> Selection:
         """The chunks that a question reads.
 
         Args:
             room: tokens that a context has for them; "auto" takes no more, but one chunk at least.
+            history: the turns before the question, which a short one ("And who wrote it?") is matched with.
 
         "auto" and a number of tokens take everything where it is no longer than that, else the chunks that match the question
         best (BM25) as far as they fit; where no word matches, the beginning.
@@ -183,8 +195,7 @@ class Catalogue:
         else:
             place = {row.id: i for i, (_, row) in enumerate(every)}
             numbers = [document.id for document in documents]
-            found = self.library.index.search(question, self._cut, numbers, N_CANDIDATES)
-            ranked = [place[span] for span, _ in found if span in place]
+            ranked = [place[span] for span in self._match(question, history, numbers) if span in place]
             taken: list[int] = []
             n_tokens = 0
             for i in dict.fromkeys([*ranked, *range(len(every))]):
@@ -194,6 +205,29 @@ class Catalogue:
                 taken.append(i)
             chosen = [every[i] for i in sorted(taken)]
         return Selection(mode, tuple(self.piece(document, row) for document, row in chosen), len(every))
+
+    def _match(self, question: str, history: Sequence[Turn], documents: Sequence[int]) -> list[int]:
+        """The chunks that match a question, the best first.
+
+        BM25 is a sum over words, so the words of the turns before it are counted by adding what they score, each turn's half as
+        much as what follows it, back to where enough words were matched.
+        """
+
+        def search(text: str, limit: int) -> list[tuple[int, float]]:
+            return self.library.index.search(text, self._cut, documents, limit)
+
+        scores: dict[int, float] = dict(search(question, N_CANDIDATES))
+        n_words = sum(bool(search(word, 1)) for word in terms_of(question)) if history else 0
+        weight = 1.0
+        for turn in reversed(history):
+            if n_words >= ENOUGH_WORDS:
+                break
+            weight *= TURN_WEIGHT
+            answered = " ".join(terms_of(turn.answer)[:ANSWER_WORDS])
+            for span, score in search(f"{turn.question} {answered}", N_CANDIDATES):
+                scores[span] = scores.get(span, 0.0) + weight * score
+            n_words += sum(bool(search(word, 1)) for word in terms_of(turn.question))
+        return sorted(scores, key=lambda span: -scores[span])
 
 
 class Shelf:
@@ -213,8 +247,7 @@ class Shelf:
             )
         self.llm, self.catalogue, self.library = llm, catalogue, catalogue.library
         self._origin = llm.chunk_origin
-        self._loaded: list[str] = []  # keys of the chunks in the context, behind the preamble
-        self._lengths: list[int] = []  # and their tokens
+        self._loaded: list[tuple[str, int]] = []  # keys and lengths of the chunks in the context, behind the preamble
         self._ready = False  # the preamble is in the context, and nothing that is not known here
         self._unkept: dict[str, bytes] = {}  # rows that the library could not take
 
@@ -224,7 +257,7 @@ class Shelf:
 
     def forget(self) -> None:
         """Something else used the context."""
-        self._ready, self._loaded, self._lengths = False, [], []
+        self._ready, self._loaded = False, []
 
     def read(self, pieces: Sequence[Piece], progress: Progress | None = None) -> tuple[int, list[str]]:
         """Read the chunks that are not kept yet, and keep them: tokens computed, and a line for each that could not be kept.
@@ -232,7 +265,7 @@ class Shelf:
         What was read is kept at once, so that an interruption loses one chunk at most.
 
         Args:
-            progress: called with (tokens read, tokens to read).
+            progress: called with (tokens read, tokens to read) after each chunk; what it raises ends the reading there.
         """
         by_key = {self.key(piece): piece for piece in pieces}
         missing = {
@@ -254,9 +287,16 @@ class Shelf:
         return done, notes
 
     def put_together(
-        self, pieces: Sequence[Piece], progress: Progress | None = None, advice: Sequence[Remedy] = ()
+        self,
+        pieces: Sequence[Piece],
+        progress: Progress | None = None,
+        *,
+        keep_rest: bool = False,
     ) -> tuple[list[int], int, list[str]]:
         """Make the context hold the preamble and these chunks, and nothing behind them.
+
+        Args:
+            keep_rest: where it holds exactly these chunks already, what stands behind them stays.
 
         Returns:
             the token ids in the context, the tokens of chunks that were computed, and a line on each thing that went wrong.
@@ -271,7 +311,6 @@ class Shelf:
             raise PromptError(
                 f"the chunks to read have {n_tokens} tokens, more than n_ctx ({n_ctx}) has room for",
                 Remedy("n_ctx", n_tokens + 512, "or more"),
-                *advice,
                 needed=n_tokens,
                 available=n_ctx,
             )
@@ -281,14 +320,14 @@ class Shelf:
         for _ in range(TRIES):
             n_read, others = self.read(pieces, progress)
             computed, notes = computed + n_read, [*notes, *others]
-            gone = self._load(keys, pieces)
+            gone = self._load(keys, pieces, keep_rest)
             if gone is None:
                 break
             # all that are, so that they are read in one go
             n_gone = sum(
                 self.library.rows(key, len(piece.tokens)) is None
                 for key, piece in zip(keys, pieces)
-                if key not in self._unkept and key not in self._loaded
+                if key not in self._unkept and all(key != loaded for loaded, _ in self._loaded)
             )
             what = "a kept chunk" if n_gone < 2 else f"{n_gone} kept chunks"
             notes.append(
@@ -304,27 +343,26 @@ class Shelf:
             self.library.index.note_used(keys)
         return [*preamble, *(token for piece in pieces for token in piece.tokens)], computed, notes
 
-    def _load(self, keys: Sequence[str], pieces: Sequence[Piece]) -> Piece | None:
+    def _load(self, keys: Sequence[str], pieces: Sequence[Piece], keep_rest: bool) -> Piece | None:
         """Bring chunks into the context; the first one whose rows are not to be had, if there is one."""
         n_same = self._n_same(keys)
         if n_same == 0:
             self._begin()
-        else:
-            self._loaded, self._lengths = self._loaded[:n_same], self._lengths[:n_same]
-            self.llm.n_tokens = len(self.catalogue.preamble) + sum(self._lengths)
+        elif not (keep_rest and n_same == len(keys) == len(self._loaded)):
+            self._loaded = self._loaded[:n_same]
+            self.llm.n_tokens = len(self.catalogue.preamble) + sum(n for _, n in self._loaded)
         for key, piece in zip(keys[n_same:], pieces[n_same:]):
             rows = self._unkept.get(key) or self.library.rows(key, len(piece.tokens))
             if rows is None:
                 return piece
             self.llm.load_chunk(piece.tokens, rows)
-            self._loaded.append(key)
-            self._lengths.append(len(piece.tokens))
+            self._loaded.append((key, len(piece.tokens)))
         return None
 
     def _n_same(self, keys: Sequence[str]) -> int:
         """How many of these chunks are in the context already, in this order from its beginning."""
         n = 0
-        while self._ready and n < min(len(keys), len(self._loaded)) and keys[n] == self._loaded[n]:
+        while self._ready and n < min(len(keys), len(self._loaded)) and keys[n] == self._loaded[n][0]:
             n += 1
         return n
 

@@ -14,6 +14,8 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -468,4 +470,143 @@ int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens,
     } catch (const std::exception & err) { // memory may be short, too
         return fail(err.what());
     }
+}
+
+//
+// attention
+//
+
+// the layers whose attention is over the whole cache
+static std::vector<int32_t> layers_that_see_everything(const llama_model & model) {
+    const auto & hparams = model.hparams;
+
+    std::vector<int32_t> res;
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (!hparams.is_swa(il) && hparams.n_head(il) > 0 && hparams.n_head_kv(il) > 0) {
+            res.push_back((int32_t) il);
+        }
+    }
+    return res;
+}
+
+// n at most, evenly, of those between 40 and 80 % of the depth; if there are none, those that are nearest to 60 %
+static std::vector<int32_t> choose_layers(std::vector<int32_t> layers, int32_t n_layer, size_t n) {
+    const auto depth = [&](int32_t il) { return (il + 0.5) / n_layer; };
+
+    std::vector<int32_t> middle;
+    std::copy_if(layers.begin(), layers.end(), std::back_inserter(middle),
+            [&](int32_t il) { return depth(il) >= 0.4 && depth(il) <= 0.8; });
+    if (middle.empty()) {
+        std::stable_sort(layers.begin(), layers.end(),
+                [&](int32_t a, int32_t b) { return std::abs(depth(a) - 0.6) < std::abs(depth(b) - 0.6); });
+        layers.resize(std::min(n, layers.size()));
+        std::sort(layers.begin(), layers.end());
+        return layers;
+    }
+    std::vector<int32_t> res;
+    for (size_t i = 0; i < std::min(n, middle.size()); ++i) {
+        res.push_back(middle[(2 * i + 1) * middle.size() / (2 * std::min(n, middle.size()))]);
+    }
+    return res;
+}
+
+// false, and the last error is set
+static bool set_attention(llama_context & ctx, llama_mesa & m, std::vector<int32_t> layers, int32_t kind) {
+    m.attention        = {};
+    m.attention.layers = std::move(layers);
+    m.attention.kind   = kind;
+
+    ctx.set_mesa(ctx.get_cparams().mesa); // the graphs change
+    try {
+        ctx.sched_reserve();
+    } catch (const std::exception & err) {
+        fail(std::string("there is too little memory for the compute buffers: ") + err.what());
+        return false;
+    }
+    for (size_t i = 0; i < m.attention.layers.size(); ++i) {
+        if (!m.attention.built[i]) {
+            fail("layer " + std::to_string(m.attention.layers[i]) + " has no attention over the whole text");
+            return false;
+        }
+    }
+    return true;
+}
+
+int32_t llama_mesa_attention_enable(llama_context * ctx, const int32_t * layers, int32_t n_layers, int32_t kind) {
+    llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (kind < LLAMA_MESA_ATTENTION_MEAN || kind > LLAMA_MESA_ATTENTION_HEADS) {
+        return fail("there is no kind of attention " + std::to_string(kind));
+    }
+    if (n_layers < 0) {
+        return fail("attention of " + std::to_string(n_layers) + " layers: give 1 or more, or 0 to switch it off");
+    }
+    const auto & model = ctx->get_model();
+    const auto all     = layers_that_see_everything(model);
+
+    std::vector<int32_t> chosen;
+    if (layers) {
+        chosen.assign(layers, layers + n_layers);
+    } else if (n_layers > 0) {
+        chosen = choose_layers(all, (int32_t) model.hparams.n_layer(), n_layers);
+    }
+    for (auto it = chosen.begin(); it != chosen.end(); ++it) {
+        if (std::find(all.begin(), all.end(), *it) == all.end()) {
+            std::string names;
+            for (int32_t il : all) {
+                names += (names.empty() ? "" : ", ") + std::to_string(il);
+            }
+            return fail(
+                    "layer " + std::to_string(*it) + " does not see the whole text: of this model these do: " + names);
+        }
+        if (std::find(chosen.begin(), it, *it) != it) {
+            return fail("layer " + std::to_string(*it) + " is given twice");
+        }
+    }
+    if (chosen == m->attention.layers && kind == m->attention.kind) {
+        return (int32_t) chosen.size();
+    }
+    const auto before = m->attention;
+    if (!set_attention(*ctx, *m, std::move(chosen), kind)) {
+        const std::string why = g_last_error;
+        set_attention(*ctx, *m, before.layers, before.kind);
+        return fail(why);
+    }
+    return (int32_t) m->attention.layers.size();
+}
+
+int32_t llama_mesa_get_attention_layers(llama_context * ctx, int32_t * layers, int32_t n_max) {
+    const llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
+        return -1;
+    }
+    const auto & all = m->attention.layers;
+    if (layers) {
+        std::copy_n(all.begin(), std::max(0, std::min((int32_t) all.size(), n_max)), layers);
+    }
+    return (int32_t) all.size();
+}
+
+int32_t llama_mesa_get_attention(llama_context * ctx, float * weights, int64_t n_max, int32_t * n_rows) {
+    const llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
+        return -1;
+    }
+    const auto & rows = m->attention;
+    if (rows.layers.empty()) {
+        return fail("nobody asked for what tokens attend to: call llama_mesa_attention_enable first");
+    }
+    if (rows.n_keys == 0 || rows.n_keys != m->n_past()) {
+        return fail(
+                "what the last token in the context attended to is not known: it was not read alone, or not just now");
+    }
+    if (n_rows) {
+        *n_rows = rows.n_rows;
+    }
+    if (weights && n_max >= (int64_t) rows.data.size()) {
+        std::copy(rows.data.begin(), rows.data.end(), weights);
+    }
+    return rows.n_keys;
 }

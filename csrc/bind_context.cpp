@@ -154,6 +154,33 @@ void bind_context(py::module_ & m) {
         return res;
     }, py::arg("ctx"));
 
+    m.def("attention_enable",
+            [](uintptr_t ctx, const std::optional<std::vector<int32_t>> & layers, int32_t n, int32_t kind) {
+        auto * c = to_ctx(ctx);
+        check<std::invalid_argument>(llama_mesa_attention_enable(
+                c, layers ? layers->data() : nullptr, layers ? (int32_t) layers->size() : n, kind));
+
+        std::vector<int32_t> res(check<std::runtime_error>(llama_mesa_get_attention_layers(c, nullptr, 0)));
+        llama_mesa_get_attention_layers(c, res.data(), (int32_t) res.size());
+        return res;
+    }, py::arg("ctx"), py::arg("layers"), py::arg("n"), py::arg("kind"));
+
+    m.def("attention", [](uintptr_t ctx) {
+        auto * c       = to_ctx(ctx);
+        int32_t n_rows = 0;
+
+        const int32_t n_layers = check<std::runtime_error>(llama_mesa_get_attention_layers(c, nullptr, 0));
+        const int32_t n_keys   = check<std::runtime_error>(llama_mesa_get_attention(c, nullptr, 0, &n_rows));
+
+        py::array_t<float> res({ n_layers, n_rows, n_keys });
+        llama_mesa_get_attention(c, res.mutable_data(), res.size(), nullptr);
+        return res;
+    }, py::arg("ctx"));
+
+    m.attr("ATTENTION_MEAN")  = (int32_t) LLAMA_MESA_ATTENTION_MEAN;
+    m.attr("ATTENTION_MAX")   = (int32_t) LLAMA_MESA_ATTENTION_MAX;
+    m.attr("ATTENTION_HEADS") = (int32_t) LLAMA_MESA_ATTENTION_HEADS;
+
     m.def("clear_error", &llama_mesa_clear_error);
     m.def("last_error", []() { return std::string(llama_mesa_last_error()); });
 }

@@ -48,12 +48,8 @@ llama_mesa_graph llama_mesa_ubatch_begin(const llama_mesa & m, const llama_ubatc
     return m.graph(ubatch.pos[0], ubatch.n_tokens);
 }
 
-void llama_mesa_ubatch_end(llama_mesa & m, const llama_ubatch & ubatch) {
-    m.append(ubatch.n_tokens, ubatch.token);
-}
-
-llama_mesa_graph llama_mesa_graph_reserve(const llama_mesa & m, bool window, uint32_t n_ctx) {
-    return m.graph_reserve(window, n_ctx);
+llama_mesa_graph llama_mesa_graph_reserve(const llama_mesa & m, bool window, uint32_t n_tokens, uint32_t n_ctx) {
+    return m.graph_reserve(window, n_tokens, n_ctx);
 }
 
 bool llama_mesa_refuses(const llama_mesa * m, const char * what) {
@@ -348,13 +344,17 @@ bool llama_context::mesa_reserve() {
     const uint32_t n_tokens  = std::min(cparams.n_ctx, cparams.n_ubatch);
     const uint32_t n_outputs = std::min(n_tokens, cparams.n_outputs_max);
 
-    // buffers only grow: first a ubatch that is read in its chunk, then the graph that the scheduler is left with
-    mesa_window = true;
-    const bool ok =
-            graph_reserve(n_tokens, cparams.n_seq_max, n_outputs, mctx.get(), model.hparams.no_alloc) != nullptr;
-    mesa_window = false;
+    const auto reserve = [&](uint32_t n_tokens, uint32_t n_outputs) {
+        return graph_reserve(n_tokens, cparams.n_seq_max, n_outputs, mctx.get(), model.hparams.no_alloc) != nullptr;
+    };
 
-    return ok && graph_reserve(n_tokens, cparams.n_seq_max, n_outputs, mctx.get(), model.hparams.no_alloc) != nullptr;
+    // buffers only grow: first a ubatch that is read in its chunk, then a token of which we want to know what it attends to, then
+    // the graph that the scheduler is left with
+    mesa_window   = true;
+    const bool ok = reserve(n_tokens, n_outputs);
+    mesa_window   = false;
+
+    return ok && (cparams.mesa->attention.layers.empty() || reserve(1, 1)) && reserve(n_tokens, n_outputs);
 }
 
 //
@@ -441,7 +441,8 @@ void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
         m.key_moved.assign(n, 0);
         m.tokens.assign(n, -1);
     }
-    m.keys_stale = true;
+    m.keys_stale       = true;
+    m.attention.n_keys = 0;
 
     // llama.cpp would look for free cells from the first one on, and take those that have left the window, though others are free
     if (auto * kv_swa = get_kv_swa(lctx);

@@ -1,11 +1,13 @@
 // What Mesa adds to the graphs of llama.cpp: its inputs, and the attention of a ubatch that is read in its chunk alone.
 
 #include "llama-mesa-hooks.h"
+#include "llama-mesa.h"
 #include "mask.h"
 #include "rope.h"
 #include "state.h"
 #include "weave.h"
 
+#include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
 #include "llama-kv-cache-iswa.h"
@@ -66,6 +68,9 @@ public:
     rule_positions rule;
     int32_t divisor        = 1;
     ggml_tensor * rule_far = nullptr; // F32 [n_kv, n_tokens]  1 where the key is far, else 0
+
+    // outputs, by llama_mesa_attention_rows::layers: F32 [n_kv, 1], or [n_kv, 1, n_head]
+    std::vector<ggml_tensor *> attention;
 };
 
 template <typename T>
@@ -252,6 +257,10 @@ llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, cons
     auto inp = std::make_unique<llm_graph_input_mesa>(*cparams.mesa, gctx.hparams.use_alibi, n_pos);
 
     inp->g = cparams.mesa_graph;
+    if (inp->g.attention) {
+        inp->attention.resize(cparams.mesa->attention.layers.size());
+        cparams.mesa->attention.built.assign(inp->attention.size(), 0);
+    }
 
     auto * ctx0 = gctx.ctx0;
 
@@ -377,6 +386,8 @@ static ggml_tensor * build_attn_rules(const llm_graph_context & gctx, llm_graph_
             kq_b = ggml_mul(ctx0, ggml_sub(ctx0, scores(q_far, k_far), scores(q, k)), inp_mesa->rule_far);
         }
     }
+
+    llama_mesa_build_attention(gctx, inp_mesa, q, k, kq_b, inp_mesa->kq_mask, sinks, kq_scale, il);
 
     ggml_tensor * cur = gctx.build_attn_mha(q, k, v, kq_b, inp_mesa->kq_mask, sinks, nullptr, 0, kq_scale, il);
     if (cache.v_rot) {
@@ -578,6 +589,88 @@ ggml_tensor * llama_mesa_build_attn(const llm_graph_context & gctx, llm_graph_in
     return build_attn(gctx, inp->mesa, cache, q_cur, k_cur, v_cur, kq_b, sinks, kq_scale, il);
 }
 
+void llama_mesa_build_attention(const llm_graph_context & gctx, llm_graph_input_mesa * inp, ggml_tensor * q,
+        ggml_tensor * k, ggml_tensor * kq_b, ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
+    if (!inp || !inp->g.attention) {
+        return;
+    }
+    const auto & wanted = inp->m.attention;
+
+    const auto it = std::find(wanted.layers.begin(), wanted.layers.end(), il);
+    if (it == wanted.layers.end()) {
+        return;
+    }
+
+    gctx.cparams.mesa->attention.built[it - wanted.layers.begin()] = 1;
+
+    auto * ctx0 = gctx.ctx0;
+
+    const auto & hparams = gctx.hparams;
+
+    // as build_attn_mha computes it without flash attention
+    ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
+    ggml_prec_set_acc(kq, GGML_PREC_F32);
+
+    const float cap = hparams.f_attn_logit_softcapping;
+    if (gctx.arch == LLM_ARCH_GROK) {
+        kq = ggml_scale(ctx0, ggml_tanh(ctx0, ggml_scale(ctx0, kq, hparams.f_attn_out_scale / cap)), cap);
+    }
+    if (hparams.attn_soft_cap) {
+        kq = ggml_scale(ctx0, ggml_tanh(ctx0, ggml_scale(ctx0, kq, 1.0f / cap)), cap);
+    }
+    if (kq_b) {
+        kq = ggml_add(ctx0, kq, kq_b);
+    }
+    kq = ggml_soft_max_ext(ctx0, kq, kq_mask, kq_scale, hparams.f_max_alibi_bias);
+    ggml_soft_max_add_sinks(kq, sinks);
+
+    ggml_tensor * rows = kq; // [n_kv, 1, n_head]
+    if (wanted.kind != LLAMA_MESA_ATTENTION_HEADS) {
+        const auto op     = wanted.kind == LLAMA_MESA_ATTENTION_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
+        const auto n_head = (int) kq->ne[2];
+
+        rows = ggml_reshape_2d(ctx0, kq, kq->ne[0], n_head);
+        rows = ggml_pool_2d(ctx0, rows, op, 1, n_head, 1, n_head, 0, 0); // [n_kv, 1]
+    }
+    gctx.cb(rows, "mesa_attention", il);
+    ggml_set_output(rows);
+    ggml_build_forward_expand(gctx.gf, rows);
+
+    inp->attention[it - wanted.layers.begin()] = rows;
+}
+
+static void read_attention(llama_context & lctx, const llm_graph_input_mesa & inp, int32_t n_keys) {
+    auto & res = lctx.get_cparams().mesa->attention;
+
+    ggml_backend_sched_synchronize(lctx.get_sched());
+
+    res.n_keys = n_keys;
+    res.n_rows = (int32_t) ggml_nrows(inp.attention.front());
+    res.data.resize((size_t) inp.attention.size() * res.n_rows * n_keys);
+
+    float * dst = res.data.data();
+    for (const ggml_tensor * rows : inp.attention) {
+        for (int32_t r = 0; r < res.n_rows; ++r) {
+            ggml_backend_tensor_get(rows, dst, r * rows->ne[0] * sizeof(float), n_keys * sizeof(float));
+            dst += n_keys;
+        }
+    }
+}
+
+void llama_mesa_ubatch_end(llama_context & lctx, const llm_graph_result & res, const llama_ubatch & ubatch) {
+    auto & m = *lctx.get_cparams().mesa;
+
+    m.attention.n_keys = 0;
+    if (lctx.get_cparams().mesa_graph.attention) {
+        for (const auto & input : res.inputs) {
+            if (const auto * inp = dynamic_cast<const llm_graph_input_mesa *>(input.get())) {
+                read_attention(lctx, *inp, ubatch.pos[0] + 1);
+            }
+        }
+    }
+    m.append(ubatch.n_tokens, ubatch.token);
+}
+
 // What a layer gets beyond the stock graph, counted from the functions above; a rotation (rope_move) is 3 nodes at most (a norm's
 // weight divided out, ROPE, multiplied in again), and so is a rotation of the cache (llama_mul_mat_hadamard: reshape, product, reshape).
 //
@@ -597,11 +690,15 @@ ggml_tensor * llama_mesa_build_attn(const llm_graph_context & gctx, llm_graph_in
 //                                                                                                             34
 //   or a sliding-window layer: queries and keys rotated                                                        6
 //
+// and where it is asked for, in some layers
+//   what a token attends to: view, 2 permutes, product, cap (3, twice), added bias, SOFT_MAX, reshape, POOL     14
+//
 // Graphs that move keys have 12 nodes a layer, and stock graphs far more. tests/test_graph_size.py counts.
-static const uint32_t n_nodes_layer = 40;
+static const uint32_t n_nodes_layer     = 40;
+static const uint32_t n_nodes_attention = 14;
 
-uint32_t llama_mesa_n_nodes_max(uint32_t n_layer) {
-    return n_nodes_layer * n_layer;
+uint32_t llama_mesa_n_nodes_max(const llama_mesa & m, uint32_t n_layer) {
+    return n_nodes_layer * n_layer + n_nodes_attention * (uint32_t) m.attention.layers.size();
 }
 
 llama_mesa_woven::llama_mesa_woven(const llama_mesa * m, const llama_ubatch *& ubatch) {

@@ -21,6 +21,7 @@ class llama_io_write_i;
 class llm_graph_input_attn_kv;
 class llm_graph_input_attn_kv_iswa;
 class llm_graph_input_mesa;
+class llm_graph_result;
 
 // llama_kv_cache::init_batch: how many tokens the next ubatch takes
 uint32_t llama_mesa_n_ubatch(const llama_mesa & m, const llama_batch_allocr & balloc, uint32_t n_ubatch);
@@ -37,13 +38,13 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch);
 
 // llama_context::process_ubatch: the shape of the graph that reads these tokens; and when they have been read
 llama_mesa_graph llama_mesa_ubatch_begin(const llama_mesa & m, const llama_ubatch & ubatch);
-void llama_mesa_ubatch_end(llama_mesa & m, const llama_ubatch & ubatch);
+void llama_mesa_ubatch_end(llama_context & lctx, const llm_graph_result & res, const llama_ubatch & ubatch);
 
 // llama_context::graph_reserve: the largest graph against the whole cache, or of a ubatch that is read in its chunk alone (window)
-llama_mesa_graph llama_mesa_graph_reserve(const llama_mesa & m, bool window, uint32_t n_ctx);
+llama_mesa_graph llama_mesa_graph_reserve(const llama_mesa & m, bool window, uint32_t n_tokens, uint32_t n_ctx);
 
 // llama_context::graph_max_nodes: how many nodes Mesa adds to the graph of a model at most
-uint32_t llama_mesa_n_nodes_max(uint32_t n_layer);
+uint32_t llama_mesa_n_nodes_max(const llama_mesa & m, uint32_t n_layer);
 
 // llm_graph_context::build_attn_inp_kv*: the inputs of the Mesa part of the graph; null where the graph is stock llama.cpp's
 llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, const llama_kv_cache_context * mctx);
@@ -60,6 +61,13 @@ ggml_tensor * llama_mesa_build_attn(const llm_graph_context & gctx, llm_graph_in
 ggml_tensor * llama_mesa_build_attn(const llm_graph_context & gctx, llm_graph_input_attn_kv_iswa * inp,
         ggml_tensor *& q_cur, ggml_tensor *& k_cur, ggml_tensor * v_cur, ggml_tensor * kq_b, ggml_tensor * sinks,
         float kq_scale, int il);
+
+// llm_graph_context::build_attn, where queries and keys are as attention takes them: what the token attends to as an output, if that is
+// asked for; inp may be null
+void llama_mesa_build_attention(const llm_graph_context & gctx, llm_graph_input_mesa * inp,
+        ggml_tensor * q, // [n_embd_head_k, n_head, n_tokens]
+        ggml_tensor * k, // [n_embd_head_k, n_head_kv, n_kv, 1]
+        ggml_tensor * kq_b, ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il);
 
 // llm_graph_input_*::set_input: makes ubatch point to a copy at woven positions, for as long as this lives; nothing if m is null
 struct llama_mesa_woven {

@@ -23,7 +23,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 7
+#define LLAMA_MESA_VERSION 8
 
 #define LLAMA_MESA_UNSET (-1) // of a number in llama_mesa_params: llama_mesa_fill_params chooses it
 
@@ -159,6 +159,34 @@ LLAMA_API int32_t llama_mesa_chunk_load(
 
 // The middle chunks in the context that were loaded: fills at most n_max pairs (first token, the token after the last), returns their number.
 LLAMA_API int32_t llama_mesa_get_loaded(struct llama_context * ctx, int32_t * ranges, int32_t n_max);
+
+// What a token attends to: the weights of attention, after the softmax, in some layers. On request; while it is off, nothing is computed
+// for it. It is there of a token that was read alone, in a batch of one as in generation, and not in its chunk; whatever the KV type, with
+// flash attention or without.
+//
+//     llama_mesa_attention_enable(ctx, NULL, 4, LLAMA_MESA_ATTENTION_MEAN);
+//     llama_decode(ctx, batch_of_one_token);
+//     n_keys = llama_mesa_get_attention(ctx, weights, n_max); // [n_layers][n_keys]
+
+enum llama_mesa_attention_kind {
+    LLAMA_MESA_ATTENTION_MEAN  = 0, // of a layer's heads
+    LLAMA_MESA_ATTENTION_MAX   = 1, // of each key, over the heads
+    LLAMA_MESA_ATTENTION_HEADS = 2, // every head
+};
+
+// Of these layers, in this order; or layers NULL: of at most n_layers of those between 40 and 80 % of the depth. Of layers that see
+// everything, not of those with a sliding window. n_layers 0: off. Returns the number of layers. llama_mesa_enable switches it off, too.
+LLAMA_API int32_t llama_mesa_attention_enable(
+        struct llama_context * ctx, const int32_t * layers, int32_t n_layers, int32_t kind);
+
+// Fills at most n_max, returns their number.
+LLAMA_API int32_t llama_mesa_get_attention_layers(struct llama_context * ctx, int32_t * layers, int32_t n_max);
+
+// What the last token in the context attended to: the number of keys, itself included, and if there is room for n_max of them all, the
+// weights [n_layers][n_keys], or [n_layers][n_head][n_keys]. Without room (weights may be NULL) nothing is written.
+// n_rows: NULL, or where the number of rows of a layer goes, n_head or 1.
+LLAMA_API int32_t llama_mesa_get_attention(
+        struct llama_context * ctx, float * weights, int64_t n_max, int32_t * n_rows);
 
 #ifdef __cplusplus
 }

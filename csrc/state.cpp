@@ -130,6 +130,8 @@ llama_mesa_graph llama_mesa::graph(int32_t pos, int32_t n) const {
     if (pos >= plan.last_start()) {
         g.scale   = params.log_scaling && pos + n > params.n_unscaled();
         g.n_rules = mesa::all_true(params, plan, pos + n - 1) ? 0 : params.exact() ? 1 : 2;
+
+        g.attention = n == 1 && !attention.layers.empty();
         return g;
     }
 
@@ -146,7 +148,7 @@ llama_mesa_graph llama_mesa::graph(int32_t pos, int32_t n) const {
     return g;
 }
 
-llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
+llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_tokens, int32_t n_ctx) const {
     llama_mesa_graph g;
 
     g.swa = has_swa;
@@ -163,6 +165,8 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_ctx) const {
         g.n_rules = params.method == mesa::method_mesa || params.method == mesa::method_star ? 0
                     : params.exact()                                                         ? 1
                                                                                              : 2;
+
+        g.attention = n_tokens == 1 && !attention.layers.empty();
     }
     return g;
 }

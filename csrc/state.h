@@ -21,6 +21,18 @@ struct llama_mesa_rope {
     const char * problem  = nullptr; // why the keys cannot be rotated on
 };
 
+// What single tokens attend to, for who asked for it: llama_mesa_attention_enable.
+struct llama_mesa_attention_rows {
+    std::vector<int32_t> layers; // none: it is off
+    int32_t kind = 0;            // enum llama_mesa_attention_kind
+
+    std::vector<float> data; // [n_layer][n_rows][n_keys] of the last token
+    int32_t n_rows = 0;      // heads, or one for all of them
+    int32_t n_keys = 0;      // 0: the last ubatch had more tokens, or was read in its chunk alone
+
+    std::vector<uint8_t> built; // [n_layer] whether the last graph of one token had it
+};
+
 struct llama_mesa {
     mesa::params params_own; // the context's
     mesa::params params;     // this text's: after a state was loaded, those that it was saved with
@@ -62,6 +74,8 @@ struct llama_mesa {
 
     bool on_cpu = true; // no other device computes
 
+    llama_mesa_attention_rows attention;
+
     // rows of a window are padded to a multiple of this (GPU flash attention wants 256); 1: no padding
     int32_t n_pad = 1;
 
@@ -100,7 +114,7 @@ struct llama_mesa {
     void key_moves(std::vector<int32_t> & delta, int32_t & lo, int32_t & hi) const;
 
     // worst case, for reserving memory: against the whole cache, or in a window
-    llama_mesa_graph graph_reserve(bool window, int32_t n_ctx) const;
+    llama_mesa_graph graph_reserve(bool window, int32_t n_tokens, int32_t n_ctx) const;
 
     // the n tokens at pos, all on one side of the last chunk's start
     llama_mesa_graph graph(int32_t pos, int32_t n) const;

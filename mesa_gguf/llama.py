@@ -36,6 +36,9 @@ Progress = Callable[[int, int], None]
 N_CTX_STEP = 256  # tokens; llama.cpp's context length is a multiple of it
 MOST_DRAFTS = 64  # tokens; with a draft model, a batch of at most this many has the logits of all of them
 
+Heads = Literal["mean", "max", "all"]
+_KINDS = {"mean": _core.ATTENTION_MEAN, "max": _core.ATTENTION_MAX, "all": _core.ATTENTION_HEADS}
+
 _Constructor = TypeVar("_Constructor", bound=Callable[..., None])
 
 
@@ -104,6 +107,7 @@ class MesaLlama(llama_cpp.Llama):
         self._first_scored = 0  # scores has the logits of the tokens from this one on
         self._end_of_scores = 0  # and was never written to from this row on
         self._params: _core.Params | None = None
+        self._heads: Heads | None = None  # of attention(), where it is on
 
         self.mesa = mesa if mesa is not None else MesaConfig()
         self.progress = progress
@@ -441,6 +445,8 @@ class MesaLlama(llama_cpp.Llama):
             n = min(self.n_batch, n_all - n_done)
             if to_borders:
                 n = _core.n_batch(self._address, n_all - n_done, self.n_batch)
+            if self._heads is not None and n_all - n_done > 1:
+                n = min(n, n_all - n_done - 1)  # the last token alone
             batch = tokens[n_done : n_done + n]
 
             self._check_devices()
@@ -645,6 +651,69 @@ class MesaLlama(llama_cpp.Llama):
         """
         arguments = _arguments(llama_cpp.Llama.create_chat_completion, self, messages, *args, **kwargs)
         return super().create_chat_completion(**chat.check(self, arguments))
+
+    #
+    # attention
+    #
+
+    def enable_attention(self, layers: int | Sequence[int] = 4, heads: Heads = "mean") -> list[int]:
+        """From now on `attention` tells what the last token attended to. Texts are then read with their last token alone.
+
+        Args:
+            layers: at most this many of those between 40 and 80 % of the model's depth; or their numbers. Only layers that see
+                everything, not those with a sliding window.
+            heads: the mean of a layer's heads, or the maximum over them, for each key; or "all" of them.
+
+        Returns:
+            the numbers of the layers.
+
+        Raises:
+            ConfigError: Mesa is off, or there is no such layer.
+            OutOfMemoryError: there is too little memory for it.
+        """
+        if not self.mesa.enabled:
+            raise ConfigError("Mesa is off, and stock llama.cpp does not tell attention", Remedy("enabled", True))
+        if heads not in _KINDS:
+            raise ConfigError(f'heads is {heads!r}: it must be "mean", "max" or "all"')
+        number = isinstance(layers, int)
+        least = layers if isinstance(layers, int) else len(layers)
+        if isinstance(layers, bool) or least < 1:
+            raise ConfigError(f"layers is {layers!r}: it must be a number of layers, 1 or more, or a list of them")
+        self._check_devices()
+        try:
+            chosen = _core.attention_enable(
+                self._address, None if number else list(cast(Any, layers)), least, _KINDS[heads]
+            )
+        except ValueError as err:
+            raise (OutOfMemoryError if "memory" in str(err) else ConfigError)(str(err)) from None
+        self._heads = heads
+        return chosen
+
+    def disable_attention(self) -> None:
+        """`attention` is off again, as it is in the beginning, and costs nothing."""
+        if self._heads is not None:
+            self._check_devices()
+            _core.attention_enable(self._address, None, 0, _core.ATTENTION_MEAN)
+            self._heads = None
+
+    def attention(self) -> npt.NDArray[np.float32]:
+        """What the last token that was read attended to: the weights after the softmax, [layer, token], the token itself included;
+        with heads="all" [layer, head, token].
+
+        In each row they add up to 1, but for the mass of attention sinks that are no tokens, and with heads="max".
+
+        Raises:
+            MesaError: it is off, or nothing was read since it is on, or since the context was rolled back.
+            DeviceError: an RPC server has gone away.
+        """
+        if self._heads is None:
+            raise MesaError("attention is off: call enable_attention() before the token is read")
+        self._check_devices()
+        try:
+            weights = _core.attention(self._address)
+        except RuntimeError as err:
+            raise MesaError(str(err)) from None
+        return weights if self._heads == "all" else weights[:, 0]
 
     #
     # chunks that are kept

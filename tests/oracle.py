@@ -392,25 +392,35 @@ class Model:
         q, k = q.reshape(n, self.n_head, self.d_k), k.reshape(n, self.n_head_kv, self.d_k)
         return self.norm(q_norm, q), self.norm(k_norm, k), v
 
-    def attend(self, layer: int, group: Queries, q: Floats, k: Floats, v: Floats, log_scaling_T: int | None) -> Floats:
-        """Attention of one group -> [m, n_head * d_v], from unrotated q of its own tokens, k and v of all tokens.
-
-        A sliding-window layer reads the text as if it were not cut: only what all layers but those see is woven.
-        """
+    def seen(self, layer: int, group: Queries) -> Queries:
+        """The same in one layer. A sliding-window layer reads the text as if it were not cut: only what all layers but those see is
+        woven."""
         if self.windows[layer] and group.kept:
-            group = kept_window_queries(group, self.windows[layer])
-        elif self.windows[layer]:
-            group = window_queries(group.tokens, self.windows[layer])
-        k, v = k[group.keys], v[group.keys]
+            return kept_window_queries(group, self.windows[layer])
+        return window_queries(group.tokens, self.windows[layer]) if self.windows[layer] else group
+
+    def attend(self, layer: int, group: Queries, q: Floats, k: Floats, v: Floats, log_scaling_T: int | None) -> Floats:
+        """Attention of one group -> [m, n_head * d_v], from unrotated q of its own tokens, k and v of all tokens."""
+        weights = self.weights(layer, group, q, k, log_scaling_T)
+        v = v[self.seen(layer, group).keys]
+        if self.kv_half:
+            v = v.astype(np.float16).astype(np.float64)
+        head_kv = np.arange(self.n_head) // (self.n_head // self.n_head_kv)
+        return np.einsum("hmk,khd->mhd", weights, v[:, head_kv]).reshape(len(q), -1)
+
+    def weights(self, layer: int, group: Queries, q: Floats, k: Floats, log_scaling_T: int | None) -> Floats:
+        """How much each query attends to each key that its group sees in this layer [n_head, m, k]."""
+        group = self.seen(layer, group)
+        k = k[group.keys]
         rope = self.ropes[layer]
         if rope is not None:
             q, k = rope(q, group.positions), rope(k, group.key_positions)
         if self.kv_half:
-            k, v = (x.astype(np.float16).astype(np.float64) for x in (k, v))
+            k = k.astype(np.float16).astype(np.float64)
         scale = log_scaling(group.tokens, log_scaling_T if group.log_scaled else None)
         q = q * scale[:, None, None] / np.sqrt(self.d_k)
         distance = np.abs(group.positions[:, None] - group.key_positions)  # [m, k]
-        out = np.empty((len(q), self.n_head, self.d_v))
+        out = np.empty((self.n_head, len(q), len(k)))
         for head in range(self.n_head):
             head_kv = head // (self.n_head // self.n_head_kv)
             score = q[:, head] @ k[:, head_kv].T  # [m, k]
@@ -422,8 +432,8 @@ class Model:
                 score = score + group.bias
             score = np.where(group.visible, score, -np.inf)
             weight = np.exp(score - score.max(-1, keepdims=True))
-            out[:, head] = weight / weight.sum(-1, keepdims=True) @ v[:, head_kv]
-        return out.reshape(len(q), -1)
+            out[head] = weight / weight.sum(-1, keepdims=True)
+        return out
 
     def feed_forward(self, layer: int, x: Floats) -> Floats:
         name = f"blk.{layer}.ffn"
@@ -491,6 +501,8 @@ class State:
         self.anchor, self.stair_width = 0, stair_width
         self.log_scaling_T = log_scaling_T
         self.n = 0
+        # what the last token read attended to in each layer [n_head, n]
+        self.attention = [np.empty((model.n_head, 0)) for _ in range(model.n_layer)]
         self.keys = [np.empty((0, model.n_head_kv, model.d_k)) for _ in range(model.n_layer)]
         self.values = [np.empty((0, model.n_head_kv, model.d_v)) for _ in range(model.n_layer)]
 
@@ -501,6 +513,9 @@ class State:
             self.keys[layer] = np.concatenate([self.keys[layer], k])
             self.values[layer] = np.concatenate([self.values[layer], v])
             attention = self.model.attend(layer, group, q, self.keys[layer], self.values[layer], self.log_scaling_T)
+            weights = self.model.weights(layer, group, q, self.keys[layer], self.log_scaling_T)
+            self.attention[layer] = np.zeros((self.model.n_head, len(self.keys[layer])))
+            self.attention[layer][:, self.model.seen(layer, group).keys] = weights[:, -1]
             x = self.model.finish_layer(layer, x, attention)
         self.n += len(tokens)
         return self.model.output(x)

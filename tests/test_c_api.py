@@ -535,6 +535,9 @@ NULL_CALLS = {
     "chunk_save": lambda lib, null, ctx, p: lib.llama_mesa_chunk_save(null, 1, 5, null, 0) < 0,
     "chunk_load": lambda lib, null, ctx, p: lib.llama_mesa_chunk_load(null, null, 5, null, 0) < 0,
     "get_loaded": lambda lib, null, ctx, p: lib.llama_mesa_get_loaded(null, null, 0) < 0,
+    "attention_enable": lambda lib, null, ctx, p: lib.llama_mesa_attention_enable(null, null, 1, 0) < 0,
+    "get_attention_layers": lambda lib, null, ctx, p: lib.llama_mesa_get_attention_layers(null, null, 0) < 0,
+    "get_attention": lambda lib, null, ctx, p: lib.llama_mesa_get_attention(null, null, 0, null) < 0,
     "make_plan": lambda lib, null, ctx, p: lib.llama_mesa_make_plan(null, 5, null, null, 0, null, null) < 0,
 }
 
@@ -753,3 +756,37 @@ def test_shifts_and_copies_are_refused_and_change_nothing(context: Context) -> N
     assert lib.llama_memory_seq_rm(memory, 0, 340, -1)
     assert context.decode(LONG[340:], 340) == 0
     assert np.abs(context.logits(10) - first[340:]).max() <= 1e-4
+
+
+def test_what_a_token_attends_to(context: Context) -> None:
+    """As the header has it: where there is no room for the weights nothing is written, and the number of keys is told all the same."""
+    lib, ctx, new, null = context.lib, context.ctx, context.ffi.new, context.ffi.NULL
+    assert lib.llama_mesa_attention_enable(ctx, null, 1, lib.LLAMA_MESA_ATTENTION_MEAN) < 0  # Mesa is not enabled
+    context.enable()
+    assert lib.llama_mesa_get_attention_layers(ctx, null, 0) == 0
+    assert lib.llama_mesa_get_attention(ctx, null, 0, null) < 0
+    assert "llama_mesa_attention_enable first" in context.error()
+    for n, kind in ((-1, 0), (1, -1), (1, 3)):
+        assert lib.llama_mesa_attention_enable(ctx, null, n, kind) < 0
+    wanted = new("int32_t[]", [1, 0])
+    assert lib.llama_mesa_attention_enable(ctx, wanted, 2, lib.LLAMA_MESA_ATTENTION_HEADS) == 2
+    layers = new("int32_t[2]")
+    assert lib.llama_mesa_get_attention_layers(ctx, layers, 2) == 2
+    assert list(layers) == [1, 0]
+
+    assert context.decode(LONG[:20], 0) == 0
+    assert lib.llama_mesa_get_attention(ctx, null, 0, null) < 0
+    assert context.decode(LONG[20:21], 20) == 0
+    n_rows = new("int32_t *")
+    assert lib.llama_mesa_get_attention(ctx, null, 0, n_rows) == 21
+    n = 2 * n_rows[0] * 21
+    weights = new("float[]", [-1.0] * n)
+    assert lib.llama_mesa_get_attention(ctx, weights, n - 1, null) == 21
+    assert set(weights) == {-1.0}
+    assert lib.llama_mesa_get_attention(ctx, weights, n, null) == 21
+    assert np.allclose(np.array(list(weights)).reshape(-1, 21).sum(1), 1)
+
+    assert context.enable() == 0  # again: it is off
+    assert lib.llama_mesa_get_attention_layers(ctx, null, 0) == 0
+    assert context.decode(LONG[21:22], 21) == 0
+    assert lib.llama_mesa_get_attention(ctx, null, 0, null) < 0

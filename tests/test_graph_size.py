@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,15 @@ class Tensor(ctypes.Structure):
     ]
 
 
-def largest_graph(path: Path, config: MesaConfig | None, *, kv: int = F16, flash: bool = False) -> int:
-    """Nodes of the largest graph that reads tokens, while a text of several T is read in small ubatches and goes on."""
+def graphs(
+    path: Path,
+    config: MesaConfig | None,
+    *,
+    kv: int = F16,
+    flash: bool = False,
+    prepare: Callable[[int], None] = lambda context: None,
+) -> list[int]:
+    """Nodes of each graph that reads tokens, while a text of several T is read in small ubatches and goes on."""
     counts: list[int] = []
 
     def count(address: int, ask: bool, _: object) -> bool:
@@ -68,6 +76,7 @@ def largest_graph(path: Path, config: MesaConfig | None, *, kv: int = F16, flash
     address = ctypes.cast(ctx, ctypes.c_void_p).value
     if config is not None:
         _core.enable(address, config.params(T))
+        prepare(address or 0)
         _core.prompt(address, 350)
     batch = llama_cpp.llama_batch_init(512, 0, 1)
     n_past = 0
@@ -81,11 +90,15 @@ def largest_graph(path: Path, config: MesaConfig | None, *, kv: int = F16, flash
     llama_cpp.llama_batch_free(batch)
     llama_cpp.llama_free(ctx)
     llama_cpp.llama_model_free(model)
-    return max(counts)
+    return counts
+
+
+def largest_graph(path: Path, config: MesaConfig | None, *, kv: int = F16, flash: bool = False) -> int:
+    return max(graphs(path, config, kv=kv, flash=flash))
 
 
 def per_layer() -> int:
-    (number,) = re.findall(r"n_nodes_layer = (\d+);", (ROOT / "csrc" / "graph.cpp").read_text())
+    (number,) = re.findall(r"n_nodes_layer += (\d+);", (ROOT / "csrc" / "graph.cpp").read_text())
     return int(number)
 
 

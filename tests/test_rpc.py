@@ -171,6 +171,22 @@ CASES += [(kind, *cache, True) for kind in ("gptneox", "mpt") for cache in (CACH
 CASES += [("llama", *cache, False) for cache in (CACHES[1], CACHES[4], CACHES[5])]
 
 
+def test_attention_of_layers_on_two_servers(path: Callable[[str], Path], open_llama: Opener, servers: str) -> None:
+    """Its rows are computed where the keys are, and fetched."""
+    seen = []
+    for options in ({}, dict(rpc_servers=servers, tensor_split=[3.0, 2.0])):
+        llm = open_llama(path("llama"), n_ubatch=256, **options)
+        layers = llm.enable_attention([0, 1])
+        llm.eval(LONG)
+        seen.append([llm.attention()])
+        for token in ANSWER[:5]:
+            llm.eval([token])
+            seen[-1].append(llm.attention())
+        assert layers == [0, 1] and seen[-1][-1].shape == (2, len(LONG) + 5)
+        llm.close()
+    assert max(worst(local, remote) for local, remote in zip(*seen)) < 1e-4
+
+
 @pytest.mark.parametrize(("kind", "type_k", "type_v", "flash", "mesa"), CASES)
 def test_layers_on_two_servers_equal_the_local_run(
     path: Callable[[str], Path],

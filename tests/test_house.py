@@ -31,7 +31,7 @@ FLOORS = (
     ("loaders",),
     ("library",),
     ("reading",),
-    ("lab",),
+    ("lab", "server"),
     ("cli",),
     ("__main__",),
 )

@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import MesaError
-from . import ask, bench, demo, evaluate, inspect, library, output, plan, rpc_server
+from . import ask, bench, demo, evaluate, inspect, library, output, plan, rpc_server, serve
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -37,6 +37,7 @@ Examples:\n
 )
 app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
 app.add_typer(library.library_app, name="library")
+app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)

@@ -310,6 +310,12 @@ class Index:
         )
         return [self._document(row) for row in rows]
 
+    def document_numbers(self, collection: str | None = None) -> list[int]:
+        """The numbers of all documents, or of those of a collection, without their texts."""
+        which = "" if collection is None else " WHERE id IN (SELECT document FROM members WHERE collection = ?)"
+        values = () if collection is None else (collection,)
+        return [int(number) for (number,) in self._rows(f"SELECT id FROM documents{which} ORDER BY id", values)]
+
     def document(self, document: int) -> DocumentRow | None:
         rows = self._rows(
             "SELECT id, name, source, digest, kind, title, text, places, notes, added FROM documents WHERE id = ?",
@@ -390,6 +396,15 @@ class Index:
         with self.writing() as db:
             db.execute("INSERT OR IGNORE INTO collections VALUES (?, ?)", (collection, time.time()))
             db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", [(collection, d) for d in documents])
+
+    def remove_from_collection(self, collection: str, document: int) -> None:
+        with self.writing() as db:
+            db.execute("DELETE FROM members WHERE collection = ? AND document = ?", (collection, document))
+
+    def collections_of(self, document: int) -> list[str]:
+        """The collections that a document is in."""
+        rows = self._rows("SELECT collection FROM members WHERE document = ? ORDER BY collection", (document,))
+        return [str(name) for (name,) in rows]
 
     def collections(self) -> list[tuple[str, int]]:
         """Name and number of documents of each."""

@@ -164,6 +164,11 @@ class Catalogue:
             self._pieces[row.id] = Piece(document, row, text, self.form.tokenize(text))
         return self._pieces[row.id]
 
+    def forget(self, document: int) -> None:
+        """Let go of what is in memory of a document, by its number."""
+        for row in self._rows.pop(document, []):
+            self._pieces.pop(row.id, None)
+
     def select(
         self,
         question: str,
@@ -258,6 +263,10 @@ class Shelf:
     def forget(self) -> None:
         """Something else used the context."""
         self._ready, self._loaded = False, []
+
+    def release(self) -> None:
+        """Let go of chunks that the library could not take: what was read ahead is read again when it is asked for."""
+        self._unkept.clear()
 
     def read(self, pieces: Sequence[Piece], progress: Progress | None = None) -> tuple[int, list[str]]:
         """Read the chunks that are not kept yet, and keep them: tokens computed, and a line for each that could not be kept.

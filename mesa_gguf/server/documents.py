@@ -1,0 +1,505 @@
+"""Files as documents of the library: their text is taken out in a thread of its own, and the model reads them in the background."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import ConfigError, DocumentError, MesaError
+from ..library.library import Document, Library
+from ..library.store import LibraryError
+from ..reading.shelf import Catalogue, Piece, Shelf
+from .engine import Engine, Stopped
+from .problems import Problem
+from .records import FileRow, Records, StoreRow, new_file_id
+
+log = logging.getLogger("mesa_gguf.server")
+
+PASTED = ".pasted"  # the collection of texts that came in messages, which is shown nowhere
+MAX_PASTED = 64  # of them are kept
+MAX_TEXT = 200_000  # characters of a document's text in one answer
+
+State = Literal["waiting", "loading", "reading", "ready", "error"]
+
+
+@dataclass
+class Progress:
+    """How far a file is.
+
+    Attributes:
+        chunks, tokens: of it; None before its text is there.
+        tokens_read: of its chunks that are kept.
+        notes: what was noticed while it was read, a line each.
+    """
+
+    state: State = "waiting"
+    chunks: int | None = None
+    tokens: int | None = None
+    tokens_read: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+class Documents:
+    """The files of a server, and the documents of the library that they are.
+
+    Args:
+        library: takes the documents.
+        records: of files and vector stores.
+        open_catalogue: makes the catalogue that the loader's thread cuts by, with a vocabulary of its own.
+        shelf: of the model's thread; None: this model reads no documents, for the reason given.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        records: Records,
+        shelf: Shelf | None,
+        open_catalogue: Callable[[], Catalogue],
+        reason: str = "",
+    ) -> None:
+        self.library, self.records, self.shelf, self.reason = library, records, shelf, reason
+        self.wake: Callable[[], None] = lambda: None  # tells the engine that there is something to read
+        self._open_catalogue = open_catalogue
+        self._read_with = ""
+        if shelf is not None:
+            preamble = repr(shelf.catalogue.preamble)
+            self._read_with = hashlib.sha256(f"{shelf.llm.chunk_origin}:{preamble}".encode()).hexdigest()
+        self._lock = threading.RLock()
+        self._progress: dict[str, Progress] = {}
+        self._to_load: queue.Queue[str | None] = queue.Queue()
+        self._to_read: OrderedDict[str, list[Piece]] = OrderedDict()  # chunks that are not read yet, of each file
+        self._gone: set[int] = set()  # documents that the model's thread may forget
+        self._known: dict[int, Document] = {}
+        self._meeting = threading.Lock()
+        self._adding = 0  # documents that are in the library already, or just now, and noted nowhere yet
+        self._speed: float | None = None  # tokens a second
+        self._loader = threading.Thread(target=self._load_all, name="mesa-loader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load and read, first what was not done when the server was stopped."""
+        self.records.sweep()
+        self.meet_library()
+        for row in self.records.files():
+            self._begin(row)
+        self._loader.start()
+
+    def close(self) -> None:
+        self._to_load.put(None)
+        if self._loader.is_alive():
+            self._loader.join(5.0)
+
+    def _begin(self, row: FileRow) -> None:
+        if row.error is not None:
+            self._progress[row.id] = Progress("error")
+        elif row.document is not None and not row.has_content and row.read_with is None:
+            # it was in the library before: it is read when it is asked about
+            self._progress[row.id] = Progress("ready")
+        else:
+            self._progress[row.id] = Progress("waiting")
+            self._to_load.put(row.id)
+
+    def require(self) -> Shelf:
+        """The shelf.
+
+        Raises:
+            Problem: this model reads no documents.
+        """
+        if self.shelf is None:
+            raise Problem(400, f"this model reads no documents: {self.reason}", "no_documents")
+        return self.shelf
+
+    #
+    # files
+    #
+
+    def add(self, row: FileRow) -> None:
+        """Load and read a file that was just noted."""
+        with self._lock:
+            self._progress[row.id] = Progress("waiting")
+        self._to_load.put(row.id)
+
+    def file(self, file_id: str) -> FileRow:
+        """A file by its id.
+
+        Raises:
+            Problem: there is none.
+        """
+        row = self.records.file(file_id)
+        if row is None:
+            raise Problem(404, f"there is no file {file_id}", "not_found", param="file_id")
+        return row
+
+    def loaded(self, file_id: str) -> Document | None:
+        """The document of a file; None while its text is not there yet.
+
+        Raises:
+            Problem: there is no such file, or its text cannot be taken out.
+        """
+        row = self.file(file_id)
+        if row.error is not None:
+            raise Problem(400, f"{row.filename} cannot be asked about: {row.error}", "file_error")
+        if row.document is None and self.progress(file_id).state == "error":  # a disk that is full
+            reason = "; ".join(self.progress(file_id).notes)
+            raise Problem(503, f"{row.filename} cannot be asked about: {reason}", "file_error")
+        return None if row.document is None else self.document(row)
+
+    def document(self, row: FileRow) -> Document:
+        """The document of a file that is loaded.
+
+        Raises:
+            Problem: it is not in the library any more.
+        """
+        assert row.document is not None
+        found = self._document(row.document)
+        if found is None:
+            raise Problem(404, f"{row.filename} is not in the library any more", "not_found")
+        return found
+
+    def _document(self, number: int) -> Document | None:
+        """A document by its number, from memory where it was asked for before; another process may have removed it since."""
+        if number not in self._known:
+            row = self.library.index.document(number)
+            if row is None:
+                return None
+            self._known[number] = Document._of(row)
+        return self._known[number]
+
+    @contextlib.contextmanager
+    def _adds(self) -> Iterator[None]:
+        """Within this a document is added to the library, and noted."""
+        with self._meeting:
+            self._adding += 1
+        try:
+            yield
+        finally:
+            with self._meeting:
+                self._adding -= 1
+
+    def progress(self, file_id: str) -> Progress:
+        return self._progress.get(file_id) or Progress()
+
+    def seconds_left(self, file_id: str) -> float | None:
+        """Until a file is read, with those before it; None while no speed is known."""
+        with self._lock:
+            if file_id not in self._to_read or self._speed is None:
+                return None
+            n_tokens = 0
+            for name, pieces in self._to_read.items():
+                n_tokens += sum(len(piece.tokens) for piece in pieces)
+                if name == file_id:
+                    break
+        return round(n_tokens / self._speed, 1)
+
+    def remove(self, row: FileRow) -> None:
+        """Forget a file, and its document where nothing else has it."""
+        with self._lock:
+            self._to_read.pop(row.id, None)
+            self._progress.pop(row.id, None)
+        stores = self.records.stores_of(row.id)
+        self.records.remove_file(row.id)
+        if row.document is None:
+            return
+        others = self.records.files_of(row.document)
+        if not others:
+            self.library.index.remove_document(row.document)
+            self._known.pop(row.document, None)
+            self._gone.add(row.document)
+            return
+        for store in stores:
+            self._leave_collection(store, row.document)
+
+    def meet_library(self) -> None:
+        """Take in what was put into the library, and taken out of it, beside the server."""
+        with self._meeting:
+            files = {row.document: row for row in self.records.files() if row.document is not None}
+            there = self.library.index.document_numbers()
+            for number in sorted(set(there) - set(files) - set(self.library.index.document_numbers(PASTED))):
+                document = self._document(number) if self._adding == 0 else None
+                if document is not None:
+                    row = self.records.add_file(
+                        new_file_id(), document.name, has_content=False, document=number, n_bytes=document.n_chars
+                    )
+                    files[number] = row
+                    self._progress[row.id] = Progress("ready")
+            for number in set(files) - set(there):
+                for row in self.records.files_of(number):
+                    if row.error is None:
+                        self.records.note_file(row.id, error="it is not in the library any more")
+                        self._progress[row.id] = Progress("error")
+                self._known.pop(number, None)
+            stores = {store.name: store for store in self.records.stores()}
+            for name, _ in self.library.index.collections():
+                if name == PASTED:
+                    continue
+                store = stores.get(name) or self.records.add_store(name)
+                members = {row.document for row, _ in self.records.members(store)}
+                for number in self.library.index.document_numbers(name):
+                    if number in files and number not in members:
+                        self.records.add_member(store, files[number].id)
+
+    #
+    # vector stores
+    #
+
+    def store(self, name: str) -> StoreRow:
+        """A vector store by id or name.
+
+        Raises:
+            Problem: there is none.
+        """
+        store = self.records.store(name)
+        if store is None:
+            self.meet_library()
+            store = self.records.store(name)
+        if store is None:
+            raise Problem(404, f"there is no vector store {name}", "not_found", param="vector_store_id")
+        return store
+
+    def make_collection(self, store: StoreRow) -> None:
+        """The library's collection of a vector store, which is empty yet."""
+        self.library.index.add_to_collection(store.name, [])
+
+    def join_store(self, store: StoreRow, row: FileRow) -> float:
+        created = self.records.add_member(store, row.id)
+        if row.document is not None:
+            self.library.index.add_to_collection(store.name, [row.document])
+        return created
+
+    def leave_store(self, store: StoreRow, row: FileRow) -> bool:
+        there = self.records.remove_member(store, row.id)
+        if row.document is not None:
+            self._leave_collection(store, row.document)
+        return there
+
+    def _leave_collection(self, store: StoreRow, document: int) -> None:
+        if all(other.document != document for other, _ in self.records.members(store)):
+            self.library.index.remove_from_collection(store.name, document)
+
+    def remove_store(self, store: StoreRow) -> None:
+        self.records.remove_store(store)
+        self.library.index.remove_collection(store.name)
+
+    #
+    # texts that came in messages
+    #
+
+    def take_in(self, data: bytes, name: str) -> Document:
+        """Bytes that came in a message as a document of the library, known by its content."""
+        with self._adds():
+            document = self.library.add_bytes(data, name, collection=PASTED)
+        self._keep_few_pasted()
+        return document
+
+    def take_in_text(self, text: str) -> Document:
+        name = f"pasted-{hashlib.sha256(text.encode()).hexdigest()[:8]}.txt"
+        with self._adds():
+            document = self.library.add_text(text, name, collection=PASTED)
+        self._keep_few_pasted()
+        return document
+
+    def _keep_few_pasted(self) -> None:
+        numbers = self.library.index.document_numbers(PASTED)
+        for number in numbers[:-MAX_PASTED]:
+            if not self.records.files_of(number) and len(self.library.index.collections_of(number)) == 1:
+                self.library.index.remove_document(number)
+                self._gone.add(number)
+
+    #
+    # the loader's thread
+    #
+
+    def _load_all(self) -> None:
+        catalogue: Catalogue | None = None
+        while True:
+            file_id = self._to_load.get()
+            if file_id is None:
+                return
+            try:
+                if catalogue is None and self.shelf is not None:
+                    catalogue = self._open_catalogue()
+                self._load(file_id, catalogue)
+            except Exception as err:
+                if not isinstance(err, MesaError):
+                    log.exception("a file cannot be loaded")
+                # note: a full disk passes, a damaged file does not: the former is tried again at the next start
+                message = str(err) if isinstance(err, MesaError) else "it cannot be loaded: the server's log says why"
+                with contextlib.suppress(LibraryError):
+                    if isinstance(err, (DocumentError, ConfigError)) or not isinstance(err, (LibraryError, OSError)):
+                        self.records.note_file(file_id, error=message)
+                with self._lock:
+                    if file_id in self._progress:
+                        self._progress[file_id] = Progress("error", notes=[message])
+
+    def _load(self, file_id: str, catalogue: Catalogue | None) -> None:
+        row = self.records.file(file_id)
+        if row is None or self.shelf is None or catalogue is None:
+            return
+        progress = self._progress.setdefault(file_id, Progress())
+        progress.state = "loading"
+        if row.document is None:
+            content = self.records.content(row)
+            if content is None:
+                raise DocumentError("its bytes are gone from the server's folder: upload it again")
+            with self._adds():
+                document = self.library.add_bytes(content.read_bytes(), row.filename)
+                self.records.note_file(file_id, document=document.id)
+            for store in self.records.stores_of(file_id):
+                self.library.index.add_to_collection(store.name, [document.id])
+        else:
+            document = self.document(row)
+        pieces = [catalogue.piece(document, span) for span in catalogue.rows(document)]
+        catalogue.forget(document.id)
+        if not pieces:
+            raise DocumentError(f"{row.filename} has no text")
+        missing = [piece for piece in pieces if self.shelf.key(piece) not in self.library.store]
+        tokens = sum(len(piece.tokens) for piece in pieces)
+        with self._lock:
+            if file_id not in self._progress:
+                return  # it was deleted meanwhile
+            progress.chunks, progress.tokens = len(pieces), tokens
+            progress.tokens_read = tokens - sum(len(piece.tokens) for piece in missing)
+            if missing:
+                progress.state = "reading"
+                self._to_read[file_id] = missing
+        if not missing:
+            self._done(file_id)
+        self.wake()
+
+    def _done(self, file_id: str) -> None:
+        with contextlib.suppress(LibraryError):  # a disk that is full: it is looked at again at the next start
+            self.records.note_file(file_id, read_with=self._read_with)
+        with self._lock:
+            if file_id in self._progress:
+                self._progress[file_id].state = "ready"
+
+    #
+    # the model's thread
+    #
+
+    def pending(self) -> bool:
+        return bool(self._to_read)
+
+    def step(self, engine: Engine) -> None:
+        """Read one chunk of the file that was uploaded first."""
+        shelf = self.require()
+        with self._lock:
+            if not self._to_read:
+                return
+            file_id, pieces = next(iter(self._to_read.items()))
+            piece = pieces[0]
+            self.forget_gone(shelf)
+        begin = time.perf_counter()
+        try:
+            n_computed, notes = shelf.read([piece])
+        except Stopped:
+            raise
+        except Exception as err:
+            if not isinstance(err, MesaError):
+                log.exception("a chunk cannot be read")
+            n_computed, notes = 0, [str(err) if isinstance(err, MesaError) else "a chunk cannot be read"]
+        seconds = time.perf_counter() - begin
+        shelf.release()
+        engine.metrics.computed.labels("document").inc(n_computed)
+        with self._lock:
+            if n_computed:
+                now = n_computed / max(seconds, 1e-9)
+                self._speed = now if self._speed is None else self._speed + 0.2 * (now - self._speed)
+            progress = self._progress.get(file_id)
+            left = self._to_read.get(file_id)
+            if progress is None or left is None:
+                return  # it was deleted meanwhile
+            left.pop(0)
+            if notes:  # what cannot be kept need not be read ahead
+                progress.notes += [note for note in notes if note not in progress.notes]
+                left.clear()
+            else:
+                progress.tokens_read += len(piece.tokens)
+            if not left:
+                del self._to_read[file_id]
+                if notes:
+                    progress.state = "ready"
+        if not left and not notes:
+            self._done(file_id)
+        engine.metrics.documents.set(len(self._to_read))
+
+    def forget_gone(self, shelf: Shelf) -> None:
+        """What the model's thread remembers of documents that were removed."""
+        while self._gone:
+            shelf.catalogue.forget(self._gone.pop())
+
+    #
+    # as JSON
+    #
+
+    def described(self, row: FileRow) -> dict[str, Any]:
+        """A file as OpenAI has it, and what more there is to say."""
+        progress = self.progress(row.id)
+        kind = title = characters = None
+        notes = list(progress.notes)
+        state = "error" if row.error is not None else progress.state
+        if row.document is not None and row.error is None:
+            with contextlib.suppress(Problem):
+                document = self.document(row)
+                kind, title, characters = document.kind, document.title, document.n_chars
+                notes = [*document.notes, *notes]
+        status = "error" if state == "error" else "processed" if state == "ready" else "uploaded"
+        reason = row.error or (progress.notes[0] if state == "error" and progress.notes else None)
+        return {
+            "id": row.id, "object": "file", "filename": row.filename, "bytes": row.bytes, "created_at": int(row.created),
+            "purpose": row.purpose, "status": status, "status_details": reason,
+            "mesa": {
+                "state": state, "kind": kind, "title": title, "characters": characters, "notes": notes, "chunks": progress.chunks,
+                "tokens": progress.tokens, "tokens_read": progress.tokens_read, "seconds_left": self.seconds_left(row.id),
+                "has_content": row.has_content, "collections": [store.name for store in self.records.stores_of(row.id)],
+            },
+        }  # fmt: skip
+
+    def text(self, row: FileRow, start: int, stop: int | None) -> dict[str, Any]:
+        """Characters of a document's text, with its places."""
+        if row.document is None:
+            raise Problem(
+                409 if row.error is None else 400, row.error or f"{row.filename} is not loaded yet", "not_loaded"
+            )
+        found = self.library.index.document(row.document)
+        if found is None:
+            raise Problem(404, f"{row.filename} is not in the library any more", "not_found")
+        n = len(found.text)
+        start = min(start, n)
+        end = min(n if stop is None else max(stop, start), start + MAX_TEXT, n)
+        places = [(at, page, heading) for at, page, heading in found.places if at < max(end, start + 1)]
+        first = max((i for i, (at, _, _) in enumerate(places) if at <= start), default=0)
+        return {
+            "file_id": row.id, "filename": row.filename, "kind": found.kind, "start": start, "stop": end, "characters": n,
+            "text": found.text[start:end],
+            "places": [{"start": at, "page": page, "heading": heading} for at, page, heading in places[first:]],
+        }  # fmt: skip
+
+    def store_described(self, store: StoreRow) -> dict[str, Any]:
+        counts = {"in_progress": 0, "completed": 0, "failed": 0, "cancelled": 0}
+        for row, _ in self.records.members(store):
+            counts[_status_in_store(row)] += 1
+        return {
+            "id": store.id, "object": "vector_store", "name": store.name, "created_at": int(store.created), "status": "completed",
+            "usage_bytes": sum(row.bytes for row, _ in self.records.members(store)), "metadata": {}, "last_active_at": None,
+            "file_counts": {**counts, "total": sum(counts.values())},
+        }  # fmt: skip
+
+    @staticmethod
+    def member_described(store: StoreRow, row: FileRow, created: float) -> dict[str, Any]:
+        error = None if row.error is None else {"code": "unsupported_file", "message": row.error}
+        return {
+            "id": row.id, "object": "vector_store.file", "vector_store_id": store.id, "created_at": int(created),
+            "status": _status_in_store(row), "usage_bytes": row.bytes, "last_error": error,
+        }  # fmt: skip
+
+
+def _status_in_store(row: FileRow) -> Literal["failed", "completed", "in_progress"]:
+    return "failed" if row.error is not None else "completed" if row.document is not None else "in_progress"

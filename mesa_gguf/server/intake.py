@@ -1,0 +1,195 @@
+"""A chat's messages as a question about documents, where they are one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from ..library.library import Document
+from ..loaders.document import printable
+from ..reading.prompts import Turn
+from .answers import Asked
+from .documents import Documents
+from .problems import Problem
+from .schemas import ChatRequest, FilePart, FileReference, Message, TextPart
+
+PASTED_CHARS = 8192  # of a text in a message, from which on it is a document: about what a question reads of one
+QUESTION_CHARS = 1000  # longest paragraph beside it that is taken for the question
+
+_DATA = re.compile(r"data:[^,]{0,256};base64,")
+_PARAGRAPHS = re.compile(r"\n\s*\n")
+_Result = TypeVar("_Result")
+
+
+def name_of(given: str | None, default: str = "document.txt") -> str:
+    """A file's name as it is shown: never a path, on one line."""
+    name = printable(re.split(r"[/\\]", given or "")[-1].strip())[:255].strip()
+    return name if name not in ("", ".", "..") else default
+
+
+@dataclass
+class _Found:
+    documents: dict[int, tuple[Document, str | None]] = field(default_factory=dict)
+    pasted: bool = False
+    named: bool = False
+
+    def add(self, document: Document, file_id: str | None) -> None:
+        if file_id is not None or document.id not in self.documents:
+            self.documents[document.id] = (document, file_id)
+
+
+async def understand(request: ChatRequest, documents: Documents, seconds: float) -> Asked | None:
+    """The question about documents that a chat is; None: it is about none.
+
+    Args:
+        seconds: that files which are not loaded yet are waited for.
+
+    Raises:
+        Problem: a file is not there or cannot be used, or there is no question.
+    """
+    end = time.monotonic() + seconds
+    reads = documents.shelf is not None
+    found = _Found()
+    questions: list[tuple[str, str]] = []  # role and text
+    for message in request.messages:
+        text = await _text(message, documents, found, end, pastes=reads)
+        questions.append((message.role, text))
+    for file_id in request.documents or ():
+        found.named = True
+        found.add(await _loaded(documents, file_id, end), file_id)
+    if request.collection is not None:
+        found.named = True
+        store = await _apart(documents.store, request.collection)
+        for row, _ in await _apart(documents.records.members, store):
+            if row.error is None:
+                found.add(await _loaded(documents, row.id, end), row.id)
+        if not found.documents:
+            raise Problem(400, f"the vector store {store.name} has no documents", "no_documents", param="collection")
+    if not found.named and not found.pasted:
+        if request.read is not None:
+            raise Problem(400, "read is for documents, and there are none", "no_documents", param="read")
+        return None
+    documents.require()
+    if not questions or questions[-1][0] != "user" or not questions[-1][1].strip():
+        raise Problem(400, "the last message asks nothing: give it a text", "no_question", param="messages")
+    history, instructions = _conversation(questions[:-1])
+    read = request.read or ("all" if found.pasted and not found.named else "auto")
+    return Asked(questions[-1][1].strip(), history, instructions, tuple(found.documents.values()), read)
+
+
+def _conversation(messages: list[tuple[str, str]]) -> tuple[tuple[Turn, ...], str | None]:
+    """Turns, and the instructions before them."""
+    instructions: list[str] = []
+    turns: list[Turn] = []
+    asked: list[str] = []
+    for role, text in messages:
+        text = text.strip()
+        if role in ("system", "developer"):
+            instructions += [text] if text else []
+        elif role == "user":
+            asked += [text] if text else []
+        elif role == "assistant":
+            if asked:
+                turns.append(Turn("\n\n".join(asked), text))
+                asked = []
+        else:
+            raise Problem(
+                400, f"messages of the role {role} cannot be used with documents", "unsupported", param="messages"
+            )
+    if asked:  # a question that was not answered
+        turns.append(Turn("\n\n".join(asked), ""))
+    return tuple(turns), "\n\n".join(instructions) or None
+
+
+async def _text(message: Message, documents: Documents, found: _Found, end: float, *, pastes: bool) -> str:
+    """The text of a message, without the documents in it, which are found."""
+    content = message.content
+    if content is None:
+        return ""
+    parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, FilePart):
+            found.named = True
+            await _add_file(part.file, documents, found, end)
+        else:
+            texts.append(part.text)
+    if not pastes or message.role != "user":
+        return "\n".join(texts)
+    kept: list[str] = []
+    for text in texts:
+        others = any(other.strip() and len(other) < PASTED_CHARS for other in texts)
+        document, question = (text, "") if len(text) >= PASTED_CHARS and others else split_pasted(text)
+        if document:
+            found.pasted = True
+            found.add(await _apart(documents.take_in_text, document), None)
+        kept += [question] if question else []
+    return "\n".join(kept)
+
+
+def split_pasted(text: str) -> tuple[str, str]:
+    """A long text as a document and the question beside it; ("", text) where it is short, or no question is found.
+
+    The question is the last paragraph or the first one, whichever looks like one: it has a question mark, or ends with a colon.
+    """
+    if len(text) < PASTED_CHARS:
+        return "", text
+    stripped = text.strip()
+    paragraphs = [(match.start(), match.end()) for match in _PARAGRAPHS.finditer(stripped)]
+    if not paragraphs:
+        return "", text
+    first, last = stripped[: paragraphs[0][0]].strip(), stripped[paragraphs[-1][1] :].strip()
+    after_first, before_last = stripped[paragraphs[0][1] :], stripped[: paragraphs[-1][0]]
+    short_first, short_last = len(first) <= QUESTION_CHARS, len(last) <= QUESTION_CHARS
+    if short_last and _asks(last):
+        return before_last, last
+    if short_first and (_asks(first) or first.endswith(":")):
+        return after_first, first
+    if short_last:
+        return before_last, last
+    return (after_first, first) if short_first else ("", text)
+
+
+def _asks(text: str) -> bool:
+    return any(mark in text for mark in "?？؟")
+
+
+async def _add_file(reference: FileReference, documents: Documents, found: _Found, end: float) -> None:
+    documents.require()
+    if reference.file_id is not None:
+        found.add(await _loaded(documents, reference.file_id, end), reference.file_id)
+        return
+    if reference.file_data is None:
+        raise Problem(400, "a file part has neither file_id nor file_data", "invalid_value", param="messages")
+    given = reference.file_data
+    match = _DATA.match(given)
+    try:
+        data = base64.b64decode(given[match.end() if match else 0 :], validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem(
+            400, "file_data is no base64: data:application/pdf;base64,…", "invalid_value", param="messages"
+        ) from None
+    found.add(await _apart(documents.take_in, data, name_of(reference.filename)), None)
+
+
+async def _loaded(documents: Documents, file_id: str, end: float) -> Document:
+    """The document of a file, when its text was taken out."""
+    while True:
+        document = await _apart(documents.loaded, file_id)
+        if document is not None:
+            return document
+        if time.monotonic() > end:
+            raise Problem(504, f"{file_id} is not loaded yet: ask again later", "timeout")
+        await asyncio.sleep(0.05)
+
+
+async def _apart(function: Callable[..., _Result], *args: object) -> _Result:
+    return await run_in_threadpool(function, *args)

@@ -510,24 +510,55 @@ def test_texts_are_no_files(library: Library, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "said"),
     [
-        "UPDATE documents SET places = '{'",
-        "UPDATE spans SET heading = 'x'",
-        "DELETE FROM words_data",
-        "DROP TABLE spans",
+        ("UPDATE spans SET heading = 'x'", "cut anew"),
+        ("UPDATE spans SET stop = stop + 1 WHERE ordinal = 2", "cut anew"),
+        ("DELETE FROM spans WHERE ordinal = 2", "cut anew"),
+        ("DELETE FROM cuts", "cut anew"),
+        ("DELETE FROM words_data", "with the 1 document that could be read"),
+        ("DROP TABLE spans", "with the 1 document that could be read"),
     ],
 )
-def test_an_index_that_is_damaged_inside(llm: MesaLlama, tmp_path: Path, damage: str) -> None:
+def test_what_is_damaged_inside_the_index_is_made_anew(llm: MesaLlama, tmp_path: Path, damage: str, said: str) -> None:
     with Library(tmp_path / "library", budget=10**9) as library:
-        put(library, tmp_path)
-        Reader(llm, library).ask(FACT.question).answer  # noqa: B018
+        put(library, tmp_path, collection="work")
+        before = Reader(llm, library).ask(FACT.question).answer
         library.index._db.execute(damage)
-    with (
-        pytest.raises(LibraryError, match="the index is damaged: move it away"),
-        Library(tmp_path / "library") as library,
-    ):
-        Reader(llm, library).ask(FACT.question).answer  # noqa: B018
+    with Library(tmp_path / "library", budget=10**9) as library:
+        opened = library.mended
+        answer = Reader(llm, library).ask(FACT.question, collection="work").answer
+        assert (answer.text, answer.citations) == (before.text, before.citations)
+        assert answer.read is not None and answer.read.tokens_computed == 0
+        (told,) = [*([opened] if opened else []), *answer.read.notes]
+        assert said in told and "\n" not in told
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["places = '{'", "text = replace(text, 'a', 'e')", "name = 'x'", "text = CAST(x'ff' AS TEXT)", "seal = ''"],
+)
+def test_a_document_that_is_damaged_is_not_read(llm: MesaLlama, tmp_path: Path, damage: str) -> None:
+    with Library(tmp_path / "library", budget=10**9) as library:
+        other = put(library, tmp_path, "Nothing to see here.", "other.txt")
+        put(library, tmp_path, collection="work")
+        before = Reader(llm, library).ask(FACT.question).answer
+        library.index._db.execute(f"UPDATE documents SET {damage} WHERE id != ?", (other.id,))
+    with Library(tmp_path / "library", budget=10**9) as library:
+        assert len(library.verify().documents) == 1
+        with pytest.raises(LibraryError, match="is damaged in the library's index: add its file again"):
+            Reader(llm, library).ask(FACT.question).answer  # noqa: B018
+        put(library, tmp_path)
+        assert Reader(llm, library).ask(FACT.question, collection="work").answer.text == before.text
+        assert library.verify().documents == [] and len(library.documents()) == 2
+
+
+def test_a_collection_that_is_damaged_is_not_read(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    first, second = put(library, tmp_path, collection="work"), put(library, tmp_path, "Nothing.", "other.txt")
+    library.index._db.execute("UPDATE members SET document = ?", (second.id,))
+    with pytest.raises(LibraryError, match="the collection work is damaged: remove it"):
+        library.documents("work")
+    assert library.documents() == [first, second]
 
 
 def test_an_index_that_was_cut_to_nothing(tmp_path: Path) -> None:

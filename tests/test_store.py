@@ -296,7 +296,7 @@ def test_a_library_of_the_future(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version = 99")
     db.close()
     before = path.read_bytes()
-    with pytest.raises(LibraryError, match=r"newer mesa-gguf \(version 99, this one knows 1\): update mesa-gguf"):
+    with pytest.raises(LibraryError, match=r"newer mesa-gguf \(version 99, this one knows 2\): update mesa-gguf"):
         Index(path)
     assert path.read_bytes() == before
 
@@ -320,9 +320,36 @@ def test_a_damaged_index_is_set_aside(tmp_path: Path, damage: str) -> None:
     path.write_bytes(data)
     index = Index(path)
     assert index.mended is not None and "was damaged" in index.mended and "\n" not in index.mended
-    assert index.documents() == []
+    whole = [row.text for row in index.documents()]
+    assert set(whole) <= {f"{TEXT} {i} {'word ' * 400}" for i in range(40)}
+    assert bool(whole) == (damage in ("page", "cut")) or damage == "cut"
     assert any(bytes(data) == other.read_bytes() for other in tmp_path.glob("index.sqlite3.damaged-*"))
     add(index, TEXT)
+
+
+def test_an_index_of_version_1_gets_its_seals(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite3"
+    index = Index(path)
+    number = add(index, TEXT)
+    index.add_to_collection("work", [number])
+    index.preamble("m", "model.gguf", [1, 2])
+    for table in ("documents", "collections", "preambles"):
+        index._db.execute(f"ALTER TABLE {table} DROP COLUMN seal")
+    index._db.execute("DROP TABLE cuts")
+    index._db.execute("PRAGMA user_version = 1")
+    index.close()
+    index = Index(path)
+    assert index.mended is None and [row.text for row in index.documents("work")] == [TEXT]
+    assert index.preamble("m", "model.gguf", [3]) == [1, 2]
+    assert index.spans(number, "v") == []  # they are cut anew
+    index.set_spans(number, "v", [(0, len(TEXT), 10, ["One"], 1, 1)])
+    assert index.search("ship", "v", [number], 5)[0][0] == index.spans(number, "v")[0].id
+
+
+def test_a_preamble_that_is_damaged_is_another_one(index: Index) -> None:
+    index.preamble("m", "model.gguf", [1, 2])
+    index._db.execute("UPDATE preambles SET tokens = '[1, 3]'")
+    assert index.preamble("m", "model.gguf", [1, 4]) == [1, 4] == index.preamble("m", "model.gguf", [5])
 
 
 def test_an_error_takes_everything_back(index: Index) -> None:

@@ -178,6 +178,8 @@ def _report(report: Report, as_json: bool) -> None:
         if getattr(report, name):
             parts.append(f"{len(getattr(report, name))} {name}")
     output.write("; ".join(parts) + "\n")
+    for name in report.documents:
+        output.write(f"{name} is damaged in the index: add its file again\n")
 
 
 def add_file(library: Library, file: str, collection: str | None, encoding: str | None) -> list[Document]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from ..errors import DocumentError, MesaError, PromptError
 from ..loaders import LoadedDocument, Place, load_bytes, walk
 from ..loaders.document import printable
-from .index import DocumentRow, Index
+from .index import DocumentRow, Index, damaged_document
 from .store import ChunkStore, LibraryError
 
 ENVIRONMENT = "MESA_LIBRARY"
@@ -63,6 +63,7 @@ class Report:
         missing: chunks that the index had and the disk has not.
         unknown: files that the index had not, and now has, or that were removed.
         dropped: chunks that were removed to keep to the budget.
+        documents: names of documents whose text in the index is damaged; they can be read when their files are added again.
     """
 
     n_chunks: int = 0
@@ -71,6 +72,7 @@ class Report:
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    documents: list[str] = field(default_factory=list)
 
 
 def default_folder() -> Path:
@@ -232,6 +234,7 @@ class Library:
         digest = hashlib.sha256(data).hexdigest()
         found = self.index.find_document(digest, source)
         row = self.index.document(found) if found is not None else None
+        again = again or (row is not None and not row.whole)
         if row is None or again or (source is not None and row.source != source):
             loaded = load()
             number = self.index.add_document(
@@ -254,6 +257,8 @@ class Library:
         row = self.index.document(number)
         if row is None:
             raise LibraryError(f"document {number} is not in the library")
+        if not row.whole:
+            raise damaged_document(row)
         return row
 
     def documents(self, collection: str | None = None) -> list[Document]:
@@ -341,8 +346,13 @@ class Library:
         return self._counted(report)
 
     def verify(self) -> Report:
-        """Read every kept chunk and compare its checksum; what is damaged goes, and is read again when it is asked for."""
+        """Read every kept chunk and compare its checksum; what is damaged goes, and is read again when it is asked for.
+
+        The index is compared with its checksums too: damaged chunks and words are cut anew, damaged documents are named.
+        """
         report = self._compare()
+        report.documents = [row.name for row in self.index.documents() if not row.whole]
+        self.index.check_words()
         for row in self.index.kept():
             if self.store.get(row.key, row.n_tokens) is None:
                 report.damaged.append(row.key)

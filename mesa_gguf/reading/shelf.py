@@ -191,6 +191,25 @@ class Catalogue:
             PromptError: the mode is none, or the documents are empty.
         """
         mode = check_mode(mode)
+        for _ in range(TRIES):
+            n_forgotten = self.library.index.n_forgotten
+            selection = self._select(question, documents, mode, room, history)
+            if self.library.index.n_forgotten == n_forgotten:
+                return selection
+            self._rows.clear()  # the index was damaged: the documents are cut anew
+            self._pieces.clear()
+        raise LibraryError(
+            f"{self.library.folder}: the index is damaged each time that it is read: see whether the disk is"
+        )
+
+    def _select(
+        self,
+        question: str,
+        documents: Sequence[Document],
+        mode: ReadMode,
+        room: int | None,
+        history: Sequence[Turn],
+    ) -> Selection:
         every = [(document, row) for document in documents for row in self.rows(document)]
         if not every:
             raise PromptError("the documents are empty")
@@ -255,6 +274,7 @@ class Shelf:
         self._loaded: list[tuple[str, int]] = []  # keys and lengths of the chunks in the context, behind the preamble
         self._ready = False  # the preamble is in the context, and nothing that is not known here
         self._unkept: dict[str, bytes] = {}  # rows that the library could not take
+        self._mended = self.library.mended  # what was said of that when the library was opened
 
     def key(self, piece: Piece) -> str:
         """The name of a chunk's rows in the library."""
@@ -326,6 +346,9 @@ class Shelf:
         keys = [self.key(piece) for piece in pieces]
         computed = 0
         notes: list[str] = []
+        if self.library.mended is not None and self.library.mended != self._mended:
+            notes.append(self.library.mended)
+            self._mended = self.library.mended
         for _ in range(TRIES):
             n_read, others = self.read(pieces, progress)
             computed, notes = computed + n_read, [*notes, *others]

@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import MesaError
-from . import ask, bench, demo, evaluate, inspect, library, output, plan, rpc_server, serve
+from . import ask, bench, chat, demo, evaluate, inspect, library, output, plan, rpc_server, serve
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -36,6 +36,7 @@ Examples:\n
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ask", epilog=ask.EXAMPLES)(ask.ask)
+app.command("chat", epilog=chat.EXAMPLES)(chat.chat)
 app.add_typer(library.library_app, name="library")
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)

@@ -61,9 +61,9 @@ from .options import (
 if TYPE_CHECKING:
     from ..config import MesaPlan
     from ..llama import MesaLlama
-    from ..reading.prompts import PromptForm
+    from ..reading.prompts import PromptForm, Turn
     from ..reading.reader import Answer, AnswerStream, Citation, Reader, Reading
-    from ..reading.shelf import ReadMode
+    from ..reading.shelf import Catalogue, ReadMode
 
 EXAMPLES = """\
 Examples:\n
@@ -142,7 +142,7 @@ def ask(
     }
     if "-" in (files or ()) and questions_file == "-":
         raise PromptError("the document and the questions cannot both come from standard input")
-    mode = _mode(read)
+    mode = mode_of(read)
     own_numbers = any(
         value is not None
         for value in (train_length, reading_length, first_chunk, chunk, last_chunk, log_scaling, stair_bias)
@@ -185,7 +185,7 @@ def ask(
         _ask_whole(path, form, document, asked, load, n_ctx, generation, show)
     else:
         with open_library(library) as opened:
-            documents = _documents(opened, files or [], collection, encoding)
+            documents = documents_of(opened, files or [], collection, encoding)
             _ask_library(path, form, opened, documents, asked, mode, load, generation, show)
 
 
@@ -207,7 +207,12 @@ class _Generation:
 Load = Callable[[int], "MesaLlama"]
 
 
-def _mode(text: str) -> ReadMode:
+def mode_of(text: str) -> ReadMode:
+    """What --read says.
+
+    Raises:
+        PromptError: it is no mode.
+    """
     from ..reading.shelf import check_mode
 
     return check_mode(int(text) if text.isascii() and text.isdigit() else text)
@@ -268,7 +273,9 @@ def _write_answer(question: str, stream: AnswerStream, index: int, n: int, show:
 #
 
 
-def _documents(library: Library, files: Sequence[str], collection: str | None, encoding: str | None) -> list[Document]:
+def documents_of(
+    library: Library, files: Sequence[str], collection: str | None, encoding: str | None
+) -> list[Document]:
     """The documents that are asked about, those of the files added to the library."""
     found: list[Document] = []
     for file in files:
@@ -299,24 +306,12 @@ def _ask_library(
     generation: _Generation,
     show: _Show,
 ) -> None:
-    from ..reading.reader import Reader, context_for
+    from ..reading.reader import Reader
     from ..reading.shelf import Catalogue
 
     begin: float | None = time.perf_counter()
     catalogue = Catalogue(form.vocabulary, form, library)
-    needed = 0
-    for text in asked:
-        selection = catalogue.select(text, documents, mode)
-        n_read = max(len(piece.tokens) for piece in selection.pieces) if mode == "each" else selection.room
-        if mode == "each":  # the answers together come last
-            n_read = max(n_read, len(selection.pieces) * (generation.max_tokens + 32))
-        needed = max(needed, n_read + len(form.tail(text)))
-    needed += len(catalogue.preamble) + 8
-    llm = load(
-        max(
-            context_for(needed, generation.max_tokens), context_for(len(catalogue.preamble) + catalogue.chunk_tokens, 8)
-        )
-    )
+    llm = load(max(n_ctx_for(catalogue, documents, text, mode, generation.max_tokens) for text in asked))
     with contextlib.closing(llm):
         reader = Reader(llm, catalogue=catalogue)
         for index, text in enumerate(asked):
@@ -339,9 +334,37 @@ def _ask_library(
                 _say_sources(stream.answer)
 
 
+def n_ctx_for(
+    catalogue: Catalogue,
+    documents: Sequence[Document],
+    question: str,
+    mode: ReadMode,
+    max_tokens: int,
+    history: Sequence[Turn] = (),
+    instructions: str | None = None,
+) -> int:
+    """The n_ctx that a question about documents and its answer need, in tokens."""
+    from ..reading.reader import context_for
+
+    selection = catalogue.select(question, documents, mode, history=history)
+    n_read = max(len(piece.tokens) for piece in selection.pieces) if mode == "each" else selection.room
+    if mode == "each":  # the answers together come last
+        n_read = max(n_read, len(selection.pieces) * (max_tokens + 32))
+    n_tail = len(catalogue.form.tail(question, history=history, instructions=instructions))
+    n_preamble = len(catalogue.preamble)
+    return max(
+        context_for(n_preamble + n_read + n_tail + 8, max_tokens), context_for(n_preamble + catalogue.chunk_tokens, 8)
+    )
+
+
 def _say_sources(answer: Answer) -> None:
     """Where the answer stands, and what was read for it."""
-    for number, citation in enumerate(answer.citations, 1):
+    say_citations(answer.citations)
+    say_read(answer)
+
+
+def say_citations(citations: Sequence[Citation]) -> None:
+    for number, citation in enumerate(citations, 1):
         where = citation.document
         if citation.page is not None:
             where += f", page {citation.page}"
@@ -349,6 +372,10 @@ def _say_sources(answer: Answer) -> None:
             where += f", {' > '.join(citation.heading)}"
         text = " ".join(citation.text.split())
         output.say(f"[{number}] {where}: {text if len(text) <= 240 else f'{text[:240]}…'}")
+
+
+def say_read(answer: Answer) -> None:
+    """How much was read for an answer."""
     if answer.read is None:
         return
     if not answer.stands:

@@ -78,7 +78,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_command(line: str, folder: Path) -> None:
     _, *arguments = shlex.split(line)
     process = [sys.executable, "-m", "mesa_gguf", *arguments]
-    done = subprocess.run(process, cwd=folder, capture_output=True, text=True, check=False)
+    # what chat is told; the others do not listen
+    done = subprocess.run(process, cwd=folder, capture_output=True, text=True, check=False, input="/help\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     if "Mara Lind" in line:

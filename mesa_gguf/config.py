@@ -136,6 +136,7 @@ class MesaConfig:
             E keys share, weighs as one key (1) or as E (0, the paper's). So are those of keys in the last chunk that are `last_chunk`
             tokens or more behind the query; nearer ones less, and not at all up to half of it. Without effect on ALiBi
             models, which lower far keys anyhow. Default: 0.5 for "mesa", 0 for the other methods.
+        tuned: use the numbers that ``mesa-gguf tune`` keeps of the model in place of defaults, where there are some. Those given here win.
         n_sinks: first tokens that "lm-infinite" and "streaming-llm" keep in sight. Default: 4.
     """
 
@@ -155,6 +156,7 @@ class MesaConfig:
     stair_bias: float | None = None
     log_length: int | None = None
     reading_length: int | None = None
+    tuned: bool = True
 
     def __post_init__(self) -> None:
         for name in (

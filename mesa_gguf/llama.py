@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -26,6 +27,7 @@ from .config import MesaConfig, MesaPlan
 from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError, Remedy
 from .model.header import SHOW_REASON, check_adapter, check_model, damaged, fingerprint
 from .model.memory import check_kv_types, check_memory, is_quantized
+from .model.tuning import Tuning, tuned
 from .state import MesaState
 from .vocabulary import Closed, WholeTokens
 
@@ -34,6 +36,11 @@ Progress = Callable[[int, int], None]
 
 
 N_CTX_STEP = 256  # tokens; llama.cpp's context length is a multiple of it
+CHANGES_MODEL = {
+    "kv_overrides": None, "lora_path": None, "rope_scaling_type": llama_cpp.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
+    "rope_freq_base": 0.0, "rope_freq_scale": 0.0, "yarn_ext_factor": -1.0,
+}  # fmt: skip
+"""Arguments, with their defaults, that make another model of a file: what was measured of it does not hold."""
 MOST_DRAFTS = 64  # tokens; with a draft model, a batch of at most this many has the logits of all of them
 
 Heads = Literal["mean", "max", "all"]
@@ -62,6 +69,10 @@ class MesaLlama(llama_cpp.Llama):
     Everything that `Llama` does works past the trained length: completion, chat, streaming, stop strings, grammars,
     logits_all, eval, generate, save_state and load_state, prefix reuse, prompt-lookup speculation. A text that fits
     into the trained length is read as stock llama.cpp reads it, with the same logits.
+
+    Attributes:
+        mesa: the config in use: numbers that nobody gave are those that ``mesa-gguf tune`` keeps of the model, if it does.
+        tuning: these; None: there are none, or they are not used.
 
     Args:
         model_path: a GGUF file.
@@ -133,6 +144,12 @@ class MesaLlama(llama_cpp.Llama):
                 Remedy("type_v", 1, why="which is f16"),
             )
         header = check_model(Path(model_path), kwargs.get("kv_overrides"))
+        self.tuning: Tuning | None = None
+        as_in_file = all(kwargs.get(name, default) == default for name, default in CHANGES_MODEL.items())
+        if as_in_file and not kwargs.get("vocab_only", False):
+            self.mesa, self.tuning = tuned(self.mesa, Path(model_path), header.train_length)
+            if self.tuning is not None and kwargs.get("verbose", False) and _llama_cpp.has_stderr():
+                print(f"mesa-gguf: {model_path}: {self.tuning} (mesa-gguf tune)", file=sys.stderr)
         lora_path = kwargs.pop("lora_path", None)
         if lora_path is not None:
             check_adapter(Path(lora_path))
@@ -215,6 +232,26 @@ class MesaLlama(llama_cpp.Llama):
             raise ModelError(f"{model_path}: {err}") from None
         if self.mesa.plan is not None:
             _validate(self.mesa.plan, self._params, 0)
+
+    def reconfigure(self, mesa: MesaConfig) -> None:
+        """Read by other numbers from now on. What was read is forgotten. Of a config nothing but what is written in it holds.
+
+        Raises:
+            ConfigError: the numbers cannot work together, or Mesa would be switched on or off, which takes a context of its own.
+        """
+        if not (mesa.enabled and self.mesa.enabled) or self._params is None:
+            raise ConfigError("Mesa is switched on or off when a model is loaded: load it again")
+        params = mesa.params(self._model.n_ctx_train())
+        if mesa.plan is not None:
+            _validate(mesa.plan, params, 0)
+        self.reset()
+        self._ctx.kv_cache_clear()
+        try:
+            _core.enable(self._address, params)
+        except RuntimeError as err:
+            raise ConfigError(str(err)) from None
+        self.mesa, self._params, self.tuning = mesa, params, None
+        self._init_args["mesa"] = mesa
 
     def _apply_adapter(self) -> None:
         """As `llama_cpp.Llama` does it, which crashes where llama.cpp refuses the adapter."""

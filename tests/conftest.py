@@ -56,6 +56,7 @@ def own_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("library")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MESA_LIBRARY", str(folder))
+        patch.setenv("MESA_TUNE", str(folder / "tune"))
         yield folder
 
 

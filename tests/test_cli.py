@@ -573,7 +573,7 @@ def test_hub_errors(monkeypatch: pytest.MonkeyPatch, name: str, problem: str) ->
 #
 
 
-@pytest.mark.parametrize("command", ["", "ask", "library", "inspect", "plan", "demo", "rpc-server", "bench"])
+@pytest.mark.parametrize("command", ["", "ask", "library", "inspect", "plan", "demo", "rpc-server", "bench", "tune"])
 def test_help_shows_examples(run: Run, command: str) -> None:
     text = run(*command.split(), "--help")
     assert "Examples:" in text and f"mesa-gguf {command}" in text
@@ -582,7 +582,7 @@ def test_help_shows_examples(run: Run, command: str) -> None:
 def test_help_speaks_in_phrases() -> None:
     """A text says what it is without the option's name beside it: no "Of the document."."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert set(commands) == {"ask", "library", "inspect", "plan", "demo", "rpc-server", "bench", "eval"}
+    assert set(commands) == set("ask library chat serve inspect plan tune demo rpc-server bench eval".split())
     commands |= {f"library {name}": of for name, of in commands["library"].commands.items()}
     for command, of in commands.items():
         assert of.help and of.help.strip().endswith("."), command

@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import MesaError
-from . import ask, bench, chat, demo, evaluate, inspect, library, output, plan, rpc_server, serve
+from . import ask, bench, chat, demo, evaluate, inspect, library, output, plan, rpc_server, serve, tune
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -41,6 +41,7 @@ app.add_typer(library.library_app, name="library")
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
+app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("rpc-server", epilog=rpc_server.EXAMPLES)(rpc_server.rpc_server)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)

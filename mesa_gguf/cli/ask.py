@@ -49,6 +49,7 @@ from .options import (
     Temperature,
     Threads,
     TrainLength,
+    Tuned,
     TypeK,
     TypeV,
     UBatch,
@@ -101,6 +102,7 @@ def ask(
     stair_width: StairWidth = "auto",
     log_scaling: LogScaling = None,
     stair_bias: StairBias = None,
+    use_tuned: Tuned = True,
     method: Method = "mesa",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
@@ -134,6 +136,7 @@ def ask(
         stair_bias,
         method,
         reading_length,
+        use_tuned,
     )
     attention = {
         "type_k": kv_type_of(type_k),
@@ -245,6 +248,8 @@ def _ask_whole(
     start = time.perf_counter()
     llm = load(context_for(n_longest, generation.max_tokens))
     load_s = time.perf_counter() - start
+    if not show.quiet:
+        output.say_tuning(path.name, llm.tuning)
     with contextlib.closing(llm):
         reader = Reader(llm, form=form)
         with output.reading_bar(show.bar) as llm.progress:
@@ -312,6 +317,8 @@ def _ask_library(
     begin: float | None = time.perf_counter()
     catalogue = Catalogue(form.vocabulary, form, library)
     llm = load(max(n_ctx_for(catalogue, documents, text, mode, generation.max_tokens) for text in asked))
+    if not show.quiet:
+        output.say_tuning(path.name, llm.tuning)
     with contextlib.closing(llm):
         reader = Reader(llm, catalogue=catalogue)
         for index, text in enumerate(asked):

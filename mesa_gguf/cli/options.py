@@ -171,6 +171,14 @@ LogScaling = Annotated[
         panel=MESA,
     ),
 ]
+Tuned = Annotated[
+    bool,
+    option(
+        "--tuned/--no-tuned",
+        help="Use the numbers that mesa-gguf tune keeps of the model, where it does, in place of defaults.",
+        panel=MESA,
+    ),
+]
 Method = Annotated[
     str,
     option(
@@ -295,6 +303,7 @@ def config_of(
     stair_bias: float | None,
     method: str,
     reading_length: int | None,
+    use_tuned: bool,
 ) -> MesaConfig:
     from ..config import MesaConfig
 
@@ -309,6 +318,7 @@ def config_of(
         stair_bias=stair_bias,
         method=method,
         reading_length=reading_length,
+        tuned=use_tuned,
     )
 
 

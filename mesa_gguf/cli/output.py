@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..llama import Progress
+    from ..model.tuning import Tuning
 
 _given: list[str] = []  # the arguments of this process's command
+_said: set[str] = set()  # what is said once
 
 
 def set_up(arguments: Sequence[str]) -> None:
     """Make standard output and standard error fit to be written to, whatever they are."""
     _given[:] = arguments
+    _said.clear()
     _flags.clear()
     _flags.update(_FLAGS)
     _open_closed()
@@ -180,6 +183,14 @@ def llama_cpp_log(shown: bool) -> Iterator[None]:
     """llama.cpp's log, or nothing of it, errors included: they come back as exceptions, which are told in one line."""
     with contextlib.nullcontext() if shown else _llama_cpp.silence():
         yield
+
+
+def say_tuning(name: str, tuning: Tuning | None) -> None:
+    """That numbers are not the defaults; once a command."""
+    line = f"mesa-gguf: {name}: {tuning} (measured by mesa-gguf tune)"
+    if tuning is not None and line not in _said:
+        _said.add(line)
+        say(line)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from .options import (
     StairBias,
     StairWidth,
     TrainLength,
+    Tuned,
     config_of,
     option,
 )
@@ -49,12 +50,15 @@ def plan(
     stair_width: StairWidth = "auto",
     log_scaling: LogScaling = None,
     stair_bias: StairBias = None,
+    use_tuned: Tuned = True,
     method: Method = "mesa",
 ) -> None:
     """Show how a text of some length is read: its chunks, the anchor, the stair width and the positions.
 
     Borders lie on the grid here; in a real text they move back to the ends of its sentences.
     """
+    from ..model.header import check_model
+    from ..model.tuning import tuned
     from ..reading.plans import format_summary, summarize
 
     if plot is not None:
@@ -72,8 +76,15 @@ def plan(
         stair_bias,
         method,
         reading_length,
+        use_tuned,
     )
-    length = train_length if train_length is not None and model is None else _train_length(model)
+    if train_length is not None and model is None:
+        length = train_length
+    else:
+        path = find_model(model)
+        length = check_model(path).train_length
+        config, tuning = tuned(config, path, length)
+        output.say_tuning(path.name, tuning)
     made = config.make_plan(tokens, length)
     params = config.params(length)
     summary = summarize(made, tokens, params)
@@ -83,9 +94,3 @@ def plan(
         output.write(format_summary(summary) + "\n")
     if plot is not None:
         plan_figure(made, tokens, params).savefig(plot)
-
-
-def _train_length(model: str | None) -> int:
-    from ..model.header import check_model
-
-    return check_model(find_model(model)).train_length

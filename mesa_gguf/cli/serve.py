@@ -157,6 +157,7 @@ def serve(
             verbose=verbose,
             **types,
         )
+        output.say_tuning(path.name, llm.tuning)
         output.say(
             f"mesa-gguf: {path.name} at {address_of(listener)} (a context of {llm.n_ctx()} tokens); Ctrl-C ends it"
         )

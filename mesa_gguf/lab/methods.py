@@ -174,7 +174,8 @@ def _config(method: Method, overrides: Mapping[str, Any]) -> MesaConfig:
         return MesaConfig(enabled=False, train_length=overrides.get("train_length"))
     # the default is left out, so that it stays the default's business
     named: dict[str, Any] = {} if method.engine == "mesa" else {"method": method.engine}  # "mesa" is the default
-    return MesaConfig(**overrides, **named)
+    # nor are numbers that were kept: a result depends on nothing that is not written beside it
+    return MesaConfig(**{"tuned": False, **overrides, **named})
 
 
 def open_model(

@@ -12,6 +12,7 @@ import llama_cpp
 from ..config import MesaConfig
 from ..errors import ConfigError, ModelError
 from .header import Header, check_model
+from .tuning import Tuning, tuned
 
 ROPE_KINDS = {
     llama_cpp.LLAMA_ROPE_TYPE_NORM: "norm",
@@ -58,7 +59,8 @@ class ModelReport:
         position: "rope", "alibi" or "none".
         rope: kind, base, dimensions, scaling; empty without RoPE.
         unsupported: why Mesa cannot read with it; None if it can.
-        defaults: None if Mesa cannot read with it.
+        defaults: None if Mesa cannot read with it. Where numbers of the model were measured and kept, they are these, and
+        tuned: is what is kept.
     """
 
     path: str
@@ -78,6 +80,7 @@ class ModelReport:
     kv_bytes_per_token: Memory
     memory: list[Memory]
     defaults: Defaults | None
+    tuned: Tuning | None
 
 
 def inspect_model(path: Path, n_tokens: Sequence[int] = ()) -> ModelReport:
@@ -90,6 +93,7 @@ def inspect_model(path: Path, n_tokens: Sequence[int] = ()) -> ModelReport:
         ModelError: the file is missing, is no GGUF file, or is damaged.
     """
     header = check_model(path)
+    config, tuning = tuned(MesaConfig(), path, header.train_length)
     unsupported, n_params, rope_type = _llama_cpp_view(header)
     n_head = header.get("attention.head_count", 0)
     return ModelReport(
@@ -109,7 +113,8 @@ def inspect_model(path: Path, n_tokens: Sequence[int] = ()) -> ModelReport:
         unsupported=unsupported,
         kv_bytes_per_token=_memory(header, 1),
         memory=[_memory(header, n) for n in n_tokens or (header.train_length * times for times in (1, 8, 32))],
-        defaults=_defaults(header) if unsupported is None else None,
+        defaults=_defaults(config, header) if unsupported is None else None,
+        tuned=tuning if unsupported is None else None,
     )
 
 
@@ -157,8 +162,8 @@ def _memory(header: Header, n_tokens: int) -> Memory:
     return Memory(n_tokens, header.weight_bytes, header.kv_bytes(n_tokens), kv_q8_0)
 
 
-def _defaults(header: Header) -> Defaults:
-    params = MesaConfig().params(header.train_length)
+def _defaults(config: MesaConfig, header: Header) -> Defaults:
+    params = config.params(header.train_length)
     return Defaults(params.reading_length, params.first_chunk, params.chunk, params.last_chunk, params.room)
 
 
@@ -190,6 +195,8 @@ def format_report(report: ModelReport) -> str:
         lengths = f"first chunk {d.first_chunk}, chunk {d.chunk}, last chunk {d.last_chunk}, room {d.room}"
         rows.append(("reading length", f"{d.reading_length} tokens"))
         rows.append(("defaults", f"{lengths} tokens"))
+        if report.tuned is not None:
+            rows.append(("tuned", f"{report.tuned} ({report.tuned.date})"))
     lines = [f"{key:<16}{value}" for key, value in rows]
     lines += ["", f"{'tokens':>10}  {'weights':>10}  {'KV f16':>10}  {'KV q8_0':>10}  {'sum (f16)':>10}"]
     lines += [

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..config import MesaConfig
 from ..errors import ConfigError, PromptError, Remedy
 from ..library.chunking import split
 from ..library.index import SpanRow, terms_of
@@ -22,6 +23,7 @@ from ..llama import MesaLlama
 from ..loaders import Place
 from ..model.fingerprint import model_fingerprint
 from ..model.header import check_model
+from ..model.tuning import tuned
 from .prompts import PromptForm, Turn
 
 CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
@@ -122,7 +124,9 @@ class Catalogue:
         path = Path(vocabulary.model_path)
         self.model = model_fingerprint(path)
         name = path.name
-        reading_length = vocabulary.mesa.params(check_model(path).train_length).reading_length
+        train_length = check_model(path).train_length  # which a model without its weights does not know
+        own = vocabulary.mesa if vocabulary.mesa.enabled else MesaConfig()  # nothing is read without weights
+        reading_length = tuned(own, path, train_length)[0].params(train_length).reading_length
         self.preamble = library.index.preamble(f"{self.model}:{form.name}", name, form.preamble)
         self.chunk_tokens = min(CHUNK_TOKENS, reading_length - len(self.preamble) - SPARE_TOKENS)
         if self.chunk_tokens < 64:

@@ -82,7 +82,7 @@ class Settings:
         """The fields of `MesaConfig` for a method of the patched library."""
         if method == DISABLED:
             return {"enabled": False}
-        fields = {"train_length": self.train_length, **self.mesa}
+        fields = {"train_length": self.train_length, "tuned": False, **self.mesa}
         if method != MESA:
             fields["method"] = method
         return {name: value for name, value in fields.items() if value is not None}

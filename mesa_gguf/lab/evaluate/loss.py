@@ -1,4 +1,4 @@
-"""Log-loss by token position.
+"""Log-loss by token position, and of answers.
 
 For each length L the loss of the last W tokens of a window of L tokens is taken: tokens that have L - W to L - 1 tokens
 before them. The windows slide over the text, and their last W tokens are the same ones for every length and every
@@ -9,6 +9,7 @@ reads everything; W tokens should fit into it (T/8 do), or the loss of a part of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -62,6 +63,49 @@ def tail_losses(llm: MesaLlama, tokens: Sequence[int], tail: int) -> list[float]
     finally:
         llm._batch = own_batch
     return losses
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How an answer follows what it was begun with.
+
+    Attributes:
+        exact: each of its tokens is the likeliest, so that greedy decoding would write it.
+        logprob: the mean over its tokens of the log-probability, in nats.
+    """
+
+    exact: bool
+    logprob: float
+
+
+def score_begun(llm: MesaLlama, n_document: int, before: Sequence[int], answer: Sequence[int]) -> Begun:
+    """Score an answer behind a document that is in the context.
+
+    Args:
+        n_document: tokens of the context that stay; what follows them is forgotten.
+        before: the question, and what the answer begins with.
+    """
+    targets = iter(answer)
+    losses: list[float] = []
+    exact = True
+
+    def take(logits: npt.NDArray[np.float32]) -> None:
+        nonlocal exact
+        for row in logits:
+            token = next(targets)
+            exact = exact and int(row.argmax()) == token
+            losses.append(token_loss(row, token))
+
+    own_batch: Any = llm._batch
+    batch = _TailBatch(llm, n_document + len(before) - 1, take)
+    llm._batch = cast(Any, batch)
+    try:
+        llm.n_tokens = n_document  # eval() goes on from here
+        llm.eval([*before, *answer[:-1]])
+        batch.flush()
+    finally:
+        llm._batch = own_batch
+    return Begun(exact, -sum(losses) / len(losses))
 
 
 class _TailBatch:

@@ -36,6 +36,7 @@ library_app = typer.Typer(
 Examples:\n
   mesa-gguf library add report.pdf papers/ -m model.gguf --collection work\n
   mesa-gguf library list\n
+  mesa-gguf library remove --collection work\n
   mesa-gguf library prune --budget 2000000000
 """,
     no_args_is_help=True,
@@ -82,6 +83,7 @@ def add(
 def _read(
     library: Library, documents: list[Document], path: Path, plain: bool, kv_types: tuple[int, int], threads: int | None
 ) -> None:
+    from ..model.inspection import format_bytes
     from ..reading.prompts import PromptForm
     from ..reading.reader import context_for, load_model, load_vocabulary
     from ..reading.shelf import Catalogue, Shelf
@@ -93,8 +95,15 @@ def _read(
     llm = load_model(path, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, type_k=type_k, type_v=type_v)
     with contextlib.closing(llm):
         shelf = Shelf(llm, catalogue)
+        rows = {document.id: catalogue.rows(document) for document in documents}
+        n_tokens = sum(row.n_tokens for own in rows.values() for row in own)
+        size = llm.chunk_size(1000) * n_tokens // 1000
+        output.say(
+            f"{n_tokens} tokens in {sum(map(len, rows.values()))} chunks, about {format_bytes(size)} on disk; "
+            f"the budget is {format_bytes(library.budget)}"
+        )
         for document in documents:
-            pieces = [catalogue.piece(document, row) for row in catalogue.rows(document)]
+            pieces = [catalogue.piece(document, row) for row in rows[document.id]]
             total = sum(len(piece.tokens) for piece in pieces)
             with output.reading_bar(True) as progress:
                 computed, notes = shelf.read(pieces, progress)
@@ -108,6 +117,8 @@ def _read(
 @library_app.command("list")
 def list_(collection: CollectionOption = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """List the documents, the collections, and the bytes that are kept of each model."""
+    from ..model.inspection import format_bytes
+
     with open_library(library) as opened:
         documents = opened.documents(collection)
         kept: dict[str, list[int]] = {}
@@ -118,20 +129,41 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
             {"model": names.get(model, model[:12]), "chunks": len(sizes), "bytes": sum(sizes)}
             for model, sizes in kept.items()
         ]
+        cuts = opened.index.cuts()
+        shown = [
+            {
+                **asdict(document),
+                "collections": opened.index.collections_of(document.id),
+                "cuts": [
+                    {
+                        "model": names.get(cut.partition(":")[0], cut.partition(":")[0][:12]),
+                        "chunks": n_chunks,
+                        "tokens": n_tokens,
+                    }
+                    for cut, n_chunks, n_tokens in cuts.get(document.id, [])
+                ],
+            }
+            for document in documents
+        ]
         if as_json:
             collections = [{"name": name, "documents": n} for name, n in opened.index.collections()]
-            shown = [asdict(document) for document in documents]
             output.write_json(
                 {"documents": shown, "collections": collections, "models": models, "budget": opened.budget}
             )
             return
-        for document in documents:
-            output.write(f"{document.id}  {document.name}  {document.kind}, {document.n_chars} characters\n")
+        for about in shown:
+            line = f"{about['id']}  {about['name']}  {about['kind']}, {about['n_chars']} characters"
+            if about["collections"]:
+                line += f", in {', '.join(about['collections'])}"
+            output.write(f"{line}\n")
+            for cut in about["cuts"]:
+                output.write(f"    {cut['chunks']} chunks of {cut['tokens']} tokens for {cut['model']}\n")
         for name, n in opened.index.collections():
             output.write(f"collection {name}: {n} documents\n")
-        for own in models:
-            output.write(f"{own['model']}: {own['chunks']} chunks, {own['bytes']} bytes\n")
-        output.write(f"budget: {opened.budget} bytes in {opened.folder}\n")
+        for model, sizes in kept.items():
+            name = names.get(model, model[:12])
+            output.write(f"{name}: {len(sizes)} chunks are kept, {format_bytes(sum(sizes))}\n")
+        output.write(f"budget: {format_bytes(opened.budget)} in {opened.folder}\n")
 
 
 @library_app.command("show")
@@ -147,12 +179,36 @@ def show(document: DocumentName, as_json: JsonOption = False, library: LibraryOp
 
 
 @library_app.command("remove")
-def remove(document: DocumentName, library: LibraryOption = None) -> None:
-    """Forget a document. Its chunks stay until their place is needed, or prune is called."""
+def remove(
+    documents: Annotated[
+        list[str] | None, typer.Argument(metavar="DOCUMENT...", help="Numbers or names of documents.")
+    ] = None,
+    collection: Annotated[
+        str | None,
+        option(
+            "--collection",
+            metavar="NAME",
+            help="Forget this collection, and keep its documents; with documents, take those out of it.",
+        ),
+    ] = None,
+    library: LibraryOption = None,
+) -> None:
+    """Forget documents, or a collection. Chunks stay until their place is needed, or prune is called."""
     with open_library(library) as opened:
-        found = _find(opened, document)
-        opened.remove(found)
-        output.write(f"removed {found.name}\n")
+        found = [_find(opened, name) for name in documents or ()]
+        if collection is None:
+            if not found:
+                raise PromptError("nothing to remove: name documents, or a collection with --collection")
+            for document in found:
+                opened.remove(document)
+                output.write(f"removed {document.name}\n")
+        elif found:
+            for document in found:
+                opened.take_out(document, collection)
+                output.write(f"{document.name} is not in {collection} any more\n")
+        else:
+            opened.remove_collection(collection)
+            output.write(f"removed the collection {collection}; its documents stay\n")
 
 
 @library_app.command("verify")
@@ -173,7 +229,9 @@ def _report(report: Report, as_json: bool) -> None:
     if as_json:
         output.write_json(asdict(report))
         return
-    parts = [f"{report.n_chunks} chunks are kept, {report.n_bytes} bytes"]
+    from ..model.inspection import format_bytes
+
+    parts = [f"{report.n_chunks} chunks are kept, {format_bytes(report.n_bytes)}"]
     for name in ("damaged", "missing", "unknown", "dropped"):
         if getattr(report, name):
             parts.append(f"{len(getattr(report, name))} {name}")

@@ -491,6 +491,15 @@ class Index:
             for span, of, ordinal, start, stop, n_tokens, heading, first, last in rows
         ]
 
+    def cuts(self) -> dict[int, list[tuple[str, int, int]]]:
+        """Of each document the vocabularies that have cut it: (vocabulary, chunks, tokens) each."""
+        found: dict[int, list[tuple[str, int, int]]] = {}
+        for document, vocabulary, n_chunks, n_tokens in self._rows(
+            "SELECT document, vocabulary, count(*), sum(n_tokens) FROM spans GROUP BY document, vocabulary ORDER BY document, vocabulary"
+        ):
+            found.setdefault(int(document), []).append((str(vocabulary), int(n_chunks), int(n_tokens)))
+        return found
+
     def _cut_anew(self) -> None:
         try:
             with self.writing() as db:

@@ -267,9 +267,8 @@ class Library:
         Raises:
             PromptError: there is no such collection.
         """
-        if collection is not None and collection not in dict(self.index.collections()):
-            known = ", ".join(name for name, _ in self.index.collections()) or "none"
-            raise PromptError(f"there is no collection {collection} in the library: {known}")
+        if collection is not None:
+            self._check_collection(collection)
         return [Document._of(row) for row in self.index.documents(collection)]
 
     def text(self, document: Document) -> str:
@@ -285,6 +284,31 @@ class Library:
                 break
             found = Place(start, page, tuple(heading))
         return found
+
+    def _check_collection(self, collection: str) -> None:
+        if collection not in dict(self.index.collections()):
+            known = ", ".join(name for name, _ in self.index.collections()) or "none"
+            raise PromptError(f"there is no collection {collection} in the library: {known}")
+
+    def remove_collection(self, collection: str) -> None:
+        """Forget a collection. Its documents stay.
+
+        Raises:
+            PromptError: there is no such collection.
+        """
+        self._check_collection(collection)
+        self.index.remove_collection(collection)
+
+    def take_out(self, document: Document, collection: str) -> None:
+        """Take a document out of a collection. It stays in the library.
+
+        Raises:
+            PromptError: there is no such collection, or the document is not in it.
+        """
+        self._check_collection(collection)
+        if collection not in self.index.collections_of(document.id):
+            raise PromptError(f"{document.name} is not in the collection {collection}")
+        self.index.remove_from_collection(collection, document.id)
 
     def remove(self, document: Document) -> None:
         """Forget a document. Its chunks stay until the budget needs their place, or `prune` is called."""

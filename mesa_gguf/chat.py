@@ -49,6 +49,9 @@ def check(llm: MesaLlama, arguments: dict[str, Any]) -> dict[str, Any]:
                     raise PromptError(
                         f'messages[{i}] has the role {message["role"]!r}: the chat format "{llm.chat_format}" knows {", ".join(ROLES)}'
                     )
+        for name in ("messages", "functions", "tools"):  # what they say is text, whatever it spells
+            if arguments.get(name) is not None:
+                arguments[name] = llm._model.made_plain(arguments[name])
     arguments.update(_response_format(arguments))
     if arguments.get("logprobs") and arguments.get("top_logprobs") is None:
         arguments["top_logprobs"] = 0  # those of the answer's tokens, without others; llama_cpp.Llama would give none

@@ -87,9 +87,9 @@ def create(
     if logprobs is not None:
         if whole("logprobs", logprobs, "5") < 0:
             raise ConfigError(f"logprobs is {logprobs}: it must be 0 or more")
-        if not llm._logits_all:
+        if not llm._logits_all and echo:
             raise ConfigError(
-                "this model was loaded without the logits of all tokens, which logprobs needs",
+                "this model was loaded without the logits of all tokens, which logprobs of a prompt (echo) need",
                 Remedy("logits_all", True),
             )
     if seed is not None:
@@ -282,7 +282,10 @@ class _Logprobs:
         self._tokens = [{"token": token, "row": i - 1 if i > first else None} for i, token in enumerate(tokens)][first:]
 
     def add(self, token: int, row: int) -> None:
-        self._tokens.append({"token": token, "row": row})
+        llm = self._request.llm
+        # the last tokens' logits are at hand where not all are kept
+        likely = None if llm._logits_all else self._likely(token, llm._get_logits(row))
+        self._tokens.append({"token": token, "row": row, "likely": likely})
 
     def take(self, everything: bool = False) -> dict[str, Any]:
         """Of the tokens whose text became certain since."""
@@ -297,27 +300,32 @@ class _Logprobs:
         self._taken = max(n, self._taken)
         result: dict[str, Any] = {"tokens": [], "text_offset": [], "token_logprobs": [], "top_logprobs": []}
         for entry in taken:
-            self._describe(entry["token"], entry["row"], result)
+            self._describe(entry["token"], entry["row"], entry.get("likely"), result)
         return result
 
-    def _describe(self, token: int, row: int | None, result: dict[str, Any]) -> None:
-        llm, n_top = self._request.llm, self._request.logprobs or 0
+    def _describe(
+        self, token: int, row: int | None, likely: tuple[float, dict[str, float]] | None, result: dict[str, Any]
+    ) -> None:
+        llm = self._request.llm
         piece = llm.detokenize([token])
-        name = piece.decode(errors="ignore")
-        result["tokens"].append(name)
+        result["tokens"].append(piece.decode(errors="ignore"))
         result["text_offset"].append(self._n_characters)
         self._n_characters += len(self._decode(piece))
-        if row is None:
-            result["token_logprobs"].append(None)
-            result["top_logprobs"].append(None)
-            return
-        logprobs = llm.logits_to_logprobs(llm.scores[row])
-        top: dict[str, float] = {}
-        for i in np.argsort(-logprobs, kind="stable")[:n_top]:
-            top.setdefault(llm.detokenize([int(i)]).decode(errors="ignore"), float(logprobs[i]))
-        top[name] = float(logprobs[token])
-        result["token_logprobs"].append(float(logprobs[token]))
+        if likely is None and row is not None:
+            likely = self._likely(token, llm.scores[row])
+        logprob, top = likely if likely is not None else (None, None)
+        result["token_logprobs"].append(logprob)
         result["top_logprobs"].append(top)
+
+    def _likely(self, token: int, logits: Any) -> tuple[float, dict[str, float]]:
+        """The log-probability of a token, and those of the most likely ones and itself by their texts."""
+        llm = self._request.llm
+        logprobs = llm.logits_to_logprobs(logits)
+        top: dict[str, float] = {}
+        for i in np.argsort(-logprobs, kind="stable")[: self._request.logprobs or 0]:
+            top.setdefault(llm.detokenize([int(i)]).decode(errors="ignore"), float(logprobs[i]))
+        top[llm.detokenize([token]).decode(errors="ignore")] = float(logprobs[token])
+        return float(logprobs[token]), top
 
 
 def _text_of(llm: MesaLlama, prompt: Any) -> str:

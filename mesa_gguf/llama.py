@@ -29,7 +29,7 @@ from .model.header import SHOW_REASON, check_adapter, check_model, damaged, fing
 from .model.memory import check_kv_types, check_memory, is_quantized
 from .model.tuning import Tuning, tuned
 from .state import MesaState
-from .vocabulary import Closed, WholeTokens
+from .vocabulary import APART, Closed, WholeTokens, tokenize_piece
 
 Progress = Callable[[int, int], None]
 """Called with (tokens read, tokens to read) while a prompt is read."""
@@ -366,7 +366,11 @@ class MesaLlama(llama_cpp.Llama):
             )
         if not self._has_vocabulary and isinstance(self.tokenizer_, LlamaTokenizer):
             raise ModelError(f"{self.model_path}: this model has no vocabulary: give it token ids, not text")
-        return super().tokenize(text, add_bos, special)
+        first, *others = text.split(APART.encode())
+        tokens: list[int] = super().tokenize(first, add_bos, special)
+        for part in others:
+            tokens += tokenize_piece(self, part.decode(), special=special)
+        return tokens
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
         """See `llama_cpp.Llama.detokenize`; nothing without a vocabulary.
@@ -681,6 +685,7 @@ class MesaLlama(llama_cpp.Llama):
         """See `llama_cpp.Llama.create_chat_completion`.
 
         A message's content may be a list of text parts; they are joined by line breaks. response_format may be OpenAI's "json_schema".
+        A text that spells a control token, such as ``<|im_end|>``, stays text.
 
         Raises:
             PromptError: the messages are none, or the model's chat template refuses them.

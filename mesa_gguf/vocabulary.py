@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import functools
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import llama_cpp
 from llama_cpp._internals import LlamaModel
 
 from .errors import ModelError, PromptError
+
+MesaLlama: TypeAlias = Any  # that of llama.py, which is a floor above
+
+APART = f"mesa{secrets.token_hex(16)}"
+"""Where a text is cut before it is tokenized. Nobody outside this process knows it, and no template changes letters and digits."""
+
+_CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
 
 
 class WholeTokens(LlamaModel):
@@ -49,6 +59,28 @@ class WholeTokens(LlamaModel):
         # SentencePiece puts a space before a text
         return text[1:] if len(tokens) > 0 and tokens[0] == self.token_bos() and text[:1] == b" " else text
 
+    @functools.cached_property
+    def control_names(self) -> re.Pattern[str] | None:
+        """The characters of a text that the name of a control token begins with, those within another name too; None where there are
+        no such names."""
+        tokens = (t for t in range(self.n_vocab()) if llama_cpp.llama_vocab_get_attr(self.vocab, t) & _CONTROL)
+        names = {self.token_get_text(token) for token in tokens}
+        found = sorted(name for name in names if len(name) > 1)  # one letter cannot be cut
+        return re.compile(f"(?=(?:{'|'.join(map(re.escape, found))})).", re.DOTALL) if found else None
+
+    def made_plain(self, value: Any) -> Any:
+        """JSON in whose texts the names of control tokens are cut (`APART`), so that they stay text."""
+        names = self.control_names
+        if names is None:
+            return value
+        if isinstance(value, str):
+            return names.sub(lambda match: f"{match[0]}{APART}", value)
+        if isinstance(value, Mapping):
+            return {self.made_plain(key): self.made_plain(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.made_plain(inner) for inner in value]
+        return value
+
     def _check(self, tokens: Sequence[int]) -> None:
         n_vocab = self.n_vocab()
         bad = next((token for token in tokens if not 0 <= token < n_vocab), None)
@@ -67,3 +99,32 @@ class Closed:
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__getattr__(name)
+
+
+def tokenize_piece(llm: MesaLlama, text: str, *, special: bool = False) -> list[int]:
+    """The tokens of a part of a prompt, as they are after other parts.
+
+    note: SentencePiece vocabularies put a space before a text, as if it were the first. So they get a line end to put it
+    before, and what that gives is taken away again.
+
+    Args:
+        special: take the names of control tokens for these tokens.
+    """
+    if not text:
+        return []
+
+    def tokenize(data: str) -> list[int]:
+        tokens: list[int] = llm.tokenize(data.encode(), add_bos=False, special=special)
+        return tokens
+
+    if _puts_space(llm):
+        before, both = tokenize("\n"), tokenize(f"\n{text}")
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return tokenize(text)
+
+
+def _puts_space(llm: MesaLlama) -> bool:
+    if llama_cpp.llama_vocab_type(llm._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_SPM:
+        return False
+    return str(llm.metadata.get("tokenizer.ggml.add_space_prefix", "true")) == "true"

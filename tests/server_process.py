@@ -33,12 +33,16 @@ class Server:
     """
 
     def __init__(
-        self, library: Path, *args: str, model: Path | None = None, env: Mapping[str, str] | None = None
+        self,
+        library: Path,
+        *args: str,
+        model: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        program: str | None = None,
     ) -> None:
         command = [
             sys.executable,
-            "-m",
-            "mesa_gguf",
+            *(("-c", program) if program is not None else ("-m", "mesa_gguf")),
             "serve",
             "--port",
             "0",

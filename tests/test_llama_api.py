@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -126,6 +127,18 @@ def test_log_probabilities(llm: MesaLlama) -> None:
     assert len(logprobs["token_logprobs"]) == 5
     for value, best in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
         assert value == pytest.approx(max(best.values()))
+
+
+def test_logprobs_without_the_logits_of_all_tokens(llm: MesaLlama) -> None:
+    options: dict[str, Any] = dict(max_tokens=5, temperature=0.0, logprobs=3)
+    expected = llm.create_completion(PROMPT, **options)["choices"][0]["logprobs"]
+    light = MesaLlama(BUNDLED, n_ctx=4096, n_threads=1, n_threads_batch=1)
+    try:
+        assert light.create_completion(PROMPT, **options)["choices"][0]["logprobs"] == expected
+        with pytest.raises(ConfigError, match="logits_all"):
+            light.create_completion(PROMPT, echo=True, **options)
+    finally:
+        light.close()
 
 
 def test_chat(llm: MesaLlama) -> None:

@@ -356,10 +356,10 @@ def test_a_suffix_needs_a_model_that_fills_in(llm: MesaLlama) -> None:
         llm.create_completion("hi", suffix="ho")
 
 
-def test_logprobs_need_all_logits(words_path: Path) -> None:
+def test_logprobs_of_a_prompt_need_all_logits(words_path: Path) -> None:
     llm = MesaLlama(words_path, n_ctx=256, n_threads=1, n_threads_batch=1)
     with pytest.raises(ConfigError, match="logits_all=True"):
-        llm.create_completion("hi", logprobs=1)
+        llm.create_completion("hi", logprobs=1, echo=True)
     llm.close()
 
 

@@ -107,6 +107,18 @@ def test_chat_in_one_piece_and_in_many(client: OpenAI) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_log_probabilities_of_an_answer(client: OpenAI) -> None:
+    options: dict[str, Any] = dict(
+        model="mesa", messages=[{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0
+    )
+    found = client.chat.completions.create(**options, logprobs=True, top_logprobs=2).choices[0].logprobs
+    assert found is not None and found.content is not None and len(found.content) == 4
+    for token in found.content:
+        assert (
+            token.logprob <= 0 and max(top.logprob for top in token.top_logprobs) == token.logprob
+        )  # the likeliest one
+
+
 def test_json_keeps_to_its_schema(client: OpenAI) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [3, 4]}}, "required": ["n"], "additionalProperties": False}
     answer = client.chat.completions.create(

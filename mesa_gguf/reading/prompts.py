@@ -15,6 +15,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from ..errors import ModelError, PromptError, Remedy
 from ..llama import MesaLlama
+from ..vocabulary import tokenize_piece
 from .text import check_text
 
 TASK = "Answer the question that follows this text.\n\n"  # first, so that it lies in the first chunk, which every chunk reads
@@ -230,31 +231,3 @@ def _unusable(reason: str) -> ModelError:
 def begin(vocabulary: MesaLlama) -> list[int]:
     """The token that begins a text, for the models that want one."""
     return [vocabulary.token_bos()] if vocabulary._model.add_bos_token() else []
-
-
-def tokenize_piece(vocabulary: MesaLlama, text: str, *, special: bool = False) -> list[int]:
-    """The tokens of a part of a prompt, as they are after other parts.
-
-    note: SentencePiece vocabularies put a space before a text, as if it were the first. So they get a line end to put it
-    before, and what that gives is taken away again.
-
-    Args:
-        special: take the names of control tokens for these tokens.
-    """
-    if not text:
-        return []
-
-    def tokenize(data: str) -> list[int]:
-        return vocabulary.tokenize(data.encode(), add_bos=False, special=special)
-
-    if _puts_space(vocabulary):
-        before, both = tokenize("\n"), tokenize(f"\n{text}")
-        if both[: len(before)] == before:
-            return both[len(before) :]
-    return tokenize(text)
-
-
-def _puts_space(vocabulary: MesaLlama) -> bool:
-    if llama_cpp.llama_vocab_type(vocabulary._model.vocab) != llama_cpp.LLAMA_VOCAB_TYPE_SPM:
-        return False
-    return str(vocabulary.metadata.get("tokenizer.ggml.add_space_prefix", "true")) == "true"

@@ -88,6 +88,6 @@ def problem_of(err: BaseException) -> Problem:
         return Problem(503, message, "device_lost")
     if isinstance(err, MesaError):
         return Problem(400, message, "cannot_be_done")
-    if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Problem(507, "the server's disk is full: free some of it", "disk_full")
     return Problem(500, "the server failed: its log says why", "internal_error")

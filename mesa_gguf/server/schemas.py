@@ -52,7 +52,7 @@ class Message(Body):
 class Function(Body):
     model_config = ConfigDict(extra="allow")
 
-    name: Annotated[StrictStr, Field(min_length=1, max_length=256)]
+    name: Annotated[StrictStr, Field(pattern="^[a-zA-Z0-9_.-]{1,256}$")]
     description: StrictStr | None = None
     parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
 

@@ -114,7 +114,7 @@ class MesaConfig:
     """Options of Mesa-Extrapolation. All lengths in tokens; None takes the default, which depends on the model.
 
     Attributes:
-        enabled: False: stock llama.cpp, bit for bit.
+        enabled: False: stock llama.cpp. Bit for bit where the environment says MESA_KERNELS=stock, else with this package's kernels for the CPU.
         train_length: T, the length that the model was trained at. Default: from the GGUF.
         reading_length: R, the length that the model reads well, at most T: a longer text is read in chunks, and distances are kept below
             R. A text of at most R tokens is read as stock llama.cpp reads it. Default: T.

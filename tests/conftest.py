@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import make_models
 import mesa_gguf  # before any llama_cpp: it decides which library that loads
+from flash_attention import set_kernels
 from mesa_gguf import MesaConfig, MesaLlama, MesaPlan
 from oracle import Floats, Queries, State, chunk_queries, first_chunk_queries
 
@@ -127,6 +129,16 @@ def open_llama() -> Iterator[Opener]:
         llm.close()
 
 
+@contextmanager
+def stock_kernels() -> Iterator[None]:
+    """The CPU computes with ggml's own kernels: for what is to be stock llama.cpp's bit for bit."""
+    set_kernels(False)
+    try:
+        yield
+    finally:
+        set_kernels(True)
+
+
 def read(llm: MesaLlama, tokens: Sequence[int]) -> NDArray[np.float32]:
     """Read tokens after the ones in the context -> their logits [n, n_vocab]."""
     n = llm.n_tokens
@@ -215,8 +227,9 @@ Stock = Callable[..., tuple[NDArray[np.float32], str]]
 
 
 @pytest.fixture
-def run_stock(stock_lib: Path, tmp_path: Path) -> Stock:
-    """Runs stock llama.cpp: reads texts one after another -> (logits of every token, what it printed).
+def run_stock(stock_lib: Path, tmp_path: Path) -> Iterator[Stock]:
+    """Runs stock llama.cpp: reads texts one after another -> (logits of every token, what it printed). Until the test ends
+    this process computes with the same kernels.
 
     state: save the state there in the end. load: states to try afterwards; each one's result is printed, and the first
     text is read again.
@@ -244,7 +257,8 @@ def run_stock(stock_lib: Path, tmp_path: Path) -> Stock:
         assert done.returncode == 0, done.stderr
         return np.load(out), done.stdout
 
-    return run
+    with stock_kernels():
+        yield run
 
 
 def run_python(program: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -21,9 +21,10 @@ FILES = {
     "0004-context.patch": {"src/llama-context.h", "src/llama-context.cpp"},
     "0005-state-files.patch": {"src/llama-io.cpp", "src/llama-mmap.cpp"},
     "0006-tokenizer.patch": {"src/llama-vocab.cpp", "src/unicode.cpp"},
+    "0007-cpu-attention.patch": {f"ggml/src/ggml-cpu/{name}" for name in ("ggml-cpu.c", "ggml-cpu.cpp", "ops.cpp")},
 }
 
-MAX_ADDED, MAX_REMOVED = 140, 40  # lines of the whole series; now: 125 and 33
+MAX_ADDED, MAX_REMOVED = 150, 40  # lines of the whole series; now: 139 and 33
 
 
 def body(patch: Path) -> list[str]:
@@ -87,7 +88,7 @@ def test_a_patch_touches_only_its_files(patch: Path) -> None:
 
 def test_no_public_header_is_touched() -> None:
     """llama-cpp-python mirrors the public structs in ctypes."""
-    assert not [name for names in FILES.values() for name in names if name.startswith(("include/", "ggml/"))]
+    assert not [name for names in FILES.values() for name in names if name.startswith(("include/", "ggml/include/"))]
 
 
 def test_only_headers_with_our_prefix_are_included() -> None:

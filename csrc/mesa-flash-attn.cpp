@@ -1,0 +1,794 @@
+#include "mesa-flash-attn.h"
+
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "quants.h"
+#include "simd-mappings.h"
+
+#include "mesa-kernels.h"
+#include "mesa-simd.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cstring>
+
+// Where ggml's kernel reads the keys and values once for each head, the heads of a group share them here. A "row" is a query of one head; the
+// rows of a group read a key together.
+//
+// Few rows (generation): a work item is a range of keys. Its logits are dot products along the head; it leaves the largest logit, the sum of the
+// exponentials and the weighted values of each row, which are merged at the end.
+// Many rows: a work item is a tile of queries of a group. Keys pass in blocks; logits are computed with the rows in the lanes, so that the softmax
+// needs no sums across lanes. Where there are fewer tiles than threads want, the keys are split too.
+//
+// Keys that no row of an item sees are never touched.
+
+namespace mesa {
+namespace {
+
+constexpr int BLOCK     = 64;        // keys at a time
+constexpr int CHUNK_MAX = 512;       // keys of an item of few rows
+constexpr int CHUNK_MIN = 128;       // less, and merging costs more than threads gain
+constexpr int N_CHUNKS  = 64;        // of few rows; a fixed number, so that sums do not depend on the number of threads
+constexpr int FEW_KEYS  = 32;        // keys at a time, of few rows
+constexpr int AHEAD     = 64;        // keys from what is read to what is fetched
+constexpr int FEW_ROWS  = 8;         // up to here dot products are faster than rows in lanes
+constexpr int TILE_ROWS = 96;        // of a tile of many rows, about
+constexpr int SPLIT_MIN = 8 * BLOCK; // keys of an item of many rows
+constexpr int KEYS      = 4;         // in registers at once, which v_sum4 sums
+
+#if defined(MESA_SIMD_AVX512) || defined(MESA_SIMD_NEON) // 32 registers
+constexpr int DOT_ROWS = 4, MIX_ROWS = 4, MIX_VECS = 4;
+#else
+constexpr int DOT_ROWS = 2, MIX_ROWS = 4, MIX_VECS = 2;
+#endif
+
+constexpr int LINE = 16; // floats of a cache line, so that threads do not share one
+
+constexpr ggml_fp16_t MASKED = 0xfc00; // -infinity
+
+int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
+
+//
+// rows of a cache, as vectors
+//
+
+struct load_f32 {
+    static vec at(const char * row, int j) { return v_load((const float *) row + j * LANES); }
+};
+
+struct load_f16 {
+    static vec at(const char * row, int j) { return v_load_f16((const uint16_t *) row + j * LANES); }
+};
+
+struct load_bf16 {
+    static vec at(const char * row, int j) { return v_load_bf16((const uint16_t *) row + j * LANES); }
+};
+
+struct load_q8_0 {
+    static vec at(const char * row, int j) {
+        const block_q8_0 & block = ((const block_q8_0 *) row)[j * LANES / QK8_0];
+        return v_mul(v_load_i8(block.qs + j * LANES % QK8_0), v_set(GGML_CPU_FP16_TO_FP32(block.d)));
+    }
+};
+
+// rows to f32
+using to_floats = void (*)(const char * row, float * out, int n);
+
+template <typename Load>
+void to_f32(const char * row, float * out, int n) {
+    for (int j = 0; j < n / LANES; j++) {
+        v_store(out + j * LANES, Load::at(row, j));
+    }
+}
+
+// [n_rows][n] f32, of rows of any type; how: null, or how this kernel does it
+void rows_to_f32(const char * const * rows, int n_rows, ggml_type type, to_floats how, float * out, int n) {
+    const ggml_to_float_t otherwise = ggml_get_type_traits(type)->to_float;
+    for (int i = 0; i < n_rows; i++) {
+        if (how != nullptr) {
+            how(rows[i], out + (int64_t) i * n, n);
+        } else {
+            otherwise(rows[i], out + (int64_t) i * n, n);
+        }
+    }
+}
+
+//
+// few rows
+//
+
+// rows of one head, and those that are read soon: the processor does not foresee where the next ones are
+struct rows_of {
+    const char * at[BLOCK];
+    const char * soon[BLOCK];
+    int n      = 0;
+    int n_soon = 0;
+    int n_lines; // of a row in memory
+
+    void prefetch(int from, int n_rows) const {
+        for (int i = from; i < std::min(from + n_rows, n_soon); i++) {
+            for (int line = 0; line < n_lines; line++) {
+                __builtin_prefetch(soon[i] + 64 * line, 0, 2);
+            }
+        }
+    }
+};
+
+// logits[r][0 .. KEYS-1] of N rows
+template <typename Load, int N>
+void dot(const char * const * keys, const float * q, int n_vec, float * logits, int stride) {
+    vec sums[N][KEYS];
+    for (int r = 0; r < N; r++) {
+        for (int c = 0; c < KEYS; c++) {
+            sums[r][c] = v_zero();
+        }
+    }
+    for (int j = 0; j < n_vec; j++) {
+        vec k[KEYS];
+        for (int c = 0; c < KEYS; c++) {
+            k[c] = Load::at(keys[c], j);
+        }
+        for (int r = 0; r < N; r++) {
+            const vec x = v_load(q + (r * n_vec + j) * LANES);
+            for (int c = 0; c < KEYS; c++) {
+                sums[r][c] = v_fma(x, k[c], sums[r][c]);
+            }
+        }
+    }
+    for (int r = 0; r < N; r++) {
+        v_sum4(sums[r][0], sums[r][1], sums[r][2], sums[r][3], logits + r * stride);
+    }
+}
+
+template <typename Load>
+void dots(const rows_of & keys, const float * q, int n_rows, int n_vec, float * logits, int stride) {
+    const int n_keys = keys.n;
+    for (int i = 0; i < n_keys; i += KEYS) {
+        const char * const * four = keys.at + i;
+        keys.prefetch(i, KEYS);
+        const char * last[KEYS];
+        if (n_keys - i < KEYS) { // the logits of what stands in for missing keys are overwritten or not looked at
+            for (int c = 0; c < KEYS; c++) {
+                last[c] = keys.at[std::min(i + c, n_keys - 1)];
+            }
+            four = last;
+        }
+        for (int r = 0; r < n_rows; r += DOT_ROWS) {
+            const float * x = q + (int64_t) r * n_vec * LANES;
+            float * out     = logits + r * stride + i;
+            switch (std::min(DOT_ROWS, n_rows - r)) {
+                case 1:  dot<Load, 1>(four, x, n_vec, out, stride); break;
+                case 2:  dot<Load, 2>(four, x, n_vec, out, stride); break;
+                case 3:  dot<Load, std::min(3, DOT_ROWS)>(four, x, n_vec, out, stride); break;
+                default: dot<Load, DOT_ROWS>(four, x, n_vec, out, stride); break;
+            }
+        }
+    }
+}
+
+using dots_fn = void (*)(const rows_of &, const float *, int, int, float *, int);
+
+// out[r][j .. j+M-1] += the values weighted, of N rows and M vectors
+template <typename Load, int N, int M>
+void mix(const rows_of & values, const float * weights, int stride, int j, float * out, int out_stride) {
+    vec sums[N][M];
+    for (int r = 0; r < N; r++) {
+        for (int c = 0; c < M; c++) {
+            sums[r][c] = v_load(out + r * out_stride + (j + c) * LANES);
+        }
+    }
+    for (int i = 0; i < values.n; i++) {
+        values.prefetch(i, 1);
+        vec v[M];
+        for (int c = 0; c < M; c++) {
+            v[c] = Load::at(values.at[i], j + c);
+        }
+        for (int r = 0; r < N; r++) {
+            const vec w = v_set(weights[r * stride + i]);
+            for (int c = 0; c < M; c++) {
+                sums[r][c] = v_fma(w, v[c], sums[r][c]);
+            }
+        }
+    }
+    for (int r = 0; r < N; r++) {
+        for (int c = 0; c < M; c++) {
+            v_store(out + r * out_stride + (j + c) * LANES, sums[r][c]);
+        }
+    }
+}
+
+template <typename Load, int N>
+void mix_rows(const rows_of & values, const float * weights, int stride, int n_vec, float * out, int out_stride) {
+    int j = 0;
+    for (; j + MIX_VECS <= n_vec; j += MIX_VECS) {
+        mix<Load, N, MIX_VECS>(values, weights, stride, j, out, out_stride);
+    }
+    for (; j < n_vec; j++) {
+        mix<Load, N, 1>(values, weights, stride, j, out, out_stride);
+    }
+}
+
+template <typename Load>
+void mixes(
+        const rows_of & values, const float * weights, int stride, int n_rows, int n_vec, float * out, int out_stride) {
+    for (int r = 0; r < n_rows; r += MIX_ROWS) {
+        const float * w = weights + r * stride;
+        float * o       = out + r * out_stride;
+        switch (std::min(MIX_ROWS, n_rows - r)) {
+            case 1:  mix_rows<Load, 1>(values, w, stride, n_vec, o, out_stride); break;
+            case 2:  mix_rows<Load, 2>(values, w, stride, n_vec, o, out_stride); break;
+            case 3:  mix_rows<Load, 3>(values, w, stride, n_vec, o, out_stride); break;
+            default: mix_rows<Load, MIX_ROWS>(values, w, stride, n_vec, o, out_stride); break;
+        }
+    }
+}
+
+using mixes_fn = void (*)(const rows_of &, const float *, int, int, int, float *, int);
+
+// what a type of the cache is read with; null: its rows become f32 first
+struct reader {
+    dots_fn dots;
+    mixes_fn mixes;
+    to_floats floats;
+};
+
+template <typename Load>
+constexpr reader reads() {
+    return { dots<Load>, mixes<Load>, to_f32<Load> };
+}
+
+reader reader_of(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F32:  return reads<load_f32>();
+        case GGML_TYPE_F16:  return reads<load_f16>();
+        case GGML_TYPE_BF16: return reads<load_bf16>();
+        case GGML_TYPE_Q8_0: return reads<load_q8_0>();
+        default:             return { nullptr, nullptr, nullptr };
+    }
+}
+
+//
+// many rows
+//
+
+// C[N][M vectors] = or += A B, where A's element (i, k) is a[i*a_row + k*a_col], and B and C have rows of `stride` and `c_stride`
+template <int N, int M, bool ADD>
+void gemm(int n_k, const float * a, int a_row, int a_col, const float * b, int stride, float * c, int c_stride) {
+    vec sums[N][M];
+    for (int i = 0; i < N; i++) {
+        for (int j = 0; j < M; j++) {
+            sums[i][j] = ADD ? v_load(c + i * c_stride + j * LANES) : v_zero();
+        }
+    }
+    for (int k = 0; k < n_k; k++) {
+        vec x[M];
+        for (int j = 0; j < M; j++) {
+            x[j] = v_load(b + (int64_t) k * stride + j * LANES);
+        }
+        for (int i = 0; i < N; i++) {
+            const vec y = v_set(a[i * a_row + k * a_col]);
+            for (int j = 0; j < M; j++) {
+                sums[i][j] = v_fma(y, x[j], sums[i][j]);
+            }
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        for (int j = 0; j < M; j++) {
+            v_store(c + i * c_stride + j * LANES, sums[i][j]);
+        }
+    }
+}
+
+// n is a multiple of 4, n_cols of LANES
+template <bool ADD>
+void gemms(int n, int n_cols, int n_k, const float * a, int a_row, int a_col, const float * b, int stride, float * c,
+        int c_stride) {
+    for (int i = 0; i < n; i += 4) {
+        int j = 0;
+        for (; j + MIX_VECS * LANES <= n_cols; j += MIX_VECS * LANES) {
+            gemm<4, MIX_VECS, ADD>(
+                    n_k, a + i * a_row, a_row, a_col, b + j, stride, c + (int64_t) i * c_stride + j, c_stride);
+        }
+        for (; j + 2 * LANES <= n_cols; j += 2 * LANES) {
+            gemm<4, 2, ADD>(n_k, a + i * a_row, a_row, a_col, b + j, stride, c + (int64_t) i * c_stride + j, c_stride);
+        }
+        for (; j < n_cols; j += LANES) {
+            gemm<4, 1, ADD>(n_k, a + i * a_row, a_row, a_col, b + j, stride, c + (int64_t) i * c_stride + j, c_stride);
+        }
+    }
+}
+
+//
+// the operation
+//
+
+struct attention {
+    const ggml_tensor * q;
+    const ggml_tensor * k;
+    const ggml_tensor * v;
+    const ggml_tensor * mask;  // null: everything is seen
+    const ggml_tensor * sinks; // null: none
+    ggml_tensor * dst;
+
+    int n_k, n_v;                    // values in a head's key, in a head's value
+    int64_t n_kv;                    // keys
+    int n_q;                         // queries
+    int n_head_kv, n_group, n_batch; // n_group: heads that share a key
+    float scale, max_bias, softcap;
+
+    // how it is done
+    bool few;
+    int tile;    // queries of a tile
+    int n_tiles; // over all groups
+    int chunk;   // keys of an item
+    int n_chunks;
+    int64_t scratch;  // floats of a thread
+    int64_t partials; // floats of all items
+
+    attention(ggml_tensor * op, int n_threads);
+
+    int rows_max() const { return n_group * tile; }
+    int partial_size() const { return 2 + n_v; }
+    int64_t n_rows() const { return (int64_t) n_batch * n_head_kv * n_group * n_q; }
+
+    const ggml_fp16_t * mask_row(int query, int head, int batch) const {
+        return (const ggml_fp16_t *) ((const char *) mask->data + query * mask->nb[1] +
+                                      (head % mask->ne[2]) * mask->nb[2] + (batch % mask->ne[3]) * mask->nb[3]);
+    }
+    const float * query(int query, int head, int batch) const {
+        return (const float *) ((const char *) q->data + query * q->nb[1] + head * q->nb[2] + batch * q->nb[3]);
+    }
+    const char * key(int64_t i, int head_kv, int batch) const {
+        return (const char *) k->data + i * k->nb[1] + head_kv * k->nb[2] + batch * k->nb[3];
+    }
+    const char * value(int64_t i, int head_kv, int batch) const {
+        return (const char *) v->data + i * v->nb[1] + head_kv * v->nb[2] + batch * v->nb[3];
+    }
+    float * out(int query, int head, int batch) const {
+        return (float *) ((char *) dst->data + head * dst->nb[1] + query * dst->nb[2] + batch * dst->nb[3]);
+    }
+
+    // ALiBi: what a head's mask is multiplied by
+    float slope(int head) const {
+        if (max_bias <= 0.0f) {
+            return 1.0f;
+        }
+        const int n_log2 = 1 << (int) std::floor(std::log2(n_head_kv * n_group));
+        const float m0   = std::pow(2.0f, -max_bias / n_log2);
+        const float m1   = std::pow(2.0f, -max_bias / 2.0f / n_log2);
+        return head < n_log2 ? std::pow(m0, head + 1) : std::pow(m1, 2 * (head - n_log2) + 1);
+    }
+
+    void capped(float * logits, int64_t n) const {
+        if (softcap != 0.0f) {
+            for (int64_t i = 0; i < n; i++) {
+                logits[i] = softcap * std::tanh(logits[i]);
+            }
+        }
+    }
+
+    // what an item of keys `part` leaves of a row: largest logit, sum of exponentials, weighted values
+    float * partial_data = nullptr; // [n_chunks][n_rows][2 + n_v]
+    float * partials_of(int part, int batch, int head, int query) const {
+        const int64_t row = ((int64_t) batch * n_head_kv * n_group + head) * n_q + query;
+        return partial_data + (part * n_rows() + row) * partial_size();
+    }
+
+    int live_keys(int64_t from, int64_t to, int q0, int n, int head, int n_heads, int batch, int32_t * live,
+            bool & plain) const;
+    void item_few(int item, float * data) const;
+    void item_many(int item, float * data) const;
+    void finish(int64_t row) const;
+};
+
+attention::attention(ggml_tensor * op, int n_threads) :
+        q(op->src[0]), k(op->src[1]), v(op->src[2]), mask(op->src[3]), sinks(op->src[4]), dst(op) {
+    n_k       = (int) k->ne[0];
+    n_v       = (int) v->ne[0];
+    n_kv      = k->ne[1];
+    n_q       = (int) q->ne[1];
+    n_head_kv = (int) k->ne[2];
+    n_group   = (int) (q->ne[2] / k->ne[2]);
+    n_batch   = (int) q->ne[3];
+    memcpy(&scale, (const float *) op->op_params + 0, sizeof(float));
+    memcpy(&max_bias, (const float *) op->op_params + 1, sizeof(float));
+    memcpy(&softcap, (const float *) op->op_params + 2, sizeof(float));
+    if (softcap != 0.0f) {
+        scale /= softcap;
+    }
+
+    few = n_group * n_q <= FEW_ROWS;
+    if (few) {
+        tile     = n_q;
+        n_tiles  = 1;
+        chunk    = (int) std::min<int64_t>(CHUNK_MAX, round_up(std::max<int64_t>(CHUNK_MIN, n_kv / N_CHUNKS), BLOCK));
+        n_chunks = (int) ((n_kv + chunk - 1) / chunk);
+
+        const int rows = n_head_kv * rows_max();
+        scratch        = rows * n_k + (rows + 1) * CHUNK_MAX + BLOCK * std::max(n_k, n_v);
+    } else {
+        // a multiple of the lanes where queries are many: then all heads of a group share a vector of the mask
+        tile     = n_group >= TILE_ROWS ? 1 : TILE_ROWS / n_group;
+        tile     = tile >= LANES ? tile / LANES * LANES : n_q >= LANES && n_group <= 16 ? LANES : tile;
+        tile     = std::min(tile, n_q);
+        n_tiles  = n_batch * n_head_kv * ((n_q + tile - 1) / tile);
+        n_chunks = 1;
+        if (n_tiles < 4 * n_threads) {
+            n_chunks = (int) std::min<int64_t>(
+                    (4 * n_threads + n_tiles - 1) / n_tiles, std::max<int64_t>(1, n_kv / SPLIT_MIN));
+        }
+        chunk    = (int) round_up((n_kv + n_chunks - 1) / n_chunks, BLOCK);
+        n_chunks = (int) ((n_kv + chunk - 1) / chunk);
+
+        const int rows = (int) round_up(rows_max(), std::max(LANES, 4));
+        scratch        = rows * (n_k + n_v + 3 + 2 * BLOCK) + BLOCK * (n_k + n_v + 2);
+    }
+    scratch  = round_up(scratch, LINE) + LINE;
+    partials = n_rows() * n_chunks * partial_size();
+}
+
+// the keys of from .. to-1 that one of n queries of n_heads heads sees; plain: nothing is added to their logits
+int attention::live_keys(
+        int64_t from, int64_t to, int q0, int n, int head, int n_heads, int batch, int32_t * live, bool & plain) const {
+    int n_live = 0;
+    plain      = true;
+    if (mask == nullptr) {
+        for (int64_t i = from; i < to; i++) {
+            live[n_live++] = (int32_t) i;
+        }
+        return n_live;
+    }
+    n_heads = mask->ne[2] > 1 ? n_heads : 1;
+    for (int64_t start = from; start < to; start += BLOCK) {
+        const int n_keys        = (int) std::min<int64_t>(BLOCK, to - start);
+        ggml_fp16_t seen[BLOCK] = {}, added[BLOCK] = {};
+        for (int h = 0; h < n_heads; h++) {
+            for (int i = 0; i < n; i++) {
+                const ggml_fp16_t * row = mask_row(q0 + i, head + h, batch) + start;
+                for (int c = 0; c < n_keys; c++) {
+                    seen[c] |= row[c] ^ MASKED;
+                    added[c] |= row[c];
+                }
+            }
+        }
+        for (int c = 0; c < n_keys; c++) {
+            live[n_live] = (int32_t) (start + c);
+            n_live += seen[c] != 0;
+            plain &= seen[c] == 0 || added[c] == 0;
+        }
+    }
+    return n_live;
+}
+
+// a range of keys for all heads and queries: heads within blocks of keys, so that memory is read in the order that it has
+void attention::item_few(int item, float * data) const {
+    const int rows = rows_max(), n_rows = n_head_kv * rows, n_vec_k = n_k / LANES, n_vec_v = n_v / LANES;
+    const int64_t from = (int64_t) item * chunk, to = std::min(n_kv, from + chunk);
+
+    float * queries = data;                             // [n_rows][n_k]
+    float * logits  = queries + (int64_t) n_rows * n_k; // [n_rows][CHUNK_MAX]
+    float * floats  = logits + n_rows * CHUNK_MAX;      // [BLOCK][n_k or n_v]
+    int32_t * live  = (int32_t *) (floats + (int64_t) BLOCK * std::max(n_k, n_v));
+
+    const reader read_k = reader_of(k->type), read_v = reader_of(v->type);
+
+    for (int batch = 0; batch < n_batch; batch++) {
+        float * partial = partials_of(item, batch, 0, 0); // the rows' order is the heads', then the queries'
+
+        bool plain       = true;
+        const int n_live = live_keys(from, to, 0, n_q, 0, n_head_kv * n_group, batch, live, plain);
+        for (int r = 0; r < n_rows; r++) {
+            partial[r * partial_size()]     = -INFINITY;
+            partial[r * partial_size() + 1] = 0.0f;
+            memset(partial + r * partial_size() + 2, 0, n_v * sizeof(float));
+        }
+        if (n_live == 0) {
+            continue;
+        }
+        for (int r = 0; r < n_rows; r++) {
+            const float * x = query(r % n_q, r / n_q, batch);
+            for (int d = 0; d < n_k; d++) {
+                queries[(int64_t) r * n_k + d] = x[d] * scale;
+            }
+        }
+
+        rows_of now;
+        for (int start = 0; start < n_live; start += FEW_KEYS) {
+            for (int head_kv = 0; head_kv < n_head_kv; head_kv++) {
+                now.n       = std::min(FEW_KEYS, n_live - start);
+                now.n_soon  = std::max(0, std::min(FEW_KEYS, n_live - start - AHEAD));
+                now.n_lines = (int) (ggml_row_size(k->type, n_k) + 63) / 64;
+                for (int i = 0; i < now.n; i++) {
+                    now.at[i] = key(live[start + i], head_kv, batch);
+                }
+                for (int i = 0; i < now.n_soon; i++) {
+                    now.soon[i] = key(live[start + AHEAD + i], head_kv, batch);
+                }
+                dots_fn dots_of = read_k.dots;
+                if (dots_of == nullptr) {
+                    rows_to_f32(now.at, now.n, k->type, nullptr, floats, n_k);
+                    for (int i = 0; i < now.n; i++) {
+                        now.at[i] = (const char *) (floats + (int64_t) i * n_k);
+                    }
+                    dots_of = dots<load_f32>;
+                }
+                const int r = head_kv * rows;
+                dots_of(now, queries + (int64_t) r * n_k, rows, n_vec_k, logits + r * CHUNK_MAX + start, CHUNK_MAX);
+            }
+        }
+
+        const int n_padded = (int) round_up(n_live, LANES);
+        for (int r = 0; r < n_rows; r++) {
+            float * x = logits + r * CHUNK_MAX;
+            capped(x, n_live);
+            if (!plain) {
+                const ggml_fp16_t * added = mask_row(r % n_q, r / n_q, batch);
+                const float by            = slope(r / n_q);
+                for (int i = 0; i < n_live; i++) {
+                    x[i] += by * GGML_CPU_FP16_TO_FP32(added[live[i]]);
+                }
+            }
+            for (int i = n_live; i < n_padded; i++) {
+                x[i] = -INFINITY;
+            }
+
+            vec largest = v_set(-INFINITY);
+            for (int i = 0; i < n_padded; i += LANES) {
+                largest = v_max(largest, v_load(x + i));
+            }
+            const float top = v_largest(largest);
+            const vec by    = v_set(-std::max(top, -FLT_MAX)); // note: -infinity less -infinity is no number
+            vec sum         = v_zero();
+            for (int i = 0; i < n_padded; i += LANES) {
+                const vec e = v_exp_neg(v_add(v_load(x + i), by));
+                v_store(x + i, e);
+                sum = v_add(sum, e);
+            }
+            partial[r * partial_size()]     = top;
+            partial[r * partial_size() + 1] = v_sum(sum);
+        }
+
+        for (int start = 0; start < n_live; start += FEW_KEYS) {
+            for (int head_kv = 0; head_kv < n_head_kv; head_kv++) {
+                now.n       = std::min(FEW_KEYS, n_live - start);
+                now.n_soon  = std::max(0, std::min(FEW_KEYS, n_live - start - AHEAD));
+                now.n_lines = (int) (ggml_row_size(v->type, n_v) + 63) / 64;
+                for (int i = 0; i < now.n; i++) {
+                    now.at[i] = value(live[start + i], head_kv, batch);
+                }
+                for (int i = 0; i < now.n_soon; i++) {
+                    now.soon[i] = value(live[start + AHEAD + i], head_kv, batch);
+                }
+                mixes_fn mix_of = read_v.mixes;
+                if (mix_of == nullptr) {
+                    rows_to_f32(now.at, now.n, v->type, nullptr, floats, n_v);
+                    for (int i = 0; i < now.n; i++) {
+                        now.at[i] = (const char *) (floats + (int64_t) i * n_v);
+                    }
+                    mix_of = mixes<load_f32>;
+                }
+                const int r = head_kv * rows;
+                mix_of(now, logits + r * CHUNK_MAX + start, CHUNK_MAX, rows, n_vec_v, partial + r * partial_size() + 2,
+                        partial_size());
+            }
+        }
+    }
+}
+
+// a tile of queries of a group, and a range of keys
+void attention::item_many(int item, float * data) const {
+    const int n_tiles_q = (n_q + tile - 1) / tile;
+    const int part      = item / n_tiles; // the items that follow each other read the same keys
+    const int group     = item % n_tiles / n_tiles_q;
+    const int batch = group / n_head_kv, head_kv = group % n_head_kv, head0 = head_kv * n_group;
+    const int q0 = item % n_tiles_q * tile, n = std::min(tile, n_q - q0);
+    const int n_rows   = n_group * n;
+    const int rows     = (int) round_up(n_rows, std::max(LANES, 4));
+    const int64_t from = (int64_t) part * chunk, to = std::min(n_kv, from + chunk);
+    // lanes are queries of one head, so that all heads share the mask; else every row has its own
+    const bool shared = n % LANES == 0 && (mask == nullptr || mask->ne[2] == 1);
+    const int n_mask  = shared ? n : rows;
+
+    float * queries = data;                                                        // [n_k][rows]
+    float * sums    = queries + (int64_t) n_k * rows;                              // [rows][n_v]
+    float * largest = sums + (int64_t) n_v * rows;                                 // [rows]
+    float * total   = largest + rows;                                              // [rows]
+    float * shrink  = total + rows;                                                // [rows]
+    float * logits  = shrink + rows;                                               // [BLOCK][rows]
+    float * added   = logits + BLOCK * rows;                                       // [BLOCK][n_mask]
+    float * floats  = added + BLOCK * rows;                                        // [BLOCK][n_k], then [BLOCK][n_v]
+    int32_t * live  = (int32_t *) (floats + (int64_t) BLOCK * std::max(n_k, n_v)); // [2*BLOCK]
+
+    const to_floats floats_k = reader_of(k->type).floats, floats_v = reader_of(v->type).floats;
+
+    memset(sums, 0, (int64_t) rows * n_v * sizeof(float));
+    for (int r = 0; r < rows; r++) {
+        largest[r]      = -INFINITY;
+        total[r]        = 0.0f;
+        const float * x = r < n_rows ? query(q0 + r % n, head0 + r / n, batch) : nullptr;
+        for (int d = 0; d < n_k; d++) {
+            queries[(int64_t) d * rows + r] = x != nullptr ? x[d] * scale : 0.0f;
+        }
+    }
+
+    const auto read_block = [&](int n_live, bool plain) {
+        const int n_padded = (int) round_up(n_live, 4);
+        const char * pointers[BLOCK];
+
+        for (int i = 0; i < n_live; i++) {
+            pointers[i] = key(live[i], head_kv, batch);
+        }
+        rows_to_f32(pointers, n_live, k->type, floats_k, floats, n_k);
+        memset(floats + (int64_t) n_live * n_k, 0, (int64_t) (n_padded - n_live) * n_k * sizeof(float));
+        gemms<false>(n_padded, rows, n_k, floats, n_k, 1, queries, rows, logits, rows);
+        capped(logits, (int64_t) n_live * rows);
+
+        if (!plain) {
+            for (int h = 0; h < (shared ? 1 : n_group); h++) {
+                const float by = shared ? 1.0f : slope(head0 + h);
+                for (int i = 0; i < n; i++) {
+                    const ggml_fp16_t * row = mask_row(q0 + i, head0 + h, batch);
+                    for (int c = 0; c < n_live; c++) {
+                        added[c * n_mask + h * n + i] = by * GGML_CPU_FP16_TO_FP32(row[live[c]]);
+                    }
+                }
+            }
+            for (int r = n_rows; r < n_mask; r++) {
+                for (int c = 0; c < n_live; c++) {
+                    added[c * n_mask + r] = 0.0f;
+                }
+            }
+        }
+
+        for (int r = 0; r < rows; r += LANES) {
+            const vec before = v_load(largest + r);
+            vec top          = before;
+            if (!plain) {
+                const vec by       = v_set(shared ? slope(head0 + r / n) : 1.0f);
+                const float * more = added + (shared ? r % n : r);
+                for (int i = 0; i < n_live; i++) {
+                    const vec x = v_fma(by, v_load(more + i * n_mask), v_load(logits + i * rows + r));
+                    v_store(logits + i * rows + r, x);
+                    top = v_max(top, x);
+                }
+            } else {
+                for (int i = 0; i < n_live; i++) {
+                    top = v_max(top, v_load(logits + i * rows + r));
+                }
+            }
+            const vec by =
+                    v_mul(v_max(top, v_set(-FLT_MAX)), v_set(-1.0f)); // note: -infinity less -infinity is no number
+            const vec old = v_exp_neg(v_add(before, by));
+            vec sum       = v_mul(v_load(total + r), old);
+            for (int i = 0; i < n_live; i++) {
+                const vec e = v_exp_neg(v_add(v_load(logits + i * rows + r), by));
+                v_store(logits + i * rows + r, e);
+                sum = v_add(sum, e);
+            }
+            v_store(largest + r, top);
+            v_store(total + r, sum);
+            v_store(shrink + r, old);
+        }
+        for (int r = 0; r < rows; r++) {
+            if (shrink[r] != 1.0f) {
+                const vec by = v_set(shrink[r]);
+                for (int j = 0; j < n_v; j += LANES) {
+                    float * x = sums + (int64_t) r * n_v + j;
+                    v_store(x, v_mul(v_load(x), by));
+                }
+            }
+        }
+
+        for (int i = 0; i < n_live; i++) {
+            pointers[i] = value(live[i], head_kv, batch);
+        }
+        rows_to_f32(pointers, n_live, v->type, floats_v, floats, n_v);
+        gemms<true>(rows, n_v, n_live, logits, 1, rows, floats, n_v, sums, n_v);
+    };
+
+    int n_live = 0;
+    bool plain = true;
+    for (int64_t start = from; start < to; start += BLOCK) {
+        bool more_plain;
+        n_live +=
+                live_keys(start, std::min(to, start + BLOCK), q0, n, head0, n_group, batch, live + n_live, more_plain);
+        plain &= more_plain;
+        if (n_live >= BLOCK) {
+            read_block(BLOCK, plain);
+            std::copy(live + BLOCK, live + n_live, live);
+            n_live -= BLOCK;
+            plain = n_live == 0 || more_plain;
+        }
+    }
+    if (n_live > 0) {
+        read_block(n_live, plain);
+    }
+
+    for (int r = 0; r < n_rows; r++) {
+        float * partial = partials_of(part, batch, head0 + r / n, q0 + r % n);
+        partial[0]      = largest[r];
+        partial[1]      = total[r];
+        memcpy(partial + 2, sums + (int64_t) r * n_v, n_v * sizeof(float));
+    }
+}
+
+// merges what the items have left of a row
+void attention::finish(int64_t row) const {
+    const int batch = (int) (row / n_q / (n_head_kv * n_group)), head = (int) (row / n_q % (n_head_kv * n_group));
+    float * y = out((int) (row % n_q), head, batch);
+
+    const float sink = sinks != nullptr ? ((const float *) sinks->data)[head] : -INFINITY;
+    float largest    = sink;
+    for (int c = 0; c < n_chunks; c++) {
+        largest = std::max(largest, partials_of(c, batch, head, (int) (row % n_q))[0]);
+    }
+    float total = sink == -INFINITY ? 0.0f : std::exp(sink - largest);
+    memset(y, 0, n_v * sizeof(float));
+    for (int c = 0; c < n_chunks; c++) {
+        const float * partial = partials_of(c, batch, head, (int) (row % n_q));
+        if (partial[0] == -INFINITY) {
+            continue;
+        }
+        const float by = std::exp(partial[0] - largest);
+        total += by * partial[1];
+        for (int j = 0; j < n_v; j += LANES) {
+            v_store(y + j, v_fma(v_set(by), v_load(partial + 2 + j), v_load(y + j)));
+        }
+    }
+    const vec by = v_set(total == 0.0f ? 0.0f : 1.0f / total);
+    for (int j = 0; j < n_v; j += LANES) {
+        v_store(y + j, v_mul(v_load(y + j), by));
+    }
+}
+
+bool fits(const ggml_tensor * op) {
+    const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
+
+    const auto readable = [](ggml_type type) {
+        return type == GGML_TYPE_F32 || ggml_get_type_traits(type)->to_float != nullptr;
+    };
+    return q->type == GGML_TYPE_F32 && readable(k->type) && readable(v->type) &&
+           (mask == nullptr || mask->type == GGML_TYPE_F16) && k->ne[0] % LANES == 0 && v->ne[0] % LANES == 0 &&
+           k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 && k->ne[3] == q->ne[3] && v->ne[3] == q->ne[3] &&
+           q->nb[0] == sizeof(float) && k->nb[0] == ggml_type_size(k->type) && v->nb[0] == ggml_type_size(v->type) &&
+           k->ne[1] > 0 && q->ne[1] > 0;
+}
+
+} // namespace
+} // namespace mesa
+
+size_t mesa_flash_attn_ext_work_size(const ggml_tensor * dst, int n_threads) {
+    if (!mesa::fits(dst)) {
+        return 0;
+    }
+    const mesa::attention op(const_cast<ggml_tensor *>(dst), n_threads);
+    return (op.scratch * n_threads + op.partials) * sizeof(float);
+}
+
+bool mesa_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
+    if (params->use_ref || !mesa_kernels_on() || !mesa::fits(dst)) {
+        return false;
+    }
+    mesa::attention op(dst, params->nth);
+
+    float * wdata   = (float *) params->wdata;
+    float * scratch = wdata + params->ith * op.scratch;
+    op.partial_data = wdata + params->nth * op.scratch;
+
+    // items are taken as they come: a thread that has lost its core holds up none of the others
+    const int n_items = op.n_tiles * op.n_chunks;
+    if (params->ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+    for (int item = params->ith; item < n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        op.few ? op.item_few(item, scratch) : op.item_many(item, scratch);
+    }
+    ggml_barrier(params->threadpool);
+    for (int64_t row = params->ith; row < op.n_rows(); row += params->nth) {
+        op.finish(row);
+    }
+    return true;
+}

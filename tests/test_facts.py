@@ -81,7 +81,7 @@ def test_word_lists_hold_each_word_once() -> None:
 
 
 @given(
-    st.integers(), st.integers(300, 900), st.integers(0, 20), st.integers(2, 14), st.integers(0, 5), st.integers(0, 3), st.integers(0, 6)
+    st.integers(), st.integers(700, 1000), st.integers(0, 20), st.integers(2, 14), st.integers(0, 5), st.integers(0, 3), st.integers(0, 6)
 )  # fmt: skip
 def test_a_document(seed: int, n: int, n_unlike: int, n_alike: int, n_links: int, n_counts: int, n_absent: int) -> None:
     made = make_document(

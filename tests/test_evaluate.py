@@ -788,7 +788,7 @@ def test_lengths(text: str, tokens: int) -> None:
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        (["everything"], "there is no task everything: use one of passkey, niah, ruler, ppl, qa, all"),
+        (["everything"], "there is no task everything: use one of passkey, niah, ruler, ppl, qa, real, all"),
         ([], "TASK"),
         (["qa", "--method", "mega"], "there is no method mega: use one of mesa"),
         (["qa", "--method", "origin"], "the method origin is called stock now: give stock"),

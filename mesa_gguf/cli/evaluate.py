@@ -45,16 +45,18 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..lab.evaluate import Evaluation, Options
+    from ..lab.evaluate import Evaluation, Options, RealEvaluation
     from ..lab.evaluate.run import Watch
 
-TASKS = ("passkey", "niah", "ruler", "ppl", "qa")
+TASKS = ("passkey", "niah", "ruler", "ppl", "qa", "real")
 ALL = "all"
 
 # how much is run: documents of a length (of "niah": of each depth; of "ppl": windows)
-SAMPLES = {"passkey": 40, "niah": 4, "ruler": 20, "ppl": 32, "qa": 5}
-QUICK_SAMPLES = {"passkey": 12, "niah": 2, "ruler": 5, "ppl": 12, "qa": 2}
+SAMPLES = {"passkey": 40, "niah": 4, "ruler": 20, "ppl": 32, "qa": 5, "real": 10}
+QUICK_SAMPLES = {"passkey": 12, "niah": 2, "ruler": 5, "ppl": 12, "qa": 2, "real": 2}
 LENGTHS = ("T", "2T", "4T", "8T", "16T")
+REAL_LENGTHS = ("T/2", "T", "2T")  # of models that people use
+REAL_METHODS = ("stock", "mesa")
 DEPTHS, QUICK_DEPTHS = 11, 5
 QUICK_MAX_LENGTH_FULL = "4T"
 
@@ -83,8 +85,21 @@ def _groups(tasks: list[str]) -> list[str]:
     return [task for task in TASKS if task in tasks or ALL in tasks]
 
 
+def _settings(names: list[str]) -> list[str]:
+    """The methods of "real" with their options, in the order in which they are given: the first is compared with."""
+    from ..lab.methods import METHODS, find_setting
+
+    if ALL in names:
+        return ["stock", *(name for name in METHODS if name != "stock")]
+    return [find_setting(name).name for name in dict.fromkeys(names or REAL_METHODS)]
+
+
 def _methods(names: list[str]) -> list[str]:
     from ..lab.methods import METHODS, find_method
+
+    with_options = [name for name in names if "," in name]
+    if with_options:
+        raise ConfigError(f"{with_options[0]}: a method with options of its own is for the task real alone")
 
     if ALL in names:
         return list(METHODS)
@@ -97,13 +112,14 @@ Examples:\n
   mesa-gguf eval all --quick\n
   mesa-gguf eval qa passkey --length 2T --length 8T --samples 10\n
   mesa-gguf eval ppl -m model.gguf --text book.txt --method mesa --method yarn\n
-  mesa-gguf eval qa --method mesa --chunk 240 --output chunk-240
+  mesa-gguf eval qa --method mesa --chunk 240 --output chunk-240\n
+  mesa-gguf eval real -m model.gguf --text books --method stock --method mesa --method mesa,chunk=512
 """
 
 
 def evaluate(
     tasks: Annotated[
-        list[str], typer.Argument(metavar="TASK...", help=f"What to run: {', '.join(TASKS)}, or {ALL} of them.")
+        list[str], typer.Argument(metavar="TASK...", help=f"What to run: {', '.join(TASKS)}, or {ALL} but real.")
     ],
     model: ModelOption = None,
     methods: Annotated[
@@ -112,7 +128,7 @@ def evaluate(
             "--method",
             metavar="NAME",
             help="A method to compare, or all for every one; may be given several times. Default: mesa and those that "
-            "stock llama.cpp has.",
+            "stock llama.cpp has. For real: with options of its own, as mesa,chunk=512; the first is compared with.",
         ),
     ] = None,
     lengths: Annotated[
@@ -121,7 +137,7 @@ def evaluate(
             "--length",
             metavar="N",
             help="Length of prompt and answer together, in tokens or as 4T; may be given several times. "
-            f"Default: {', '.join(LENGTHS)}.",
+            f"Default: {', '.join(LENGTHS)}; for real {', '.join(REAL_LENGTHS)}.",
         ),
     ] = None,
     seed: Annotated[int, option("--seed", min=0, metavar="N", help="Seed that the texts are made from.")] = 1,
@@ -177,7 +193,7 @@ def evaluate(
         option(
             "--kind",
             metavar="NAME",
-            help="For ruler: one of its kinds; may be given several times. Default: all.",
+            help="For ruler and real: one of its kinds; may be given several times. Default: all.",
             panel=TASK,
         ),
     ] = None,
@@ -188,7 +204,7 @@ def evaluate(
             min=1,
             max=200,
             metavar="N",
-            help="For qa: how many facts a document has; with two hops, how many facts and links.",
+            help="For qa and real: how many facts a document has; for qa with two hops, how many facts and links.",
             panel=TASK,
         ),
     ] = 20,
@@ -197,7 +213,8 @@ def evaluate(
         option(
             "--text",
             metavar="FILE",
-            help="For ppl: a text file. Default: a generated text, where the style is reader.",
+            help="For ppl: a text file. Default: a generated text, where the style is reader. For real: a document, or a folder "
+            "of them. Default: the documentation of Python's language.",
             panel=TASK,
         ),
     ] = None,
@@ -220,6 +237,17 @@ def evaluate(
             panel=TASK,
         ),
     ] = None,
+    plain: Annotated[
+        bool, option("--plain", help="For real: do without the model's chat template.", panel=TASK)
+    ] = False,
+    generate: Annotated[
+        bool,
+        option(
+            "--generate/--no-generate",
+            help="For real: also let the model write answers freely, which takes most of the time of a question.",
+            panel=TASK,
+        ),
+    ] = True,
     train_length: TrainLength = None,
     reading_length: ReadingLength = None,
     first_chunk: FirstChunk = None,
@@ -260,12 +288,13 @@ def evaluate(
 
     A run that was cut off goes on where it was when the same command is given again.
     """
-    from ..lab.evaluate import Evaluation, Options
+    from ..lab.evaluate import Evaluation, Options, RealEvaluation
     from ..lab.plot import new_figure
 
     new_figure(1, 1)  # raises where matplotlib is missing, before anything is computed
     groups = _groups(tasks)
-    names = _methods(methods or [])
+    names = _methods(methods or []) if groups != ["real"] else []
+    settings = _settings(methods or []) if "real" in groups else []
     if style not in ("auto", "natural", "reader"):
         raise ConfigError(f"there is no style {style}: use natural, reader or auto")
     kv_type_of(type_k), kv_type_of(type_v)
@@ -282,7 +311,7 @@ def evaluate(
         "log_scaling": log_scaling,
         "log_length": log_length,
     }
-    _check_overrides(given, names)
+    _check_overrides(given, [*names, *(name.partition(",")[0] for name in settings)])
     sizes = QUICK_SAMPLES if quick else SAMPLES
     options = Options(
         path=path,
@@ -293,7 +322,7 @@ def evaluate(
         kinds=kinds or (),
         n_depths=depths if depths is not None else QUICK_DEPTHS if quick else DEPTHS,
         n_facts=facts,
-        text=None if text is None else read_text(text, encoding),
+        text=None,
         tail=tail,
         style=None if style == "auto" else cast(Literal["natural", "reader"], style),
         overrides={name: value for name, value in given.items() if value is not None},
@@ -312,18 +341,35 @@ def evaluate(
         },
     )
     limit = max_length_full if max_length_full is not None else QUICK_MAX_LENGTH_FULL if quick else None
+    real_options = replace(
+        options, methods=settings, text=_haystack(text) if text is not None and "real" in groups else None
+    )
+    if text is not None and "ppl" in groups:
+        options = replace(options, text=read_text(text, encoding))
     options = _with_lengths(options, list(lengths or LENGTHS), limit)
+    real_options = _with_lengths(real_options, list(lengths or REAL_LENGTHS), limit)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file: give --output a folder")
     out.call_option("enabled", False, "--method stock")
-    evaluations = []
+    evaluations: list[Evaluation | RealEvaluation] = []
     for group in groups:
+        if group == "real":
+            if ALL not in tasks:
+                evaluations.append(RealEvaluation(real_options, output, generate=generate, plain=plain))
+            continue
         if group == "ppl" and ALL in tasks and _has_no_text(options):
             out.say("mesa-gguf: ppl is left out: it needs a text (--text FILE)")
             continue
         evaluations.append(Evaluation(group, options, output))
     for evaluation in evaluations:
-        _run(evaluation, options, output, as_json)
+        _run(evaluation, output, as_json)
+
+
+def _haystack(text: str) -> str:
+    """The text of a document, or of the documents of a folder."""
+    from ..lab.facts import load_text
+
+    return load_text([Path(text).expanduser()])
 
 
 def _check_overrides(given: dict[str, Any], names: list[str]) -> None:
@@ -350,25 +396,30 @@ def _has_no_text(options: Options) -> bool:
     return options.text is None and Prompter(options.path, options.style).style != "reader"
 
 
-def _run(evaluation: Evaluation, options: Options, output: Path, as_json: bool) -> None:
-    from ..lab.evaluate import report
+def _run(evaluation: Evaluation | RealEvaluation, output: Path, as_json: bool) -> None:
+    from ..lab.evaluate import RealEvaluation, real_report, report
 
     if evaluation.n_there:
         out.say(f"{evaluation.store.path}: {evaluation.n_there} results are there already")
     with _bar(out.is_terminal(sys.stderr)) as watch:
         evaluation.run(watch)
     command = _commands(output / f"{evaluation.group}.json", out.command_line())
-    rows = evaluation.store.rows.values()
-    contents = report.document(evaluation.settings(), rows, command, options.machine["n_threads"])
+    rows, threads = evaluation.store.rows.values(), evaluation.options.machine["n_threads"]
+    if isinstance(evaluation, RealEvaluation):
+        contents = real_report.document(evaluation.settings(), rows, command, threads, evaluation.options.methods)
+        figure, tables = real_report.figure(contents), real_report.rich_tables(contents)
+    else:
+        contents = report.document(evaluation.settings(), rows, command, threads)
+        figure, tables = report.figure(contents), report.rich_tables(contents)
     report.write_json(output / f"{evaluation.group}.json", contents)
     picture = output / f"{evaluation.group}.png"
-    report.figure(contents).savefig(picture, dpi=90)
+    figure.savefig(picture, dpi=90)
     if as_json:
-        shown = {key: contents[key] for key in ("settings", "not_able", "summary")}
+        shown = {key: contents[key] for key in ("settings", "not_able", "summary") if key in contents}
         out.write_json(shown)
         return
     console = out.console(160)
-    for part in report.rich_tables(contents):
+    for part in tables:
         console.print(part, highlight=False)
     console.print(f"{picture.with_suffix('.json')}, {picture}", highlight=False, soft_wrap=True)
 

@@ -7,8 +7,9 @@ A text that fits into the trained length T is read alike by all of them: as stoc
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,9 @@ METHODS: dict[str, Method] = {
 }
 
 
+OPTIONS = tuple(field.name for field in fields(MesaConfig) if field.name not in ("enabled", "plan", "method"))
+"""Fields of `MesaConfig` that a setting may change."""
+
 RENAMED = {"origin": "stock"}
 """Names that methods had in version 0.1."""
 
@@ -142,6 +146,44 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"there is no method {name}: use one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with options of its own.
+
+    Attributes:
+        name: as it is written: "mesa,chunk=1024,stair_bias=0".
+        overrides: fields of `MesaConfig`.
+    """
+
+    name: str
+    method: Method
+    overrides: Mapping[str, Any]
+
+
+def find_setting(text: str) -> Setting:
+    """The method of a name, with the fields of `MesaConfig` that are written behind it.
+
+    Raises:
+        ConfigError: there is no such method or field, or the method has no options.
+    """
+    name, *written = text.split(",")
+    method = find_method(name.strip())
+    overrides: dict[str, Any] = {}
+    for option in written:
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if not equals or key not in OPTIONS:
+            raise ConfigError(
+                f"{text}: {key} is no option of a method: write NAME=VALUE, with one of {', '.join(OPTIONS)}"
+            )
+        try:
+            overrides[key] = json.loads(value)
+        except ValueError:
+            raise ConfigError(f"{text}: {value} is no number, true or false") from None
+    if method.engine is None and not overrides.keys() <= {"train_length"}:
+        raise ConfigError(f"{text}: {method.name} has no options but train_length")
+    return Setting(text, method, overrides)
 
 
 def renamed(old: str, new: str) -> ConfigError:

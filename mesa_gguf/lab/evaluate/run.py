@@ -131,14 +131,7 @@ class Evaluation:
             shortest = {unit.task: unit for unit in self.units if unit.length == min(options.lengths)}
             for unit in shortest.values():
                 self._sample(unit)  # raises if the length is too short
-        summary, items = folder / f"{group}.json", folder / f"{group}.jsonl"
-        if summary.exists() and not items.exists():
-            raise ConfigError(
-                f"{summary} sums up items that are gone ({items.name} is not there), and would be overwritten: "
-                "use another folder, or delete it"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        self.store = Store(items, self.settings())
+        self.store = Store(check_folder(folder, group), self.settings())
 
     def settings(self) -> dict[str, Any]:
         """What the results depend on, besides task, method, length, seed, depth and index."""
@@ -335,6 +328,22 @@ class Evaluation:
             "end": end,
             "timings": {"n_read": len(tokens) - 1, "read_s": round(seconds, 4)},
         }
+
+
+def check_folder(folder: Path, group: str) -> Path:
+    """The file of a group's items in a folder, which is made if it is not there.
+
+    Raises:
+        ConfigError: there is a summary of items that are gone.
+    """
+    summary, items = folder / f"{group}.json", folder / f"{group}.jsonl"
+    if summary.exists() and not items.exists():
+        raise ConfigError(
+            f"{summary} sums up items that are gone ({items.name} is not there), and would be overwritten: "
+            "use another folder, or delete it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return items
 
 
 def fingerprint(path: Path) -> str:

@@ -39,7 +39,7 @@ SOURCES := CMakeLists.txt pyproject.toml LICENSE $(wildcard README.md) \
 $(call remember,build/sources.txt,$(SOURCES))
 $(call remember,build/cmake-args.txt,$(CMAKE_ARGS))
 
-.PHONY: help demo test test-slow models sanitize upstream bench stock dev wheel lint format clean
+.PHONY: help demo demo-real test test-slow models sanitize upstream bench stock dev wheel lint format clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -47,6 +47,11 @@ help: ## this list
 
 demo: $(VENV)/.mesa-gguf ## install into .venv and run the demonstration
 	$(BIN)/mesa-gguf demo $(ARGS)
+
+REAL_MODEL := $(or $(MESA_MODELS),models)/SmolLM2-135M-Instruct.Q4_1.gguf
+demo-real: $(VENV)/.mesa-gguf ## the demonstration with SmolLM2 on real text, past its trained length (three minutes; needs make models)
+	@test -f '$(REAL_MODEL)' || { echo '$(REAL_MODEL) is not there: run "make models" first, or set MESA_MODELS to its folder'; exit 1; }
+	$(BIN)/mesa-gguf demo -m '$(REAL_MODEL)' $(ARGS)
 
 test: $(VENV)/.mesa-gguf build/stock/.built ## the tests, without the slow ones (ARGS="-k plan" for some of them)
 	$(TEST_ENV) $(BIN)/pytest $(PARALLEL) $(ARGS)

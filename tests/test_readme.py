@@ -23,6 +23,8 @@ PROGRAMS = ("mesa-gguf", "make", "pip", "python", "cmake", "sh", "bash", "git")
 # other commands, without their variables -> a file that runs them, and how it does
 ELSEWHERE = {
     "make demo": ("Makefile", "$(BIN)/mesa-gguf demo"),  # which test_cli.py runs, in short
+    "make demo-real": ("Makefile", "$(BIN)/mesa-gguf demo -m"),  # the same
+    "make models": (".ci/run", "make models"),
     "make test": (".ci/run", "make test"),
     "make wheel": ("tests/test_wheel.py", '"make", "wheel"'),
     "pip install .": ("Makefile", "$(PIP) install --no-build-isolation --check-build-dependencies '.[$(EXTRAS)]'"),

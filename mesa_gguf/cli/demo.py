@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from . import output
-from .options import Threads, option
+from .options import ModelOption, Threads, option
 
 if TYPE_CHECKING:
     from ..llama import Progress
@@ -15,17 +15,23 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 Examples:\n
   mesa-gguf demo\n
-  mesa-gguf demo --length 64 --seed 7 --output demo-64.png
+  mesa-gguf demo --length 64 --seed 7 --output demo-64.png\n
+  mesa-gguf demo -m model.gguf --length 1.5
 """
 
 
 def demo(
+    model: ModelOption = None,
     length: Annotated[
-        int,
+        float | None,
         option(
-            "--length", min=2, max=1024, metavar="N", help="Length of the document, in multiples of the trained length."
+            "--length",
+            min=1.1,
+            max=1024,
+            metavar="N",
+            help="Length of the document, in multiples of the trained length. Default: 32, with -m 1.25.",
         ),
-    ] = 32,
+    ] = None,
     seed: Annotated[int, option("--seed", min=0, metavar="N", help="Seed that the document is made from.")] = 1,
     picture: Annotated[
         Path,
@@ -35,11 +41,20 @@ def demo(
     ] = Path("demo.png"),
     threads: Threads = None,
 ) -> None:
-    """Ask the bundled model about a document far longer than its context, with Mesa-Extrapolation and without."""
+    """Ask a model about a document longer than its context, with Mesa-Extrapolation and without.
+
+    The bundled model is asked about a generated document, and a picture is saved. Another one (-m) is asked about facts that
+    were put into Python's documentation.
+    """
     from ..lab.demo import run_demo
+    from ..lab.demo_real import run_real_demo
+    from ..model.hub import find_model
 
     def progress(what: str) -> contextlib.AbstractContextManager[Progress | None]:
         output.say(what)
         return output.reading_bar(True)
 
-    run_demo(length, seed, picture, threads, progress, output.console(130))
+    if model is not None:
+        run_real_demo(find_model(model), length or 1.25, seed, threads, progress, output.console(150))
+        return
+    run_demo(length or 32, seed, picture, threads, progress, output.console(130))

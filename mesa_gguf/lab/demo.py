@@ -61,7 +61,7 @@ class Run:
         return f"{sum(self.right)} of {len(self.right)}"
 
 
-def run_demo(length: int, seed: int, output: Path, threads: int | None, watch: Watch, console: Console) -> None:
+def run_demo(length: float, seed: int, output: Path, threads: int | None, watch: Watch, console: Console) -> None:
     """Ask about a document of length times the trained length; print the comparison and save a picture of it."""
     try:
         plot.check_picture(output)
@@ -70,7 +70,7 @@ def run_demo(length: int, seed: int, output: Path, threads: int | None, watch: W
         no_picture = str(err)
     path = bundled_model()
     train_length = check_model(path).train_length
-    document = _document(path, train_length * length, seed)
+    document = _document(path, round(train_length * length), seed)
 
     def run(name: str, config: MesaConfig) -> Run:
         return _run(name, path, config, document, threads, watch)

@@ -409,7 +409,12 @@ def test_demo(run: Run, tmp_path: Path) -> None:
 def test_demo_of_a_model(run: Run, tmp_path: Path) -> None:
     """Facts in real text. The bundled model finds none, but reads all of it."""
     text = run("demo", "-m", BUNDLED, "--length", "3", *THREADS)
-    for part in ("Mesa, chunks that match", "Mesa, all chunks", "stock llama.cpp", "1536 tokens of Python's documentation"):
+    for part in (
+        "Mesa, chunks that match",
+        "Mesa, all chunks",
+        "stock llama.cpp",
+        "1536 tokens of Python's documentation",
+    ):
         assert part in " ".join(text.split())
     assert text.count("of 12") == 3
     assert not any(tmp_path.iterdir())

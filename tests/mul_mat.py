@@ -1,0 +1,212 @@
+"""ggml's multiplication of matrices on the CPU, alone; and what it should give, with NumPy.
+
+    python tests/mul_mat.py FILE                    the products of CASES into an .npz file
+    python tests/mul_mat.py --speed ROWSxWIDTHxCOLUMNS [TYPE...]     how many products a second, with two threads
+
+With MESA_KERNELS=stock both are ggml's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from mesa_gguf.rpc import bindings  # llama_cpp, with the library of this package
+
+Floats = NDArray[np.float32]
+
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
+_F32 = 0
+_CPU = 0  # enum ggml_backend_dev_type
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", _POINTER), ("no_alloc", ctypes.c_bool))
+
+
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_init": (_POINTER, [_InitParams]),
+    "ggml_free": (None, [_POINTER]),
+    "ggml_new_tensor": (_POINTER, [_POINTER, ctypes.c_int, ctypes.c_int, ctypes.POINTER(_INT)]),
+    "ggml_permute": (_POINTER, [_POINTER, _POINTER, *[ctypes.c_int] * 4]),
+    "ggml_mul_mat": (_POINTER, [_POINTER] * 3),
+    "ggml_mul_mat_id": (_POINTER, [_POINTER] * 4),
+    "ggml_nbytes": (ctypes.c_size_t, [_POINTER]),
+    "ggml_new_graph": (_POINTER, [_POINTER]),
+    "ggml_build_forward_expand": (None, [_POINTER] * 2),
+    "ggml_quantize_chunk": (ctypes.c_size_t, [ctypes.c_int, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER]),
+    "ggml_backend_init_by_type": (_POINTER, [ctypes.c_int, _POINTER]),
+    "ggml_backend_free": (None, [_POINTER]),
+    "ggml_backend_get_device": (_POINTER, [_POINTER]),
+    "ggml_backend_dev_backend_reg": (_POINTER, [_POINTER]),
+    "ggml_backend_reg_get_proc_address": (_POINTER, [_POINTER, ctypes.c_char_p]),
+    "ggml_backend_alloc_ctx_tensors": (_POINTER, [_POINTER] * 2),
+    "ggml_backend_buffer_free": (None, [_POINTER]),
+    "ggml_backend_tensor_set": (None, [_POINTER, _POINTER, ctypes.c_size_t, ctypes.c_size_t]),
+    "ggml_backend_tensor_get": (None, [_POINTER, _POINTER, ctypes.c_size_t, ctypes.c_size_t]),
+    "ggml_backend_graph_compute": (ctypes.c_int, [_POINTER] * 2),
+}
+
+
+@cache
+def _ggml(name: str) -> Any:
+    bindings.llama_supports_rpc()  # loads the backends
+    function = getattr(bindings._lib, name)
+    function.restype, function.argtypes = _PROTOTYPES[name]
+    return function
+
+
+@dataclass(frozen=True)
+class Case:
+    """`groups` matrices of `rows` rows of `width` weights, each multiplied with `share` matrices of `columns` columns."""
+
+    type: str
+    rows: int
+    width: int
+    columns: int
+    groups: int = 1
+    share: int = 1
+    permuted: bool = False  # the columns of the matrices take turns in memory
+    threads: int = 1
+    seed: int = 0
+
+    @property
+    def quantization(self) -> gguf.GGMLQuantizationType:
+        return gguf.GGMLQuantizationType[self.type]
+
+    def data(self) -> tuple[NDArray[np.uint8], Floats]:
+        """Weights as ggml quantizes them [groups, rows, bytes], and columns [groups*share, columns, width]."""
+        random = np.random.default_rng(self.seed)
+        weights = random.normal(0.1, 1, (self.groups, self.rows, self.width)).astype(np.float32)
+        columns = random.normal(0.1, 1, (self.groups * self.share, self.columns, self.width)).astype(np.float32)
+        columns[..., : self.width // 3] *= np.float32(10)
+        columns[:, 0, : self.width // 2] = 0  # blocks of zeros
+        return quantize(weights, self.quantization), columns
+
+
+def quantize(weights: Floats, kind: gguf.GGMLQuantizationType) -> NDArray[np.uint8]:
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    *outer, width = weights.shape
+    out = np.empty((*outer, width // block * size), np.uint8)
+    rows = weights.size // width
+    done = _ggml("ggml_quantize_chunk")(kind, weights.ctypes.data, out.ctypes.data, 0, rows, width, None)
+    assert done == out.size
+    return out
+
+
+class _Op:
+    """Tensors and the CPU backend that computes one of them."""
+
+    def __init__(self, threads: int) -> None:
+        self._backend = _ggml("ggml_backend_init_by_type")(_CPU, None)
+        registry = _ggml("ggml_backend_dev_backend_reg")(_ggml("ggml_backend_get_device")(self._backend))
+        address = _ggml("ggml_backend_reg_get_proc_address")(registry, b"ggml_backend_set_n_threads")
+        ctypes.CFUNCTYPE(None, _POINTER, ctypes.c_int)(address)(self._backend, threads)
+        self.context = _ggml("ggml_init")(_InitParams(1 << 20, None, True))
+        self._inputs: list[tuple[int, NDArray[Any]]] = []
+
+    def tensor(self, kind: int, shape: tuple[int, ...], values: NDArray[Any]) -> int:
+        dims = (_INT * len(shape))(*shape)
+        tensor: int = _ggml("ggml_new_tensor")(self.context, kind, len(shape), dims)
+        self._inputs.append((tensor, np.ascontiguousarray(values)))
+        return tensor
+
+    def compute(self, tensor: int, shape: tuple[int, ...], times: list[float] | None = None) -> Floats:
+        """The tensor's values; computed eleven times over where `times` asks for the seconds that it takes."""
+        graph = _ggml("ggml_new_graph")(self.context)
+        _ggml("ggml_build_forward_expand")(graph, tensor)
+        buffer = _ggml("ggml_backend_alloc_ctx_tensors")(self.context, self._backend)
+        for given, values in self._inputs:
+            assert values.nbytes == _ggml("ggml_nbytes")(given)
+            _ggml("ggml_backend_tensor_set")(given, values.ctypes.data, 0, values.nbytes)
+        for _ in range(1 if times is None else 11):
+            start = time.perf_counter()
+            status = _ggml("ggml_backend_graph_compute")(self._backend, graph)
+            assert status == 0
+            if times is not None:
+                times.append(time.perf_counter() - start)
+        out = np.empty(shape, np.float32)
+        _ggml("ggml_backend_tensor_get")(tensor, out.ctypes.data, 0, out.nbytes)
+        _ggml("ggml_backend_buffer_free")(buffer)
+        _ggml("ggml_free")(self.context)
+        _ggml("ggml_backend_free")(self._backend)
+        return out
+
+
+def multiply(case: Case, times: list[float] | None = None) -> Floats:
+    """What ggml computes: [groups*share, columns, rows]."""
+    weights, columns = case.data()
+    op = _Op(case.threads)
+    matrix = op.tensor(case.quantization, (case.width, case.rows, case.groups), weights)
+    batches = case.groups * case.share
+    if case.permuted:
+        x = op.tensor(_F32, (case.width, batches, case.columns), columns.swapaxes(0, 1))
+        x = _ggml("ggml_permute")(op.context, x, 0, 2, 1, 3)
+    else:
+        x = op.tensor(_F32, (case.width, case.columns, batches), columns)
+    return op.compute(_ggml("ggml_mul_mat")(op.context, matrix, x), (batches, case.columns, case.rows), times)
+
+
+# What it should be.
+
+
+def rounded(columns: Floats) -> tuple[Floats, Floats]:
+    """Columns as q8_0 holds them, and the sum of each block as q8_1 holds it."""
+    blocks = columns.reshape(*columns.shape[:-1], -1, 32)
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    scale = largest / np.float32(127)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    codes = np.rint(blocks * inverse)
+    sums = (scale * codes.sum(-1, keepdims=True)).astype(np.float16)
+    return (codes * scale.astype(np.float16)).reshape(columns.shape), sums[..., 0].astype(np.float32)
+
+
+def expected(case: Case) -> NDArray[np.float64]:
+    weights, columns = case.data()
+    matrix = gguf.dequantize(weights, case.quantization).astype(np.float64)
+    columns, sums = rounded(columns)
+    lowest = np.zeros((case.groups, case.rows, case.width // 32))
+    if case.type in ("Q4_1", "Q5_1"):  # the mins are multiplied with the sums
+        blocks = weights.reshape(case.groups, case.rows, case.width // 32, -1)
+        lowest = np.ascontiguousarray(blocks[..., 2:4]).view(np.float16)[..., 0].astype(np.float64)
+        matrix -= np.repeat(lowest, 32, -1)
+    matrix, lowest = (np.repeat(part, case.share, 0).swapaxes(1, 2) for part in (matrix, lowest))
+    return columns.astype(np.float64) @ matrix + sums.astype(np.float64) @ lowest
+
+
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+CASES = [
+    case
+    for i, name in enumerate(TYPES)
+    for case in (
+        Case(name, 576, 576, 33, seed=i),
+        Case(name, 37, 1536, 8, threads=2, seed=i),
+        Case(name, 9, 32, 4, seed=i),
+        Case(name, 64, 96, 13, groups=2, share=3, permuted=True, threads=2, seed=i),
+    )
+]
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[0] != "--speed":
+        np.savez(arguments[0], *[multiply(case) for case in CASES])
+        return
+    rows, width, columns = map(int, arguments[1].split("x"))
+    for name in arguments[2:] or TYPES:
+        times: list[float] = []
+        multiply(Case(name, rows, width, columns, threads=2), times)
+        print(
+            f"{name:5} {rows * width * columns / 1e9 / sorted(times)[len(times) // 2]:7.1f} billion products a second"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

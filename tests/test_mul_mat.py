@@ -1,0 +1,82 @@
+"""Products of quantized weights and many columns (csrc/mesa-mul-mat.cpp), compared with NumPy and with ggml's own kernels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import ArrayLike, NDArray
+
+import mul_mat
+from mul_mat import CASES, TYPES, Case, expected, multiply
+
+ROUNDING = 2e-6  # of float sums, against the largest product
+
+
+def error(got: ArrayLike, wanted: NDArray[np.float64]) -> float:
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
+def label(case: Case) -> str:
+    return f"{case.type}-{case.rows}x{case.width}x{case.columns}"
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, NDArray[np.float32]]:
+    """The products of CASES by ggml's own kernels."""
+    path = tmp_path_factory.mktemp("stock") / "products.npz"
+    environment = {**os.environ, "MESA_KERNELS": "stock"}
+    subprocess.run([sys.executable, Path(mul_mat.__file__), path], env=environment, check=True, timeout=60)
+    with np.load(path) as products:
+        return dict(zip(CASES, products.values(), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_products(case: Case, stock: dict[Case, NDArray[np.float32]]) -> None:
+    """To rounding what NumPy gives with the same rounded columns, and as near to it as ggml's own kernels."""
+    wanted = expected(case)
+    assert error(stock[case], wanted) < ROUNDING
+    assert error(multiply(case), wanted) < ROUNDING
+
+
+@given(
+    case=st.builds(
+        Case,
+        type=st.sampled_from(TYPES),
+        rows=st.integers(1, 70),
+        width=st.integers(1, 45).map(lambda blocks: 32 * blocks),
+        columns=st.integers(1, 33),
+        groups=st.integers(1, 2),
+        share=st.integers(1, 3),
+        permuted=st.booleans(),
+        threads=st.integers(1, 3),
+        seed=st.integers(0, 9),
+    )
+)
+def test_any_shape(case: Case) -> None:
+    assert error(multiply(case), expected(case)) < ROUNDING
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_column_does_not_depend_on_the_others(name: str) -> None:
+    """Bit for bit, from the number of columns on at which the kernel is used; and not on the number of threads."""
+    case = Case(name, 100, 736, 50)
+    weights, columns = case.data()
+    whole = multiply(case)
+    for n, threads in [(49, 1), (12, 2), (8, 3)]:
+        part = replace(case, columns=n, threads=threads)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Case, "data", lambda self: (weights, columns[:, : self.columns]))
+            np.testing.assert_array_equal(multiply(part), whole[:, :n])
+
+
+def test_more_columns_than_are_worked_off_at_once() -> None:
+    case = Case("Q4_1", 40, 1536, 1000, threads=2)
+    assert error(multiply(case), expected(case)) < ROUNDING

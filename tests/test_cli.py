@@ -403,6 +403,10 @@ def test_demo(run: Run, tmp_path: Path) -> None:
     for part in ("with Mesa", "stock llama.cpp", "right answers", "tokens a second", "peak memory", "stair width"):
         assert part in text
     assert text.count("of 20") == 2
+    steps = [line.split("│") for line in text[text.index("kept in a library") :].splitlines() if "right" in line]
+    computed, reused = ([int(step[column].replace(",", "")) for step in steps] for column in (3, 4))
+    assert len(steps) == 3 and reused[0] == computed[1] == 0 and reused[1] == computed[0]
+    assert 0 < computed[2] < computed[0] / 2 and reused[2] > 0
     assert is_picture(picture)
 
 

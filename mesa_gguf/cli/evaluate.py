@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ..lab.evaluate.run import Watch
 
 TASKS = ("passkey", "niah", "ruler", "ppl", "qa", "real")
+LIBRARY_TASK = "library"  # alone: it has modes of reading in place of methods
 ALL = "all"
 
 # how much is run: documents of a length (of "niah": of each depth; of "ppl": windows)
@@ -113,13 +114,17 @@ Examples:\n
   mesa-gguf eval qa passkey --length 2T --length 8T --samples 10\n
   mesa-gguf eval ppl -m model.gguf --text book.txt --method mesa --method yarn\n
   mesa-gguf eval qa --method mesa --chunk 240 --output chunk-240\n
-  mesa-gguf eval real -m model.gguf --text books --method stock --method mesa --method mesa,chunk=512
+  mesa-gguf eval real -m model.gguf --text books --method stock --method mesa --method mesa,chunk=512\n
+  mesa-gguf eval library -m model.gguf --length 32768 --read auto --read all
 """
 
 
 def evaluate(
     tasks: Annotated[
-        list[str], typer.Argument(metavar="TASK...", help=f"What to run: {', '.join(TASKS)}, or {ALL} but real.")
+        list[str],
+        typer.Argument(
+            metavar="TASK...", help=f"What to run: {', '.join(TASKS)}, or {ALL} but real; or {LIBRARY_TASK}."
+        ),
     ],
     model: ModelOption = None,
     methods: Annotated[
@@ -213,8 +218,9 @@ def evaluate(
         option(
             "--text",
             metavar="FILE",
-            help="For ppl: a text file. Default: a generated text, where the style is reader. For real: a document, or a folder "
-            "of them. Default: the documentation of Python's language.",
+            help="For ppl: a text file. Default: a generated text, where the style is reader. For real and library: a document, or a "
+            "folder of them, that facts are put into. Default: the documentation of Python's language; for library with the bundled "
+            "model texts of its own.",
             panel=TASK,
         ),
     ] = None,
@@ -224,6 +230,16 @@ def evaluate(
             "--encoding",
             metavar="NAME",
             help="For ppl: encoding of the text file. Default: UTF-8 or UTF-16, whichever it is.",
+            panel=TASK,
+        ),
+    ] = None,
+    read: Annotated[
+        list[str] | None,
+        option(
+            "--read",
+            metavar="auto|all|each|N|none",
+            help="For library: how much a question reads; may be given several times. none selects as auto does, and reads nothing. "
+            "Default: auto and all.",
             panel=TASK,
         ),
     ] = None,
@@ -291,6 +307,23 @@ def evaluate(
     from ..lab.evaluate import Evaluation, Options, RealEvaluation
     from ..lab.plot import new_figure
 
+    if LIBRARY_TASK in tasks:
+        if tasks != [LIBRARY_TASK]:
+            raise ConfigError("the task library has modes of reading in place of methods: run it alone")
+        engine = {"type_k": kv_type_of(type_k), "type_v": kv_type_of(type_v), "flash_attn": flash_attn_of(flash_attn)}
+        machine = {
+            "n_threads": threads,
+            "n_threads_batch": threads,
+            "n_gpu_layers": n_gpu_layers,
+            "verbose": verbose,
+        }
+        _library(
+            find_model(model), list(lengths or ()), list(read or ("auto", "all")), list(methods or ("stock",)), seed,
+            samples, text, engine, machine, output, as_json,
+        )  # fmt: skip
+        return
+    if read:
+        raise ConfigError("--read is for the task library")
     new_figure(1, 1)  # raises where matplotlib is missing, before anything is computed
     groups = _groups(tasks)
     names = _methods(methods or []) if groups != ["real"] else []
@@ -370,6 +403,52 @@ def _haystack(text: str) -> str:
     from ..lab.facts import load_text
 
     return load_text([Path(text).expanduser()])
+
+
+def _library(
+    path: Path,
+    lengths: list[str],
+    read: list[str],
+    methods: list[str],
+    seed: int,
+    samples: int | None,
+    text: str | None,
+    engine: dict[str, Any],
+    machine: dict[str, Any],
+    output: Path,
+    as_json: bool,
+) -> None:
+    from ..lab.evaluate import library, report
+    from ..model.header import check_model
+
+    if set(methods) - {"stock", "mesa"}:
+        raise ConfigError("the task library compares mesa with stock alone: leave out the other methods")
+    modes = library.check_modes([*read, *(["stock"] if "stock" in methods and read != ["none"] else [])])
+    train_length = check_model(path).train_length
+    settings = library.Settings(
+        path=path,
+        modes=modes,
+        lengths=sorted({_tokens(length, train_length, "--length") for length in lengths or ("T", "2T", "4T")}),
+        seed=seed,
+        samples=samples if samples is not None else 1,
+        text=None if text is None else _haystack(text),
+        engine=engine,
+        machine=machine,
+    )
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file: give --output a folder")
+    evaluation = library.LibraryEvaluation(settings, output)
+    with _bar(out.is_terminal(sys.stderr)) as watch:
+        evaluation.run(watch)
+    file = output / "library.json"
+    made = library.contents(evaluation, _commands(file, out.command_line()))
+    report.write_json(file, made)
+    if as_json:
+        out.write_json({key: made[key] for key in ("settings", "summary", "pairs")})
+        return
+    console = out.console(160)
+    console.print(library.table(made), highlight=False)
+    console.print(str(file), highlight=False, soft_wrap=True)
 
 
 def _check_overrides(given: dict[str, Any], names: list[str]) -> None:

@@ -2,7 +2,7 @@
 # ninja where they are missing included, is installed into .venv. `make help` lists the targets.
 PYTHON ?= python3
 ARGS   ?=
-EXTRAS ?= test
+EXTRAS ?= test,test-server
 
 VENV := .venv
 BIN  := $(VENV)/bin

@@ -569,7 +569,9 @@ class Index:
 
     def remove_from_collection(self, collection: str, document: int) -> None:
         with self.writing() as db:
+            self._check_collection(collection)
             db.execute("DELETE FROM members WHERE collection = ? AND document = ?", (collection, document))
+            self._seal_collection(db, collection)
 
     def collections_of(self, document: int) -> list[str]:
         """The collections that a document is in."""

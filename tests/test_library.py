@@ -603,3 +603,14 @@ def test_wrong_arguments(library: Library, llm: MesaLlama, tmp_path: Path) -> No
     closed.close()
     with pytest.raises(LibraryError, match="closed"):
         closed.documents()
+
+
+def test_a_document_that_goes_while_it_is_asked_about(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
+    """By another process, say: the answer is of what was read."""
+    document = put(library, tmp_path)
+    before = Reader(llm, library).ask(FACT.question).answer
+    stream = Reader(llm, library).ask(FACT.question)
+    next(stream)
+    library.remove(document)
+    answer = stream.answer
+    assert answer.text == before.text and answer.citations[0].text == before.citations[0].text

@@ -556,7 +556,10 @@ class Index:
             if db.execute("SELECT 1 FROM collections WHERE name = ?", (collection,)).fetchone():
                 self._check_collection(collection)
             db.execute("INSERT OR IGNORE INTO collections (name, added) VALUES (?, ?)", (collection, time.time()))
-            db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", [(collection, d) for d in documents])
+            for document in documents:  # one that another process removed meanwhile is no member
+                db.execute(
+                    "INSERT OR IGNORE INTO members SELECT ?, id FROM documents WHERE id = ?", (collection, document)
+                )
             self._seal_collection(db, collection)
 
     def _check_collection(self, collection: str) -> None:

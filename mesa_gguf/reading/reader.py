@@ -25,7 +25,9 @@ from .. import rpc
 from ..config import MesaConfig, MesaPlan
 from ..errors import ConfigError, ModelError, PromptError, Remedy
 from ..library.library import Document, Library
+from ..library.store import LibraryError
 from ..llama import N_CTX_STEP, MesaLlama
+from ..loaders import Place
 from ..sampling import Sampler, SamplingOptions, whole
 from .citations import cite, passages, stands_in
 from .prompts import END, PromptForm, Turn
@@ -509,7 +511,11 @@ class Reader:
         found = []
         for scored in cite(sources.question, answer, read):
             document, passage = sources.pieces[scored.passage.source].document, scored.passage
-            place = self.library.place(document, passage.start)
+            try:
+                place = self.library.place(document, passage.start)
+            except LibraryError:  # another process replaced or removed it since: the chunk knows about where it is
+                span = sources.pieces[scored.passage.source].span
+                place = Place(span.start, span.page_first, tuple(span.heading))
             found.append(
                 Citation(
                     document.name,

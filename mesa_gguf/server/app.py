@@ -30,6 +30,7 @@ from .engine import Engine, Job, Work
 from .guard import Guard, Limits
 from .intake import name_of, understand
 from .metrics import Metrics
+from .pages import pdf_pages
 from .problems import Json, Problem, encode, problem_of
 from .records import MAX_CONVERSATION, FileRow, new_file_id
 from .schemas import ChatRequest, CompletionRequest, EmbeddingRequest, MemberRequest, Name, StoreRequest
@@ -194,6 +195,7 @@ def make_app(
     _handle_errors(app)
     _add_model_routes(app, served)
     _add_file_routes(app, served, limits)
+    app.include_router(pdf_pages(served.documents))
     _add_store_routes(app, served)
     _add_page_routes(app, served)
     _add_own_routes(app, served)

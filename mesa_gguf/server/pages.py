@@ -1,0 +1,79 @@
+"""Pages of PDF files as pictures, with a passage's place on them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi import Path as InPath
+from starlette.responses import Response
+
+from ..loaders.document import Limits
+from ..loaders.pdf_page import draw_page, find_on_page
+from .documents import Documents
+from .problems import Json, Problem
+from .records import FileRow
+
+LIMITS = Limits(seconds=20.0, memory=1 << 30)  # of one page
+AT_ONCE = 2  # processes that look at pages
+
+Number = Annotated[int, InPath(ge=1, le=2**31 - 1)]
+Place = Annotated[int, Query(ge=0, le=2**53)]
+
+
+def pdf_pages(documents: Documents) -> APIRouter:
+    """The routes."""
+    router = APIRouter(tags=["documents"])
+    turns = threading.BoundedSemaphore(AT_ONCE)
+
+    def content(file_id: str) -> tuple[FileRow, Path]:
+        row = documents.file(file_id)
+        path = documents.records.content(row)
+        if path is None:
+            raise Problem(404, f"the bytes of {row.filename} are not kept here: its text is at /text", "not_found")
+        return row, path
+
+    @router.get(
+        "/v1/files/{file_id}/pages/{number}.png", summary="A page of a PDF as a picture",
+        response_class=Response, responses={200: {"content": {"image/png": {}}}},
+    )  # fmt: skip
+    def picture(file_id: str, number: Number) -> Response:
+        row, path = content(file_id)
+        with turns:
+            return Response(draw_page(path.read_bytes(), row.filename, number, limits=LIMITS), media_type="image/png")
+
+    @router.get(
+        "/v1/files/{file_id}/pages/{number}", summary="A page of a PDF: its size, and where a passage lies on it"
+    )
+    def page(file_id: str, number: Number, start: Place = 0, stop: Place = 0) -> Json:
+        row, path = content(file_id)
+        before, passage, to = _on_page(documents, row, number, start, stop)
+        with turns:
+            found = find_on_page(path.read_bytes(), row.filename, number, passage, before=before, limits=LIMITS)
+        return Json({
+            "file_id": row.id, "filename": row.filename, "page": found.number, "pages": found.pages,
+            "width": found.width, "height": found.height, "text": passage, "rectangles": found.rectangles, "goes_on": to,
+        })  # fmt: skip
+
+    return router
+
+
+def _on_page(documents: Documents, row: FileRow, number: int, start: int, stop: int) -> tuple[str, str, int | None]:
+    """The text of a page before a passage, what of the passage is on it, and the page that it goes on on.
+
+    Args:
+        start, stop: of the passage, in characters of the document's text.
+    """
+    document = documents.library.index.document(row.document) if row.document is not None else None
+    if document is None or stop <= start:
+        return "", "", None
+    first = min((at for at, page, _ in document.places if page == number), default=None)
+    if first is None:
+        return "", "", None
+    later = [(at, page) for at, page, _ in document.places if page is not None and page > number]
+    end, following = min(later, default=(len(document.text), None))
+    goes_on = following if start < end < stop and document.text[end:stop].strip() else None
+    start, stop = min(max(start, first), end), max(min(stop, end), first)
+    return document.text[first:start], document.text[start:stop], goes_on

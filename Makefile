@@ -39,7 +39,7 @@ SOURCES := CMakeLists.txt pyproject.toml LICENSE $(wildcard README.md) \
 $(call remember,build/sources.txt,$(SOURCES))
 $(call remember,build/cmake-args.txt,$(CMAKE_ARGS))
 
-.PHONY: help demo demo-real test test-slow models sanitize upstream bench stock dev wheel lint format clean
+.PHONY: help demo demo-real test test-slow browser models sanitize upstream bench stock dev wheel lint format clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -59,6 +59,12 @@ test: $(VENV)/.mesa-gguf build/stock/.built ## the tests, without the slow ones 
 MARK ?= slow or not slow
 test-slow: $(VENV)/.mesa-gguf build/stock/.built ## all tests (MARK=slow: the slow ones alone)
 	$(TEST_ENV) $(BIN)/pytest $(PARALLEL) -m "$(MARK)" $(ARGS)
+
+browser: | $(BIN)/python ## what the page's tests drive: Playwright and, as root on Debian, Chromium
+	$(PIP) install --group browser
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	    { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } || \
+	    { echo 'no Chromium: install it, or set MESA_CHROMIUM' && false; }
 
 models: | $(BIN)/python ## two real models for the tests that read some, into models/ or MESA_MODELS (351 MB, pinned by hash)
 	$(BIN)/python scripts/fetch_models.py $(ARGS)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import server_process
 from conftest import ROOT
 from mesa_gguf.lab import documents
 from mesa_gguf.model import bundled
@@ -56,7 +57,11 @@ def program(command: str) -> str:
 
 
 def is_run_here(command: str) -> bool:
-    return command.startswith("mesa-gguf ")
+    return command.startswith("mesa-gguf ") and not is_server(command)
+
+
+def is_server(command: str) -> bool:
+    return command.startswith("mesa-gguf serve ")
 
 
 def python_blocks() -> list[str]:
@@ -88,7 +93,19 @@ def test_command(line: str, folder: Path) -> None:
         assert done.stdout == f"{FACT}\n"
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if not is_run_here(line)])
+@pytest.mark.parametrize("line", [line for line in commands() if is_server(line)])
+def test_server(line: str, folder: Path, tmp_path: Path) -> None:
+    """It serves the page. The port is another one, as that of the README may be in use."""
+    arguments = shlex.split(line)[2:]
+    model = folder / arguments.pop(arguments.index("-m") + 1)
+    arguments.remove("-m")
+    with server_process.Server(tmp_path, *arguments, model=model) as server:
+        status, headers, page = server.ask("GET", "/")
+        assert status == 200 and b"Drop a document here" in page
+        assert "script-src 'self';" in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if not is_run_here(line) and not is_server(line)])
 def test_other_command(line: str) -> None:
     """It is run elsewhere; of an extra, there is one of that name."""
     extra = re.fullmatch(r"pip install '(?:mesa-gguf|\.)\[(\w+)\]'", line)

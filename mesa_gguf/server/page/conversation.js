@@ -326,10 +326,13 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + ".";
 const WORD = /[\p{L}\p{N}]+/gu;
 const words = (text) => text.toLowerCase().match(WORD) ?? [];
 
+// "the" and "is" say nothing
+const tells = (word) => word.length > 3 || /\p{N}|[^\p{Script=Latin}]/u.test(word);
+
 /** A quote from the sentence on that has most of the words that the answer adds to the question, with these words strong. */
 function excerpt(quote, { question, answer }) {
   const asked = new Set(words(question));
-  const telling = new Set(words(answer.text).filter((word) => !asked.has(word)));
+  const telling = new Set(words(answer.text).filter((word) => !asked.has(word) && tells(word)));
   const sentences = quote.replace(/\s+/g, " ").trim().split(/(?<=[.!?。！？]) /);
   const scores = sentences.map((one) => new Set(words(one).filter((word) => telling.has(word))).size);
   const best = scores.indexOf(Math.max(...scores));

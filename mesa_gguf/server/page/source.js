@@ -53,7 +53,7 @@ export class Source {
       this.body,
     );
     byId("source-title").focus({ preventScroll: true });
-    await this.show(isPdf ? "page" : "text");
+    await this.show(isPdf ? "page" : "text", true);
   }
 
   close() {
@@ -67,14 +67,14 @@ export class Source {
     this.from = null;
   }
 
-  async show(view) {
+  async show(view, isFirst = false) {
     this.work?.abort();
     const work = (this.work = new AbortController());
     this.asPage?.setAttribute("aria-pressed", String(view === "page"));
     this.asText?.setAttribute("aria-pressed", String(view === "text"));
     this.body.setAttribute("aria-busy", "true");
     try {
-      if (view === "page") await this.showPage(this.passage.page ?? 1, work.signal);
+      if (view === "page") await this.showPage(this.passage.page ?? 1, work.signal, isFirst);
       else await this.showText(work.signal);
     } catch (error) {
       if (error.name === "AbortError") return;
@@ -190,12 +190,17 @@ export class Source {
   // as a page
   //
 
-  async showPage(number, signal) {
+  async showPage(number, signal, isFirst) {
     const { file_id, filename, start, stop } = this.passage;
-    const [found, picture] = await Promise.all([
-      files.page(file_id, number, start, stop, signal),
-      files.picture(file_id, number, signal),
-    ]);
+    const drawing = files.picture(file_id, number, signal);
+    drawing.catch(() => {}); // told below, or it is not needed
+    const found = await files.page(file_id, number, start, stop, signal);
+    if (isFirst && found.goes_on && found.text.length < (stop - start) / 2) {
+      // most of it is on the next page
+      this.passage = { ...this.passage, page: found.goes_on };
+      return this.showPage(found.goes_on, signal, false);
+    }
+    const picture = await drawing;
     const url = URL.createObjectURL(picture);
     const image = h("img", { alt: `Page ${number} of ${filename}`, width: found.width, height: found.height });
     const { width, height, rectangles } = found;

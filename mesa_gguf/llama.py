@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import os
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,6 +25,7 @@ from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import _core, _llama_cpp, chat, completion, embedding, machine, rpc, sampling
 from .config import MesaConfig, MesaPlan
+from .crew import Crew
 from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError, Remedy
 from .model.header import SHOW_REASON, check_adapter, check_model, damaged, fingerprint
 from .model.memory import check_kv_types, check_memory, is_quantized
@@ -130,6 +132,12 @@ class MesaLlama(llama_cpp.Llama):
 
         threads = _threads(kwargs)
         kwargs |= {name: given or default for (name, given), default in zip(threads.items(), machine.default_threads())}
+        self._threads = self._threads_set = kwargs["n_threads"], kwargs["n_threads_batch"]
+        # those that were chosen are kept to; and beside other devices CPU time says little
+        free = rpc_servers is None and not rpc.has_gpu()
+        self._crews = tuple(
+            Crew(n) if free and given is None else None for given, n in zip(threads.values(), self._threads)
+        )
         embedding.check(kwargs, self.mesa.enabled)
         self._embeds = self.mesa.enabled and bool(kwargs.get("embedding", False))
         logits_all = bool(kwargs.get("logits_all", False))
@@ -441,6 +449,22 @@ class MesaLlama(llama_cpp.Llama):
                 self.n_tokens = n_keep
         self._eval(tokens)
 
+    def _decode(self, n_tokens: int) -> None:
+        """The batch that was set, by as many threads as are of use on a machine that does other things too."""
+        one, many = self._crews
+        crew = one if n_tokens == 1 else many
+        if crew is None:
+            self._ctx.decode(self._batch)
+            return
+        threads = one.n if one is not None else self._threads[0], many.n if many is not None else self._threads[1]
+        if threads != self._threads_set:
+            llama_cpp.llama_set_n_threads(self._ctx.ctx, *threads)
+            self._threads_set = threads
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._ctx.decode(self._batch)
+        now = time.perf_counter()
+        crew.worked(n_tokens, now - wall, time.process_time() - cpu, now)
+
     def _make_plan(self, tokens: Sequence[int]) -> int:
         """Tell the core what comes, so that it can plan. Returns how many tokens of the context stay."""
         by_hand = self.mesa.plan
@@ -494,7 +518,7 @@ class MesaLlama(llama_cpp.Llama):
             n_tokens = len(batch)
             every = self._logits_all or (self.draft_model is not None and n_all <= MOST_DRAFTS)
             self._batch.set_batch(batch=batch, n_past=n_past, logits_all=every)
-            self._ctx.decode(self._batch)
+            self._decode(n_tokens)
 
             self._with_logits = range(n_past if every else n_past + n_tokens - 1, n_past + n_tokens)
             self.input_ids[n_past : n_past + n_tokens] = batch

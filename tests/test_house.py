@@ -19,7 +19,7 @@ PACKAGE = Path(mesa_gguf.__file__).parent
 # from the ground up; a room may use those below it, and its own
 FLOORS = (
     ("errors", "_core"),
-    ("_llama_cpp", "machine"),
+    ("_llama_cpp", "machine", "crew"),
     ("config", "state"),
     ("model",),
     ("rpc",),

@@ -1,0 +1,139 @@
+"""How many threads compute beside other programs: on machines that are made up, and once on this one."""
+
+from __future__ import annotations
+
+import llama_cpp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import ModelPath, Opener, random_tokens
+from mesa_gguf import MesaConfig, MesaLlama, crew
+from mesa_gguf.crew import PAUSES, Crew
+
+
+class Machine:
+    """Cores of which some are taken by other programs, half of the time: a thread there holds up the others."""
+
+    def __init__(self, cores: int, *, held_up: float = 5.0) -> None:
+        self.cores, self.held_up, self.busy, self.now = cores, held_up, 0, 0.0
+
+    def token(self, n: int) -> tuple[float, float]:
+        """Seconds of the clock and of the CPU that a token takes with n threads."""
+        late = max(0, n + self.busy - self.cores)
+        wall = 0.08 / n * (self.held_up if late else 1.0)
+        return wall, wall * (n - 0.5 * late)
+
+    def best(self) -> float:
+        return min(self.token(n)[0] for n in range(1, self.cores + 1))
+
+    def work(self, made: Crew, seconds: float) -> float:
+        """Generate for so long; the mean time of a token, as a multiple of the best."""
+        begin, n_tokens = self.now, 0
+        while self.now < begin + seconds:
+            wall, cpu = self.token(made.n)
+            self.now += wall
+            n_tokens += 1
+            made.worked(1, wall, cpu, self.now)
+        return (self.now - begin) / n_tokens / self.best()
+
+
+@given(cores=st.integers(1, 16), loads=st.lists(st.integers(0, 4), min_size=1, max_size=5))
+def test_it_is_near_the_best_number_of_threads(cores: int, loads: list[int]) -> None:
+    """Whatever comes and goes, once there was time to notice."""
+    machine, made = Machine(cores), Crew(cores)
+    for busy in loads:
+        machine.busy = min(busy, cores - 1)
+        machine.work(made, 2 * PAUSES[1] + 2)
+        assert machine.work(made, 12.0) <= 1.3
+        assert 1 <= made.n <= cores
+
+
+def test_an_idle_machine_is_used_whole() -> None:
+    machine, made = Machine(8), Crew(8)
+    for _ in range(200):
+        made.worked(1, *machine.token(8), machine.now)
+        machine.now += 0.01
+        assert made.n == 8
+
+
+def test_fewer_threads_that_are_no_faster_are_not_kept() -> None:
+    """CPU time may fall short for other reasons, as where a page of weights comes from the disk."""
+    machine, made = Machine(4, held_up=1.0), Crew(4)
+    machine.busy = 1
+    assert machine.work(made, 30.0) <= 1.1
+    assert made.n == 4
+
+
+def test_long_batches_are_tried_seldom() -> None:
+    """A trial costs one of them; and threads that compute much between two waits are kept."""
+    made, now, fewer = Crew(2), 0.0, 0
+    for _ in range(200):
+        wall = 30.0 if made.n == 2 else 31.0
+        fewer += made.n == 1
+        now += wall
+        made.worked(512, wall, wall * 1.5 if made.n == 2 else wall, now)
+    assert 0 < fewer <= 20
+
+
+def test_the_first_batch_waits_for_the_disk() -> None:
+    made = Crew(4)
+    made.worked(512, 9.0, 4.0, 9.0)
+    for i in range(10):
+        made.worked(512, 1.0, 3.95, 10.0 + i)
+        assert made.n == 4
+
+
+def test_a_trial_that_nothing_follows_ends() -> None:
+    """Batches of other lengths are not compared with."""
+    made = Crew(4)
+    made.worked(64, 0.05, 0.1, 0.0)
+    made.worked(64, 0.05, 0.1, 0.1)
+    assert made.n < 4
+    made.worked(8, 0.05, 0.19, 0.2)
+    assert made.n < 4
+    made.worked(8, 0.05, 0.19, 1.3)
+    assert made.n == 4
+
+
+def threads_of(llm: MesaLlama) -> tuple[int, int]:
+    context = llm._ctx.ctx
+    return llama_cpp.llama_n_threads(context), llama_cpp.llama_n_threads_batch(context)
+
+
+@pytest.fixture
+def short_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which the threads get half of the CPU time, and fewer are faster."""
+    monkeypatch.setattr(crew, "LEAST", 0.0)
+    monkeypatch.setattr(
+        Crew,
+        "worked",
+        lambda self, n_tokens, wall, cpu, now, own=Crew.worked: own(
+            self, n_tokens, 0.05 * self.n, 0.025 * self.n**2, now
+        ),
+    )
+
+
+@pytest.mark.usefixtures("short_of_time")
+def test_a_model_computes_with_fewer_threads(
+    model_path: ModelPath, open_llama: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesa_gguf.machine.default_threads", lambda: (3, 4))
+    llm = open_llama(model_path("llama"), MesaConfig(), n_threads=None, n_threads_batch=None)
+    for _ in range(12):
+        llm.eval(random_tokens(40))
+        for token in random_tokens(3):
+            llm.eval([token])
+        llm.reset()
+    one, many = threads_of(llm)
+    assert one < 3 and many < 4
+
+
+@pytest.mark.usefixtures("short_of_time")
+def test_threads_that_were_chosen_are_kept(model_path: ModelPath, open_llama: Opener) -> None:
+    llm = open_llama(model_path("llama"), MesaConfig(), n_threads=2, n_threads_batch=3)
+    for _ in range(5):
+        llm.eval(random_tokens(40))
+        llm.eval(random_tokens(1))
+        llm.reset()
+    assert threads_of(llm) == (2, 3)

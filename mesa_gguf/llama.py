@@ -89,7 +89,8 @@ class MesaLlama(llama_cpp.Llama):
             this machine's GPUs. n_gpu_layers is -1, all layers, unless it is given; tensor_split says how many go where.
         **kwargs: all other arguments of `llama_cpp.Llama`. Of them
             n_threads: to generate; default: one for each physical core that the process may use (by affinity, cpuset and quota).
-            n_threads_batch: to read; default: one for each logical CPU that it may use.
+            n_threads_batch: to read; default: one for each logical CPU that it may use. Where a number is not given and no other device
+                computes, fewer threads are used while other programs have some of the cores (`mesa_gguf.crew`).
             logits_all: keeps n_vocab floats for each token read; not needed for a draft model.
             embedding: embed() and create_embedding() work, besides completion.
 

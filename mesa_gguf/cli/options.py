@@ -246,7 +246,7 @@ Threads = Annotated[
         "--threads",
         min=1,
         metavar="N",
-        help="Number of threads. Default: all CPUs to read, one a core to generate.",
+        help="Number of threads. Default: all CPUs to read, one a core to generate, fewer while other programs need them.",
         panel=ENGINE,
     ),
 ]

@@ -228,7 +228,7 @@ class Tuner:
             try:
                 return load_model(
                     self.path, mesa=MesaConfig(tuned=False), n_ctx=context_for(n_tokens, 2 * ROOM),
-                    n_threads=self.n_threads, n_threads_batch=self.n_threads,
+                    n_threads=self.n_threads, n_threads_batch=self.n_threads, swa_full=True,
                 )  # fmt: skip
             except OutOfMemoryError:
                 if n == 2:

@@ -221,6 +221,13 @@ def test_a_document_that_was_pasted_is_read_once(server: Server) -> None:
     assert not any(name.startswith("pasted") for name in names)  # hidden
 
 
+def test_what_was_pasted_may_be_longer_than_the_context(server: Server) -> None:
+    text = facts(900, {"Ray Dunn": 44120}).replace("ferry", "tram")
+    body = {"messages": [{"role": "user", "content": f"What is the door code of Ray Dunn?\n\n{text}"}]}
+    answer = server.json("POST", "/v1/chat/completions", body)
+    assert answer["mesa"]["read"]["mode"] == "auto" and "44120" in answer["choices"][0]["message"]["content"]
+
+
 def test_a_collection_is_a_vector_store(client: OpenAI, server: Server, document: dict[str, Any]) -> None:
     other = server.upload(b"The door code of Ann Vale is 11111.\n", "other.txt")["id"]
     store = client.vector_stores.create(name="work", file_ids=[document["id"]])

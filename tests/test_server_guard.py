@@ -350,7 +350,15 @@ def test_a_full_disk(tmp_path: Path) -> None:
         status, error = server.error("POST", "/v1/files", body, headers={"Content-Type": kind})
         assert status == 507, error
         assert server.json("GET", "/v1/files")["data"] == []
-        assert server.json("POST", "/v1/completions", {"prompt": "The", "max_tokens": 1})["choices"]
+        file = server.wait_for(server.upload(facts().encode(), "codes.txt")["id"])
+        assert file["mesa"]["state"] == "ready" and "cannot be kept" in file["mesa"]["notes"][0]
+        body = {
+            "messages": [{"role": "user", "content": "What is the door code of Ida Frost?"}],
+            "documents": [file["id"]],
+        }
+        for _ in range(2):
+            answer = server.json("POST", "/v1/chat/completions", body)
+            assert str(CODES["Ida Frost"]) in answer["choices"][0]["message"]["content"]
         assert server.ask("GET", "/health")[0] == 200
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..library.library import Document
 from ..reading.prompts import Turn
-from ..reading.reader import Answer, Reader
+from ..reading.reader import MAX_TOKENS, Answer, Reader
 from ..reading.shelf import ReadMode
 from .documents import Documents
 from .engine import Engine, GiveWay, Job, Work
@@ -22,20 +22,23 @@ from .problems import Problem
 from .schemas import SAMPLING, ChatRequest, CompletionRequest, EmbeddingRequest, Sampling, ToolChoice
 from .served import ServedLlama
 
+SPARE = 64  # tokens between a text and the end of the context, for what stands around it
+
 
 @dataclass(frozen=True)
 class Asked:
     """A question about documents, out of a chat's messages.
 
     Attributes:
-        files: ids of the files that documents came as; None for those that came in messages.
+        documents: each with the id of the file that it came as; None for those that came in messages.
+        read: None: everything where it fits into the context, else what matches.
     """
 
     question: str
     history: tuple[Turn, ...]
     instructions: str | None
     documents: tuple[tuple[Document, str | None], ...]
-    read: ReadMode
+    read: ReadMode | None
 
 
 class Answers:
@@ -233,10 +236,18 @@ class Answers:
                     raise GiveWay
 
             self.documents.forget_gone(shelf)
+            mode = asked.read
+            if mode is None:
+                n_tokens = sum(row.n_tokens for document in documents for row in shelf.catalogue.rows(document))
+                tail = reader.form.tail(asked.question, history=asked.history, instructions=asked.instructions)
+                n_needed = (
+                    len(shelf.catalogue.preamble) + n_tokens + len(tail) + options.get("max_tokens", MAX_TOKENS) + SPARE
+                )
+                mode = "all" if n_needed <= self.llm.n_ctx() else "auto"
             with reader.ask(
                 asked.question,
                 documents=documents,
-                read=asked.read,
+                read=mode,
                 history=asked.history,
                 instructions=asked.instructions,
                 progress=progress,

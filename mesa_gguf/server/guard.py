@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .metrics import Metrics
@@ -34,6 +35,9 @@ HEADERS = {
 }
 PROTECTED = ("/v1", "/page/", "/metrics", "/docs", "/openapi.json")
 MIB = 1024 * 1024
+DRAIN_SECONDS = 2.0  # that a refused body is still taken
+DRAIN_BYTES = 64 * MIB
+CLIENT_GONE = 499  # in the metrics, as nginx has it
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Guard:
                 await exchange.preflight()
             else:
                 await self.app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:  # in the middle of its request
+            exchange.status = exchange.status or CLIENT_GONE
         except Exception as err:
             if not exchange.began:
                 if not isinstance(err, Problem):
@@ -215,6 +221,8 @@ class _Exchange:
     async def refuse(self, problem: Problem) -> None:
         response = problem.response()
         self.began, self.status = True, problem.status
+        if problem.status != 408:
+            await self._drain()
         headers = list(response.raw_headers)
         if not self._whole:  # what is left of the body is not read
             headers.append((b"connection", b"close"))
@@ -222,6 +230,17 @@ class _Exchange:
         start["headers"] = [*headers, *self._headers(start)]
         await self._send(start)
         await self._send({"type": "http.response.body", "body": bytes(response.body)})
+
+    async def _drain(self) -> None:
+        """Take what the client is sending still, within bounds: to hang up on it would lose the answer on its way."""
+        end, left = time.monotonic() + DRAIN_SECONDS, DRAIN_BYTES
+        while not self._whole and left > 0 and time.monotonic() < end:
+            try:
+                message = await asyncio.wait_for(self._receive(), end - time.monotonic())
+            except asyncio.TimeoutError:
+                return
+            left -= len(message.get("body", b""))
+            self._whole = message["type"] != "http.request" or not message.get("more_body", False)
 
     async def preflight(self) -> None:
         headers = [

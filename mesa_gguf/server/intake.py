@@ -81,7 +81,7 @@ async def understand(request: ChatRequest, documents: Documents, seconds: float)
     if not questions or questions[-1][0] != "user" or not questions[-1][1].strip():
         raise Problem(400, "the last message asks nothing: give it a text", "no_question", param="messages")
     history, instructions = _conversation(questions[:-1])
-    read = request.read or ("all" if found.pasted and not found.named else "auto")
+    read = request.read or (None if found.pasted and not found.named else "auto")
     return Asked(questions[-1][1].strip(), history, instructions, tuple(found.documents.values()), read)
 
 

@@ -90,4 +90,6 @@ def problem_of(err: BaseException) -> Problem:
         return Problem(400, message, "cannot_be_done")
     if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Problem(507, "the server's disk is full: free some of it", "disk_full")
+    if isinstance(err, RecursionError):
+        return Problem(400, "the request is nested too deeply", "invalid_value")
     return Problem(500, "the server failed: its log says why", "internal_error")

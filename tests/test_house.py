@@ -123,7 +123,7 @@ def in_another_place(folder: Path, code: str, *, without: tuple[str, ...] = ()) 
     return done.stdout
 
 
-HEAVY = ("matplotlib", "huggingface_hub", "gguf")
+HEAVY = ("matplotlib", "huggingface_hub", "gguf", "fastapi", "uvicorn")
 
 
 def test_asking_needs_no_laboratory(tmp_path: Path) -> None:
@@ -142,6 +142,7 @@ def test_asking_needs_no_laboratory(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["plan", "--tokens", "9000", "--plot", "plan.png"], "pip install 'mesa-gguf[lab]'"),
+        (["serve"], "pip install 'mesa-gguf[server]'"),
         (["inspect", "hf:owner/repo/file.gguf"], "pip install 'mesa-gguf[hub]'"),
         (["bench", "--shape", "tiny", "--method", "mesa"], "pip install 'mesa-gguf[lab]'"),
     ],

@@ -340,6 +340,48 @@ def test_a_client_that_goes_away_is_cancelled(server: Server, client: OpenAI) ->
     assert time.monotonic() - begin < 2
 
 
+def test_a_long_reading_gives_way_to_short_questions(server: Server) -> None:
+    """At the borders of chunks: what was read so far is kept, and the answer comes in the end."""
+    text = facts(500, {"Joe Marsh": 61748}).replace("ferry", "coach")
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "What is the door code of Joe Marsh?"}],
+        "read": 6000,
+        "progress": True,
+        "user": "long",
+    }
+    file = {"file_data": base64.b64encode(text.encode()).decode(), "filename": "long.txt"}
+    body["messages"] = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "file", "file": file},
+                {"type": "text", "text": "What is the door code of Joe Marsh?"},
+            ],
+        }
+    ]
+    order: list[str] = []
+    chunks: list[dict[str, Any]] = []
+
+    def ask_long() -> None:
+        chunks.extend(server.events(body))
+        order.append("long")
+
+    before = counted(server, "mesa_wait_seconds_count")
+    thread = threading.Thread(target=ask_long)
+    thread.start()
+    while counted(server, "mesa_wait_seconds_count") == before:
+        time.sleep(0.01)
+    for _ in range(3):
+        server.json("POST", "/v1/completions", {"prompt": "The", "max_tokens": 1, "user": "short"})
+        order.append("short")
+    thread.join()
+    assert order.index("short") < order.index("long")
+    assert "61748" in "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"])
+    told = [chunk["mesa"]["progress"]["tokens_read"] for chunk in chunks if "progress" in chunk.get("mesa", {})]
+    assert told == sorted(set(told))  # nothing is read twice
+    assert chunks[-1]["mesa"]["read"]["tokens_computed"] == told[-1]
+
+
 def counted(server: Server, name: str) -> float:
     lines = server.ask("GET", "/metrics")[2].decode().splitlines()
     return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])

@@ -21,6 +21,7 @@ from mesa_gguf.lab.documents import WATCHWORDS, is_right, make_document
 from mesa_gguf.library.library import Document, Library, default_folder
 from mesa_gguf.library.store import LibraryError
 from mesa_gguf.reading.citations import cite, is_literal, passages
+from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.shelf import Catalogue
 
 MADE = make_document(4711, 4000, n_facts=8)
@@ -44,6 +45,12 @@ def put(library: Library, folder: Path, text: str = MADE.text, name: str = "log.
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return library.add(path, **kwargs)
+
+
+def chunk_files(library: Library, llm: MesaLlama) -> list[Path]:
+    """The files of documents' chunks: not that of the preamble."""
+    n_preamble = len(PromptForm(llm).preamble)
+    return [library.store.path(row.key) for row in library.index.kept() if row.n_tokens != n_preamble]
 
 
 def test_a_question_reads_the_chunks_that_matter(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
@@ -122,11 +129,32 @@ def test_kept_chunks_give_what_reading_gives(library: Library, llm: MesaLlama, t
     np.testing.assert_array_equal(computed, kept)
 
 
+def test_the_preamble_is_kept(
+    library: Library, llm: MesaLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another reader computes nothing of what stands before the chunks, unless its file is damaged."""
+    put(library, tmp_path, MADE.text[:2500])
+    expected = Reader(llm, library).ask(MADE.facts[0].question, read="all").answer
+    (file,) = {library.store.path(file.key) for file in library.store.files()} - set(chunk_files(library, llm))
+    read: list[int] = []
+    before = MesaLlama.eval
+    monkeypatch.setattr(MesaLlama, "eval", lambda self, tokens: read.append(len(tokens)) or before(self, tokens))
+    for damaged in (False, True):
+        if damaged:
+            file.write_bytes(file.read_bytes()[:-1])
+        read.clear()
+        answer = Reader(llm, library).ask(MADE.facts[0].question, read="all").answer
+        assert answer.tokens == expected.tokens
+        n_preamble = len(PromptForm(llm).preamble)
+        assert read[:2] == ([n_preamble, answer.n_question] if damaged else [answer.n_question, 1])
+    assert library.verify().damaged == []
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "removed", "swapped"])
 def test_damaged_chunks_are_read_again(library: Library, llm: MesaLlama, tmp_path: Path, damage: str) -> None:
     put(library, tmp_path)
     expected = Reader(llm, library).ask(FACT.question, read="all").answer
-    first, second, *_ = [library.store.path(file.key) for file in library.store.files()]
+    first, second, *_ = chunk_files(library, llm)
     data = bytearray(first.read_bytes())
     if damage == "flipped":
         data[len(data) // 2] ^= 1
@@ -281,13 +309,13 @@ def test_the_budget_is_kept(llm: MesaLlama, tmp_path: Path) -> None:
 def test_index_and_disk_come_together(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
     put(library, tmp_path)
     Reader(llm, library).ask(FACT.question, read="all").answer  # noqa: B018
-    files = [library.store.path(file.key) for file in library.store.files()]
+    files = chunk_files(library, llm)
     files[0].unlink()
     files[1].write_bytes(b"hello")
     library.store.put("ab" * 32, 3, b"of a process that was killed")
     report = library.verify()
     assert (len(report.missing), len(report.damaged), len(report.unknown)) == (1, 1, 1)
-    assert report.n_chunks == len(files) - 2 == len(list(library.store.files()))
+    assert report.n_chunks == len(files) - 2 + 1 == len(list(library.store.files()))  # the preamble's rows beside them
 
 
 def test_models_and_kv_types_do_not_mix(library: Library, tmp_path: Path) -> None:
@@ -458,7 +486,7 @@ def test_the_library_from_the_shell(tmp_path: Path) -> None:
 def test_many_damaged_chunks_are_read_again_at_once(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
     put(library, tmp_path)
     expected = Reader(llm, library).ask(FACT.question, read="all").answer
-    paths = [library.store.path(file.key) for file in library.store.files()]
+    paths = chunk_files(library, llm)
     for path in paths[1:]:
         path.write_bytes(path.read_bytes()[:500])
     paths[0].unlink()

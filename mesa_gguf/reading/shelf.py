@@ -277,6 +277,7 @@ class Shelf:
         self._origin = llm.chunk_origin
         self._loaded: list[tuple[str, int]] = []  # keys and lengths of the chunks in the context, behind the preamble
         self._ready = False  # the preamble is in the context, and nothing that is not known here
+        self._preamble: bytes | None = None  # its rows
         self._unkept: dict[str, bytes] = {}  # rows that the library could not take
         self._mended = self.library.mended  # what was said of that when the library was opened
 
@@ -403,10 +404,20 @@ class Shelf:
         return n
 
     def _begin(self) -> None:
-        """The preamble alone in the context."""
+        """The preamble alone in the context. It is kept as other chunks are: a decode of few tokens still goes through all weights."""
         self.forget()
         self.llm.reset()
-        self.llm.eval(self.catalogue.preamble)
+        preamble = self.catalogue.preamble
+        key = chunk_key(self.catalogue.model, self._origin, tokens=preamble, preamble=[])
+        rows = self._preamble if self._preamble is not None else self.library.rows(key, len(preamble))
+        if rows is not None:
+            self.llm.load_chunk(preamble, rows)
+        else:
+            self.llm.eval(preamble)
+            rows = self.llm.save_chunk(0, len(preamble))
+            with contextlib.suppress(LibraryError):  # no room: it is read again
+                self.library.keep(key, self.catalogue.model, len(preamble), rows)
+        self._preamble = rows
         self._ready = True
 
     def _compute(self, piece: Piece) -> bytes:

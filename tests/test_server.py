@@ -14,7 +14,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from server_process import CODES, Server, facts
+from server_process import CODES, Server, facts, form
 
 PROMPT = "The door code of Mara Lind is 48213.\n\nQuestion: What is the door code of Mara Lind?\nAnswer:"
 
@@ -318,6 +318,22 @@ def test_a_prompt_that_is_too_long_is_told(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="mesa", prompt="word " * 20_000)
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_stock_model_answers_and_reads_no_documents(tmp_path: Path) -> None:
+    with Server(tmp_path, "--n-ctx", "512", "--stock") as server:
+        assert server.json("POST", "/v1/completions", {"prompt": "The", "max_tokens": 1})["choices"]
+        body, kind = form(b"The door code is 1.", "a.txt")
+        status, error = server.error("POST", "/v1/files", body, headers={"Content-Type": kind})
+        assert status == 400 and error["code"] == "no_documents" and "stock" in error["message"]
+        assert server.json("GET", "/v1/files")["data"] == []
+
+
+@pytest.mark.parametrize("data", ["", "é", "data:application/pdf;base64,%%%", "data:text/plain,hello"])
+def test_file_data_that_is_none(server: Server, data: str) -> None:
+    part = {"type": "file", "file": {"file_data": data, "filename": "a.pdf"}}
+    body = {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]}
+    assert server.error("POST", "/v1/chat/completions", body)[0] == 400
 
 
 def test_what_is_not_there_is_told(server: Server) -> None:

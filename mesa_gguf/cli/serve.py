@@ -18,6 +18,7 @@ from .options import (
     NGpuLayers,
     Plain,
     RpcServers,
+    Stock,
     Threads,
     TypeK,
     TypeV,
@@ -83,7 +84,7 @@ def serve(
         ),
     ] = None,
     max_queue: Annotated[
-        int, option("--max-queue", min=0, metavar="N", help="How many requests may wait; more are refused.", panel=LOAD)
+        int, option("--max-queue", min=1, metavar="N", help="How many requests may wait; more are refused.", panel=LOAD)
     ] = 64,
     timeout: Annotated[
         float,
@@ -94,6 +95,7 @@ def serve(
     ] = 256,
     library: LibraryOption = None,
     plain: Plain = False,
+    stock: Stock = False,
     verbose: Verbose = False,
     n_ctx: Annotated[
         int | None,
@@ -134,6 +136,7 @@ def serve(
         ):
             raise
         raise missing_package("mesa-gguf serve", str(err.name), "server") from None
+    from ..config import MesaConfig
     from ..server.served import load
 
     settings = Settings(
@@ -146,6 +149,7 @@ def serve(
     with open_library(library) as opened, logging_to_stderr():
         llm = load(
             path,
+            mesa=MesaConfig(enabled=not stock),
             n_ctx=n_ctx,
             n_batch=batch,
             n_ubatch=ubatch,

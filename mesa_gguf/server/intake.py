@@ -169,15 +169,23 @@ async def _add_file(reference: FileReference, documents: Documents, found: _Foun
         return
     if reference.file_data is None:
         raise Problem(400, "a file part has neither file_id nor file_data", "invalid_value", param="messages")
-    given = reference.file_data
+    data = await _apart(_decoded, reference.file_data)
+    found.add(await _apart(documents.take_in, data, name_of(reference.filename)), None)
+
+
+def _decoded(given: str) -> bytes:
+    """The bytes of a data URL, or of base64 alone.
+
+    Raises:
+        Problem: it is neither.
+    """
     match = _DATA.match(given)
     try:
-        data = base64.b64decode(given[match.end() if match else 0 :], validate=True)
+        return base64.b64decode(given[match.end() if match else 0 :], validate=True)
     except (binascii.Error, ValueError):
         raise Problem(
             400, "file_data is no base64: data:application/pdf;base64,…", "invalid_value", param="messages"
         ) from None
-    found.add(await _apart(documents.take_in, data, name_of(reference.filename)), None)
 
 
 async def _loaded(documents: Documents, file_id: str, end: float) -> Document:

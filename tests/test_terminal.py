@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -221,6 +222,15 @@ class Terminal:
         assert found, f"{what!r} was not shown: {before.decode(errors='replace')}"
         return before.decode(errors="replace")
 
+    def interrupt(self, what: str) -> None:
+        """Ctrl-C, until a text is shown: Python's input() misses one that comes before it has begun to wait."""
+        for _ in range(10):
+            self.type("\x03")
+            with contextlib.suppress(AssertionError):
+                self.wait_for(what, 3)
+                return
+        raise AssertionError(f"{what!r} was not shown")
+
     def type(self, keys: str) -> None:
         os.write(self.end, keys.encode())
 
@@ -255,8 +265,8 @@ def test_in_a_terminal(terminal: Terminal) -> None:
     terminal.type(f"{MADE.facts[0].question}\n")
     assert MADE.facts[0].answer in terminal.wait_for("reused")
     terminal.wait_for("> ")
-    terminal.type("half a line\x03")
-    terminal.wait_for("Ctrl-C again, or Ctrl-D, ends the chat")
+    terminal.type("half a line")
+    terminal.interrupt("Ctrl-C again, or Ctrl-D, ends the chat")
     terminal.type(f"{MADE.facts[1].question}\n")
     assert MADE.facts[1].answer in terminal.wait_for("reused")
     terminal.wait_for("> ")
@@ -266,8 +276,6 @@ def test_in_a_terminal(terminal: Terminal) -> None:
 
 def test_ctrl_c_twice_at_the_prompt(terminal: Terminal) -> None:
     terminal.wait_for("> ")
-    terminal.type("\x03")
-    terminal.wait_for("ends the chat")
-    terminal.type("\x03")
-    terminal.wait_for("interrupted")
+    terminal.interrupt("ends the chat")
+    terminal.interrupt("interrupted")
     assert terminal.process.wait(20) == 130

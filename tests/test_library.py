@@ -20,7 +20,7 @@ from mesa_gguf.errors import ConfigError
 from mesa_gguf.lab.documents import WATCHWORDS, is_right, make_document
 from mesa_gguf.library.library import Document, Library, default_folder
 from mesa_gguf.library.store import LibraryError
-from mesa_gguf.reading.citations import cite, is_literal, passages
+from mesa_gguf.reading.citations import cite, first_statement, is_literal, passages
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.shelf import Catalogue
 
@@ -389,6 +389,25 @@ def test_what_is_cited() -> None:
     assert "48213" in best.passage.text and best.literal
     assert cite("What is it?", "", found) == []
     assert not is_literal("The code is 999.", best.passage.text, ["999"])
+
+
+def test_what_is_cited_for_an_answer_that_goes_on() -> None:
+    """Small models answer, then go on with what they read last: that is not what is cited first."""
+    text = (
+        "The old stone bridge collapsed on 2 November. "
+        + "It rained on Monday. " * 30
+        + "In those cases you need to change either the pattern or the construct that uses the pattern in the code. "
+        + "It rained on Monday. " * 30
+    )
+    found = passages(0, text)
+    for answer in (
+        "It collapsed on 2 November. In those cases you need to change either the pattern or the construct.",
+        "The answer is:\n\nOn 2 November.\nIn those cases you need to change the pattern, or the construct in the code.",
+    ):
+        cited = cite("When did the old stone bridge collapse?", answer, found)
+        assert "2 November" in cited[0].passage.text
+    assert first_statement("The answer is:\n\nBread. It was good.") == "Bread."
+    assert first_statement("The answer is:") == "The answer is:" and first_statement("") == ""
 
 
 def test_borders_leave_room_for_the_preamble(library: Library, llm: MesaLlama, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from ..library.index import terms_of, words_of
 
 PASSAGE_CHARS = 320  # about 64 tokens
 ANSWER_WEIGHT = 3.0  # of a word of the answer, beside one of the question
+LATER_WEIGHT = (
+    0.3  # of a word that the answer has behind its first statement, where small models go on with what was read last
+)
 MAX_CITATIONS = 3
 LEAST_SHARE = 0.3  # of the best passage's score, to be cited beside it
 
@@ -83,12 +86,14 @@ def cite(question: str, answer: str, read: Iterable[Passage], n: int = MAX_CITAT
     def weight(word: str) -> float:
         return math.log(1 + len(candidates) / seen[word])
 
-    asked, said = terms_of(question), terms_of(answer)
+    asked, said = terms_of(question), terms_of(first_statement(answer))
     new = [word for word in said if word not in asked]
+    later = [word for word in terms_of(answer) if word not in asked and word not in said]
     scores = []
     for own in words:
         score = sum(weight(word) for word in asked if word in own)
         score += ANSWER_WEIGHT * sum(weight(word) for word in new if word in own)
+        score += LATER_WEIGHT * sum(weight(word) for word in later if word in own)
         scores.append(score / math.sqrt(1 + sum(own.values()) / 64))
     order = sorted(range(len(candidates)), key=lambda i: (-scores[i], i))
     best = scores[order[0]]
@@ -97,6 +102,17 @@ def cite(question: str, answer: str, read: Iterable[Passage], n: int = MAX_CITAT
     taken = [i for i in order[:n] if scores[i] >= LEAST_SHARE * best]
     total = sum(scores[i] for i in taken)
     return [Scored(candidates[i], scores[i] / total, is_literal(answer, candidates[i].text, new)) for i in taken]
+
+
+def first_statement(answer: str) -> str:
+    """An answer up to the end of the first sentence that tells something: not "The answer is:"."""
+    begin = 0
+    for match in _ENDS.finditer(answer):
+        sentence = answer[begin : match.start()].strip()
+        if sentence and not sentence.endswith(":"):
+            return sentence
+        begin = match.end()
+    return answer[begin:].strip() or answer
 
 
 def is_literal(answer: str, text: str, telling: Sequence[str] = ()) -> bool:

@@ -422,3 +422,22 @@ def test_many_at_once_each_get_their_own(server: Server) -> None:
     for thread in threads:
         thread.join()
     assert len(together) == 24 and all(text == alone[n] for n, text in together)
+
+
+def test_a_conversation_about_a_document_with_a_real_model(smollm2: Path, tmp_path: Path) -> None:
+    with Server(tmp_path, "--n-ctx", "4096", model=smollm2) as server:
+        file_id = server.wait_for(server.upload(facts(20).encode(), "codes.txt")["id"])["id"]
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": "Answer with one short sentence."},
+            *about(file_id, "What is the door code of Mara Lind?"),
+        ]
+        first = server.json("POST", "/v1/chat/completions", {"messages": messages, "max_tokens": 24})
+        text = first["choices"][0]["message"]["content"]
+        assert str(CODES["Mara Lind"]) in text
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "And that of Eva Stone?"}]
+        second = server.json("POST", "/v1/chat/completions", {"messages": messages, "max_tokens": 24})
+        assert "Eva Stone" in second["choices"][0]["message"]["content"]  # it knows what "that" is
+        assert second["mesa"]["read"]["tokens_computed"] == 0
+        usage = second["usage"]  # the conversation so far stands in the context
+        n_new = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+        assert n_new < usage["prompt_tokens"] - first["usage"]["prompt_tokens"] + 40

@@ -51,7 +51,6 @@ class Run:
             found: list[Any] = []
             while not found or found[-1][0] == "item":
                 found += await job.channel.take(5)
-                assert found
             return found
 
         return self.loop.run_until_complete(collect())

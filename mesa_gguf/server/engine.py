@@ -38,26 +38,36 @@ class Channel:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._items: deque[Any] = deque()
-        self._there = asyncio.Event()
-        self._told = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._told = False  # the loop was told that there is something
 
     def put(self, item: Any) -> None:
         self._items.append(item)
         if not self._told:
             self._told = True
             try:
-                self._loop.call_soon_threadsafe(self._there.set)
+                self._loop.call_soon_threadsafe(self._wake)
             except RuntimeError:  # the loop was closed: nobody listens
                 log.debug("an answer came after the server's end")
 
-    async def take(self, timeout: float | None = None) -> list[Any]:
-        """All that is there, at least one; nothing after the timeout."""
-        try:
-            await asyncio.wait_for(self._there.wait(), timeout)
-        except asyncio.TimeoutError:
-            return []
-        self._there.clear()
-        self._told = False
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self, timeout: float) -> list[Any]:
+        """All that is there; nothing after the timeout, or now and then before it.
+
+        note: without asyncio.wait_for, which makes a task: this is what a streamed token costs.
+        """
+        if not self._items:
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(timeout, self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        self._told = False  # before they are taken: one that comes meanwhile tells again
         items = []
         while self._items:
             items.append(self._items.popleft())

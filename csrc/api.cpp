@@ -489,24 +489,18 @@ static std::vector<int32_t> layers_that_see_everything(const llama_model & model
     return res;
 }
 
-// n at most, evenly, of those between 40 and 80 % of the depth; if there are none, those that are nearest to 60 %
+// n at most: evenly of those between 40 and 80 % of the depth; where there are fewer, those that are nearest to that, too
 static std::vector<int32_t> choose_layers(std::vector<int32_t> layers, int32_t n_layer, size_t n) {
-    const auto depth = [&](int32_t il) { return (il + 0.5) / n_layer; };
+    const auto away = [&](int32_t il) { return std::max(0.0, std::abs((il + 0.5) / n_layer - 0.6) - 0.2); };
 
-    std::vector<int32_t> middle;
-    std::copy_if(layers.begin(), layers.end(), std::back_inserter(middle),
-            [&](int32_t il) { return depth(il) >= 0.4 && depth(il) <= 0.8; });
-    if (middle.empty()) {
-        std::stable_sort(layers.begin(), layers.end(),
-                [&](int32_t a, int32_t b) { return std::abs(depth(a) - 0.6) < std::abs(depth(b) - 0.6); });
-        layers.resize(std::min(n, layers.size()));
-        std::sort(layers.begin(), layers.end());
-        return layers;
-    }
+    std::stable_sort(layers.begin(), layers.end(), [&](int32_t a, int32_t b) { return away(a) < away(b); });
+    const size_t n_middle = std::count_if(layers.begin(), layers.end(), [&](int32_t il) { return away(il) < 1e-9; });
+
     std::vector<int32_t> res;
-    for (size_t i = 0; i < std::min(n, middle.size()); ++i) {
-        res.push_back(middle[(2 * i + 1) * middle.size() / (2 * std::min(n, middle.size()))]);
+    for (size_t i = 0; i < std::min(n, layers.size()); ++i) {
+        res.push_back(layers[n < n_middle ? (2 * i + 1) * n_middle / (2 * n) : i]);
     }
+    std::sort(res.begin(), res.end());
     return res;
 }
 

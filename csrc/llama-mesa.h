@@ -174,8 +174,8 @@ enum llama_mesa_attention_kind {
     LLAMA_MESA_ATTENTION_HEADS = 2, // every head
 };
 
-// Of these layers, in this order; or layers NULL: of at most n_layers of those between 40 and 80 % of the depth. Of layers that see
-// everything, not of those with a sliding window. n_layers 0: off. Returns the number of layers. llama_mesa_enable switches it off, too.
+// Of these layers, in this order; or layers NULL: of at most n_layers, evenly of those between 40 and 80 % of the depth, and where there
+// are fewer of the nearest beside them. Only of layers that see everything, not of those with a sliding window. n_layers 0: off. Returns the number of layers. llama_mesa_enable switches it off, too.
 LLAMA_API int32_t llama_mesa_attention_enable(
         struct llama_context * ctx, const int32_t * layers, int32_t n_layers, int32_t kind);
 

@@ -435,20 +435,49 @@ class MesaLlama(llama_cpp.Llama):
         """
         self._check_devices()
         tokens = list(tokens)
+        if tokens:
+            self._eval(self._announce(tokens))
+
+    def log_likelihoods(self, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Read tokens after the ones in the context, as `eval` does -> the natural logarithm of the probability of each of them but the
+        first, given what is in front of it [len(tokens) - 1].
+
+        Raises:
+            As `eval`.
+        """
+        self._check_devices()
+        tokens = list(tokens)
         if not tokens:
-            return
+            return np.empty(0)
+        seen: list[npt.NDArray[np.float64]] = []
+        to_read = self._announce(tokens)
+        following = np.asarray([*to_read[1:], -1])
+
+        def look(start: int, logits: npt.NDArray[np.single]) -> None:
+            rows = logits.astype(np.float64)
+            top = rows.max(axis=1)
+            total = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
+            expected = following[start : start + len(rows)]
+            seen.append(rows[np.arange(len(rows)), expected] - total)
+
+        self._eval(to_read, look=look)
+        return np.concatenate(seen)[-len(tokens) : -1]
+
+    def _announce(self, tokens: list[int]) -> list[int]:
+        """Plan the reading of tokens after the ones in the context -> those to read: some of the context may be among them."""
         self._check(tokens)
-        if self.mesa.enabled:
-            n_past = self.n_tokens
-            self._ctx.kv_cache_seq_rm(-1, n_past, -1)
-            loaded = self.loaded_chunks()
-            if loaded and n_past < loaded[-1][1]:
-                raise self._inside_loaded(n_past, loaded[-1])
-            n_keep = self._make_plan(tokens)
-            if n_keep < n_past:  # what is not kept is read anew
-                tokens = self.input_ids[n_keep:n_past].tolist() + tokens
-                self.n_tokens = n_keep
-        self._eval(tokens)
+        if not self.mesa.enabled:
+            return tokens
+        n_past = self.n_tokens
+        self._ctx.kv_cache_seq_rm(-1, n_past, -1)
+        loaded = self.loaded_chunks()
+        if loaded and n_past < loaded[-1][1]:
+            raise self._inside_loaded(n_past, loaded[-1])
+        n_keep = self._make_plan(tokens)
+        if n_keep < n_past:  # what is not kept is read anew
+            tokens = self.input_ids[n_keep:n_past].tolist() + tokens
+            self.n_tokens = n_keep
+        return tokens
 
     def _decode(self, n_tokens: int) -> None:
         """The batch that was set, by as many threads as are of use on a machine that does other things too."""
@@ -502,8 +531,18 @@ class MesaLlama(llama_cpp.Llama):
         if bad is not None:
             raise PromptError(f"token {bad} is not in the model's vocabulary of {self._n_vocab} tokens")
 
-    def _eval(self, tokens: Sequence[int], to_borders: bool = True) -> None:
-        """Read tokens in batches that end at chunk borders where they can."""
+    def _eval(
+        self,
+        tokens: Sequence[int],
+        to_borders: bool = True,
+        look: Callable[[int, npt.NDArray[np.single]], None] | None = None,
+    ) -> None:
+        """Read tokens in batches that end at chunk borders where they can.
+
+        Args:
+            look: called after each batch with its place in tokens and the logits of all of its tokens, [n, n_vocab], which the next batch
+                changes.
+        """
         self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
         n_done, n_all = 0, len(tokens)
         while n_done < n_all:
@@ -513,16 +552,21 @@ class MesaLlama(llama_cpp.Llama):
                 n = _core.n_batch(self._address, n_all - n_done, self.n_batch)
             if self._heads is not None and n_all - n_done > 1:
                 n = min(n, n_all - n_done - 1)  # the last token alone
+            if look is not None:
+                n = min(n, MOST_DRAFTS)  # or the logits of a batch take much memory
             batch = tokens[n_done : n_done + n]
 
             self._check_devices()
             n_tokens = len(batch)
-            every = self._logits_all or (self.draft_model is not None and n_all <= MOST_DRAFTS)
+            drafts = self.draft_model is not None and n_all <= MOST_DRAFTS
+            every = self._logits_all or look is not None or drafts
             self._batch.set_batch(batch=batch, n_past=n_past, logits_all=every)
             self._decode(n_tokens)
 
             self._with_logits = range(n_past if every else n_past + n_tokens - 1, n_past + n_tokens)
             self.input_ids[n_past : n_past + n_tokens] = batch
+            if look is not None:
+                look(n_done, np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens, self._n_vocab)))
             if self._logits_all:
                 logits = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens * self._n_vocab,))
                 self.scores[n_past : n_past + n_tokens, :].reshape(-1)[:] = logits
@@ -723,12 +767,12 @@ class MesaLlama(llama_cpp.Llama):
     # attention
     #
 
-    def enable_attention(self, layers: int | Sequence[int] = 4, heads: Heads = "mean") -> list[int]:
+    def enable_attention(self, layers: int | Sequence[int] = 8, heads: Heads = "mean") -> list[int]:
         """From now on `attention` tells what the last token attended to. Texts are then read with their last token alone.
 
         Args:
-            layers: at most this many of those between 40 and 80 % of the model's depth; or their numbers. Only layers that see
-                everything, not those with a sliding window.
+            layers: at most this many, evenly of those between 40 and 80 % of the model's depth, and where there are fewer the nearest
+                beside them; or their numbers. Only layers that see everything, not those with a sliding window.
             heads: the mean of a layer's heads, or the maximum over them, for each key; or "all" of them.
 
         Returns:

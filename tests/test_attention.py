@@ -253,10 +253,10 @@ def test_what_the_last_token_saw_is_known_only_of_a_token_read_alone(model_path:
         llm.attention()
     llm.eval(SHORT)  # the last one alone
     seen = llm.attention()
-    assert seen.shape == (1, 2 * len(SHORT)) and worst(seen.sum(1), 1) < 1e-5
+    assert seen.shape == (2, 2 * len(SHORT)) and worst(seen.sum(1), 1) < 1e-5
     llm.n_tokens -= 5
     llm.eval(ANSWER[:1])
-    assert llm.attention().shape == (1, 2 * len(SHORT) - 4)
+    assert llm.attention().shape == (2, 2 * len(SHORT) - 4)
     llm.n_tokens -= 1
     llm._ctx.kv_cache_seq_rm(-1, llm.n_tokens, -1)
     with pytest.raises(MesaError, match="not read alone"):
@@ -270,9 +270,11 @@ def test_what_the_last_token_saw_is_known_only_of_a_token_read_alone(model_path:
 
 def test_which_layers(model_path: ModelPath, open_llama: Opener, tmp_path: Path) -> None:
     deep = open_llama(write_llama(tmp_path / "deep.gguf", Shape(n_layer=20)))
-    assert deep.enable_attention() == [9, 11, 13, 15]
+    assert deep.enable_attention() == list(range(8, 16))
+    assert deep.enable_attention(4) == [9, 11, 13, 15]
     assert deep.enable_attention(2) == [10, 14]
-    assert deep.enable_attention(100) == list(range(8, 16))
+    assert deep.enable_attention(10) == list(range(7, 17))
+    assert deep.enable_attention(100) == list(range(20))
     assert deep.enable_attention([19, 0]) == [19, 0]
     windows = open_llama(model_path("gemma2"))
     assert windows.enable_attention(4) == [1]

@@ -457,3 +457,21 @@ def test_close_twice(model_path: ModelPath, open_llama: Opener) -> None:
 def test_a_context_manager_is_not_needed_to_free_memory(model_path: ModelPath) -> None:
     for _ in range(20):
         MesaLlama(model_path("llama"), mesa=SMALL, n_ctx=512)
+
+
+def test_log_likelihoods_are_those_of_the_logits(open_llama: Opener, model_path: ModelPath) -> None:
+    """Inside T, over chunks, on the stair, in batches of any size; the context is as eval leaves it."""
+    for n in (20, 100, 370):
+        tokens = random_tokens(n)
+        llm = open_llama(model_path("llama"), n_batch=33)
+        logits = read(llm, tokens).astype(np.float64)
+        total = np.log(np.exp(logits).sum(axis=1))
+        expected = logits[np.arange(n - 1), tokens[1:]] - total[:-1]
+        other = open_llama(model_path("llama"), n_batch=200, logits_all=False)
+        assert worst(other.log_likelihoods(tokens), expected) < 1e-3
+        assert other.n_tokens == n and worst(other._get_logits(n - 1), logits[-1]) < 1e-3
+        other.reset()
+        other.eval(tokens[:15])
+        if n <= 128:  # else it is another plan
+            assert worst(other.log_likelihoods(tokens[15:]), expected[15:]) < 1e-3
+        assert other.log_likelihoods([tokens[0]]).shape == (0,) and other.log_likelihoods([]).shape == (0,)

@@ -1,7 +1,8 @@
 """Where an answer stands in what was read.
 
-Every passage of the chunks that were read is scored by the words that it shares with the answer and the question, rare words more
-than common ones. That needs no model; it says nothing of passages that mean the same in other words.
+Every passage of the chunks that were read is scored by what the answer attended to while it was generated (attended.py), and by the
+words that it shares with the answer and the question, rare words more than common ones. Words alone need no model, but say nothing of
+passages that mean the same in other words, and are misled by passages with the same words.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from ..library.index import terms_of, words_of
 
 PASSAGE_CHARS = 320  # about 64 tokens
@@ -19,6 +23,7 @@ ANSWER_WEIGHT = 3.0  # of a word of the answer, beside one of the question
 LATER_WEIGHT = (
     0.3  # of a word that the answer has behind its first statement, where small models go on with what was read last
 )
+WORDS_WEIGHT = 0.5  # of the share of words, beside the share of attention
 MAX_CITATIONS = 3
 LEAST_SHARE = 0.3  # of the best passage's score, to be cited beside it
 
@@ -75,33 +80,53 @@ def passages(source: int, text: str, start: int = 0) -> list[Passage]:
     return [passage for passage in found if passage.text.strip()]
 
 
-def cite(question: str, answer: str, read: Iterable[Passage], n: int = MAX_CITATIONS) -> list[Scored]:
-    """The passages that an answer is likely to come from, the likeliest first; none where nothing is shared."""
+def cite(
+    question: str,
+    answer: str,
+    read: Iterable[Passage],
+    n: int = MAX_CITATIONS,
+    attended: npt.NDArray[np.float64] | None = None,
+) -> list[Scored]:
+    """The passages that an answer is likely to come from, the likeliest first; none where nothing is shared.
+
+    Args:
+        attended: the share of each passage in what the answer attended to; None: by words alone.
+    """
     candidates = list(read)
     if not candidates or not answer.strip():
         return []
-    words = [Counter(word.casefold() for word in _WORD.findall(words_of(passage.text))) for passage in candidates]
-    seen = Counter(word for own in words for word in own)
-
-    def weight(word: str) -> float:
-        return math.log(1 + len(candidates) / seen[word])
-
     asked, said = terms_of(question), terms_of(first_statement(answer))
     new = [word for word in said if word not in asked]
     later = [word for word in terms_of(answer) if word not in asked and word not in said]
-    scores = []
-    for own in words:
-        score = sum(weight(word) for word in asked if word in own)
-        score += ANSWER_WEIGHT * sum(weight(word) for word in new if word in own)
-        score += LATER_WEIGHT * sum(weight(word) for word in later if word in own)
-        scores.append(score / math.sqrt(1 + sum(own.values()) / 64))
+    scores = by_words(asked, new, later, candidates)
+    if attended is not None and attended.any():
+        scores = attended + WORDS_WEIGHT * scores / max(float(scores.sum()), 1e-30)
     order = sorted(range(len(candidates)), key=lambda i: (-scores[i], i))
     best = scores[order[0]]
     if best <= 0:
         return []
     taken = [i for i in order[:n] if scores[i] >= LEAST_SHARE * best]
     total = sum(scores[i] for i in taken)
-    return [Scored(candidates[i], scores[i] / total, is_literal(answer, candidates[i].text, new)) for i in taken]
+    return [Scored(candidates[i], float(scores[i] / total), is_literal(answer, candidates[i].text, new)) for i in taken]
+
+
+def by_words(
+    asked: Sequence[str], new: Sequence[str], later: Sequence[str], candidates: Sequence[Passage]
+) -> npt.NDArray[np.float64]:
+    """How many words each passage shares with a question, and with what the answer adds to it, in its first statement and later."""
+    words = [Counter(word.casefold() for word in _WORD.findall(words_of(passage.text))) for passage in candidates]
+    seen = Counter(word for own in words for word in own)
+
+    def weight(word: str) -> float:
+        return math.log(1 + len(candidates) / seen[word])
+
+    scores = []
+    for own in words:
+        score = sum(weight(word) for word in asked if word in own)
+        score += ANSWER_WEIGHT * sum(weight(word) for word in new if word in own)
+        score += LATER_WEIGHT * sum(weight(word) for word in later if word in own)
+        scores.append(score / math.sqrt(1 + sum(own.values()) / 64))
+    return np.asarray(scores)
 
 
 def first_statement(answer: str) -> str:

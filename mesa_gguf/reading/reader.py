@@ -14,7 +14,7 @@ import codecs
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,8 @@ from ..library.store import LibraryError
 from ..llama import N_CTX_STEP, MesaLlama
 from ..loaders import Place
 from ..sampling import Sampler, SamplingOptions, whole
-from .citations import cite, passages, stands_in
+from .attended import LAYERS, N_CALM, Attended, Shares, token_starts
+from .citations import Passage, cite, passages, stands_in
 from .prompts import END, PromptForm, Turn
 from .shelf import Catalogue, Piece, Progress, Read, ReadMode, Selection, Shelf
 from .text import check_text
@@ -37,6 +38,7 @@ from .text import check_text
 MAX_TOKENS = 256  # of an answer, where nothing else is asked for
 
 FinishReason = Literal["stop", "length", "closed"]
+CiteBy = Literal["attention", "words"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Citation:
         page: the first page that it is on; None where there are none.
         heading: the headings over it, the outermost first.
         start, stop: in characters of the document's text.
-        weight: its share among the citations.
+        weight: its share among the citations, of what the answer attended to while it was generated and of the words that it shares.
         literal: the answer stands there word by word.
     """
 
@@ -163,6 +165,8 @@ class Reader:
         library: where documents are kept, as chunks that are read once.
         form: how prompts are made; default: the model's chat template, where it has one.
         catalogue: of the library, if there is one already.
+        cite_by: citations are the passages that the answer attended to and shares words with; or "words" alone, which costs nothing
+            while it is generated.
 
     Raises:
         ModelError: the model has no vocabulary, or its chat template cannot be rendered.
@@ -176,10 +180,13 @@ class Reader:
         *,
         form: PromptForm | None = None,
         catalogue: Catalogue | None = None,
+        cite_by: CiteBy = "attention",
     ) -> None:
         if library is not None and not isinstance(library, Library):
             raise ConfigError(f"library is of the type {type(library).__name__}: it must be a Library")
-        self.llm = llm
+        if cite_by not in ("attention", "words"):
+            raise ConfigError(f'cite_by is {cite_by!r}: it must be "attention" or "words"')
+        self.llm, self.cite_by = llm, cite_by
         self.library = library if catalogue is None else catalogue.library
         if form is None:
             form = catalogue.form if catalogue is not None else PromptForm(llm)
@@ -194,6 +201,9 @@ class Reader:
         self._head: list[int] = []  # the tokens of the prompt before it, the document's
         self._turns: list[int] = []  # and the others
         self._sources: _Sources | None = None
+        self._calm: tuple[list[int], Shares] | None = (
+            None  # numbers of chunks, and what asks nothing attends to in them
+        )
         self.reading: Reading | None = None
 
     def read(self, document: str | Sequence[int]) -> Reading:
@@ -364,7 +374,8 @@ class Reader:
         self._stop()
         self.shelf.forget()
         head = [*self.shelf.catalogue.preamble, *self.form.tokenize("\n".join(said) + "\n")]
-        self._sources = _Sources(asked.question, selection.pieces, _what_was_read(selection, computed, notes))
+        read = _what_was_read(selection, computed, notes)
+        self._sources = _Sources(asked.question, selection.pieces, read, in_context=False)
         self.llm.reset()
         return self._answer(head, asked.tail, asked.max_tokens, asked.choice, asked.stop, begin)
 
@@ -378,7 +389,7 @@ class Reader:
         before = [*self._head, *self._turns, *last.tokens]
         tail = _tokens(question) or self.form.follow_up(question, last.written)  # type: ignore[arg-type]
         if sources is not None and isinstance(question, str):
-            self._sources = _Sources(question, sources.pieces, sources.read)
+            self._sources = replace(sources, question=question)
         turns = [*before[len(self._head) :], *tail]
         return self._answer(self._head, turns, max_tokens, choice, stop, n_question=len(tail))
 
@@ -457,8 +468,13 @@ class Reader:
         text = _Text(stop)
         tokens: list[int] = []
         reason: FinishReason = "closed"
+        attended: Attended | None = None
         try:
+            if sources is not None and sources.in_context and self.cite_by == "attention":
+                attended = self._attend(sources, prompt)
             for token in choice.generate(self.llm, prompt):
+                if attended is not None:
+                    attended.add(self.llm.attention())
                 first = first if first is not None else time.perf_counter() - start
                 if llama_cpp.llama_vocab_is_eog(self.llm._model.vocab, token):
                     reason = "stop"
@@ -481,7 +497,9 @@ class Reader:
             first = first if first is not None else seconds
             shown = text.shown.strip()
             # an answer that was given up may be so because everything is at its end, the library too
-            citations = self._cite(sources, shown) if sources is not None and reason != "closed" else ()
+            citations: tuple[Citation, ...] = ()
+            if sources is not None and reason != "closed":
+                citations = self._cite(sources, shown, attended.shares if attended is not None else None)
             read = sources.read if sources is not None else None
             stands = (
                 sources is None
@@ -504,12 +522,29 @@ class Reader:
                 )
             )
 
-    def _cite(self, sources: _Sources, answer: str) -> tuple[Citation, ...]:
+    def _attend(self, sources: _Sources, prompt: Sequence[int]) -> Attended:
+        """Watch what comes next; if nothing behind the documents was read yet, that begins with what asks nothing."""
+        assert self.shelf is not None
+        self.llm.enable_attention(LAYERS, "max")
+        begin, starts = len(self.shelf.catalogue.preamble), []
+        for n, piece in enumerate(sources.pieces):
+            starts.append(begin + token_starts(self.llm, piece, sources.passages(n)))
+            begin += len(piece.tokens)
+        attended = Attended(np.concatenate(starts), begin)
+        chunks = [piece.span.id for piece in sources.pieces]
+        if self.llm.n_tokens == begin and len(prompt) > begin + N_CALM:
+            self.llm.eval(prompt[begin : begin + N_CALM])
+            self._calm = chunks, attended.of(self.llm.attention())
+        if self._calm is not None and self._calm[0] == chunks:
+            attended.calm = self._calm[1]
+        return attended
+
+    def _cite(self, sources: _Sources, answer: str, attended: Shares | None) -> tuple[Citation, ...]:
         """Where an answer stands in the chunks that were read for it."""
         assert self.library is not None
-        read = [p for n, piece in enumerate(sources.pieces) for p in passages(n, piece.text, piece.span.start)]
+        read = [passage for n in range(len(sources.pieces)) for passage in sources.passages(n)]
         found = []
-        for scored in cite(sources.question, answer, read):
+        for scored in cite(sources.question, answer, read, attended=attended):
             document, passage = sources.pieces[scored.passage.source].document, scored.passage
             try:
                 place = self.library.place(document, passage.start)
@@ -569,11 +604,20 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Sources:
-    """What an answer is of: the question, and the chunks that were read for it."""
+    """What an answer is of: the question, and the chunks that were read for it.
+
+    Attributes:
+        in_context: the chunks are what the answer's tokens see.
+    """
 
     question: str
     pieces: tuple[Piece, ...]
     read: Read
+    in_context: bool = True
+
+    def passages(self, n: int) -> list[Passage]:
+        """Those of a chunk."""
+        return passages(n, self.pieces[n].text, self.pieces[n].span.start)
 
 
 def _what_was_read(selection: Selection, computed: int, notes: Sequence[str]) -> Read:

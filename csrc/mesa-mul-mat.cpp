@@ -4,7 +4,7 @@
 // for every few columns anew. Here a panel of rows is unpacked once for all columns, to one byte a weight, and so laid out that a lane of a
 // register is a row: nothing is added across lanes. Nothing is kept: the weights stay as they are in the file.
 //
-// Columns are rounded to blocks of 32 bytes with a scale, by ggml's own functions. The dot product of two blocks is exact, so the result is
+// Columns are rounded to blocks of bytes with a scale, by ggml's own functions. The dot product of two blocks is exact, so the result is
 // that of vec_dot but for the order in which the blocks' floats are added. It does not depend on the number of columns.
 
 #include "mesa-mul-mat.h"
@@ -15,10 +15,11 @@
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
-#include "ggml-impl.h"
+#include "repack.h"
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #define MESA_LANES 16
@@ -32,9 +33,8 @@
 namespace mesa {
 namespace {
 
-constexpr int BLOCK = 32;         // weights with one scale
-constexpr int QUADS = BLOCK / 4;  // 4 bytes of a row are multiplied with 4 of a column and added up, in each lane
-constexpr int LANES = MESA_LANES; // rows in a register
+constexpr int LANES =
+        MESA_LANES; // rows in a register; 4 bytes of a row (a quad) are multiplied with 4 of a column in each lane
 
 // --- registers -----------------------------------------------------------------------------------------------------------
 
@@ -57,9 +57,6 @@ floats load_any(const float * p) {
 }
 void store(float * p, floats x) {
     _mm512_storeu_ps(p, x);
-}
-void store(float * p, floats x, int n) {
-    _mm512_mask_storeu_ps(p, (__mmask16) ((1u << n) - 1), x);
 }
 ints all(int32_t x) {
     return _mm512_set1_epi32(x);
@@ -98,11 +95,6 @@ floats load_any(const float * p) {
 void store(float * p, floats x) {
     _mm256_storeu_ps(p, x);
 }
-void store(float * p, floats x, int n) {
-    alignas(32) float lanes[LANES];
-    _mm256_store_ps(lanes, x);
-    memcpy(p, lanes, n * sizeof(float));
-}
 ints all(int32_t x) {
     return _mm256_set1_epi32(x);
 }
@@ -135,11 +127,19 @@ constexpr int PANEL = PARTS * LANES; // rows that are unpacked together
 
 // --- types of weights ----------------------------------------------------------------------------------------------------
 
-// A weight is scale * (code - OFFSET) + min, code an unsigned byte.
+// A weight is scale * (code - OFFSET) + min, code an unsigned byte; BLOCK weights share scale and min. decode() writes the codes, scales and
+// mins of UNIT weights, a block of ggml's.
 
-__m256i nibbles(const uint8_t * qs) {
-    const __m128i bytes = _mm_loadu_si128((const __m128i *) qs);
+template <class block>
+const block & block_of(const char * rows, size_t stride, int64_t row, int64_t unit) {
+    return ((const block *) (rows + row * stride))[unit];
+}
+
+__m256i nibbles(__m128i bytes) {
     return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes), _mm256_set1_epi8(0x0f));
+}
+__m256i nibbles(const uint8_t * qs) {
+    return nibbles(_mm_loadu_si128((const __m128i *) qs));
 }
 
 // 16 in each byte whose bit is set
@@ -152,98 +152,230 @@ __m256i fifth_bits(const uint8_t * qh) {
     return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(own, bit), bit), _mm256_set1_epi8(16));
 }
 
-struct q4_0 {
-    using block                   = block_q4_0;
-    static constexpr int OFFSET   = 8;
-    static constexpr bool HAS_MIN = false;
-    static ggml_half scale(const block & x) { return x.d; }
-    static __m256i codes(const block & x) { return nibbles(x.qs); }
+void write(uint8_t * out, __m256i codes) {
+    _mm256_storeu_si256((__m256i *) out, codes);
+}
+
+template <int offset, bool has_min, int unit = 32, int block = 32>
+struct kind {
+    static constexpr int OFFSET   = offset;
+    static constexpr bool HAS_MIN = has_min;
+    static constexpr int UNIT     = unit;
+    static constexpr int BLOCK    = block;
 };
-struct q4_1 {
-    using block                   = block_q4_1;
-    static constexpr int OFFSET   = 0;
-    static constexpr bool HAS_MIN = true;
-    static ggml_half scale(const block & x) { return x.data.data.d; }
-    static ggml_half min(const block & x) { return x.data.data.m; }
-    static __m256i codes(const block & x) { return nibbles(x.qs); }
+
+struct q4_0 : kind<8, false> {
+    static void decode(
+            const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales, float *) {
+        const auto & x = block_of<block_q4_0>(rows, stride, row, unit);
+        write(codes, nibbles(x.qs));
+        *scales = _cvtsh_ss(x.d);
+    }
 };
-struct q5_0 {
-    using block                   = block_q5_0;
-    static constexpr int OFFSET   = 16;
-    static constexpr bool HAS_MIN = false;
-    static ggml_half scale(const block & x) { return x.d; }
-    static __m256i codes(const block & x) { return _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh)); }
+struct q4_1 : kind<0, true> {
+    static void decode(const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales,
+            float * mins) {
+        const auto & x = block_of<block_q4_1>(rows, stride, row, unit);
+        write(codes, nibbles(x.qs));
+        *scales = _cvtsh_ss(x.data.data.d);
+        *mins   = _cvtsh_ss(x.data.data.m);
+    }
 };
-struct q5_1 {
-    using block                   = block_q5_1;
-    static constexpr int OFFSET   = 0;
-    static constexpr bool HAS_MIN = true;
-    static ggml_half scale(const block & x) { return x.data.data.d; }
-    static ggml_half min(const block & x) { return x.data.data.m; }
-    static __m256i codes(const block & x) { return _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh)); }
+struct q5_0 : kind<16, false> {
+    static void decode(
+            const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales, float *) {
+        const auto & x = block_of<block_q5_0>(rows, stride, row, unit);
+        write(codes, _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh)));
+        *scales = _cvtsh_ss(x.d);
+    }
 };
-struct q8_0 {
-    using block                   = block_q8_0;
-    static constexpr int OFFSET   = 128;
-    static constexpr bool HAS_MIN = false;
-    static ggml_half scale(const block & x) { return x.d; }
-    static __m256i codes(const block & x) {
-        return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *) x.qs), _mm256_set1_epi8((char) 0x80));
+struct q5_1 : kind<0, true> {
+    static void decode(const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales,
+            float * mins) {
+        const auto & x = block_of<block_q5_1>(rows, stride, row, unit);
+        write(codes, _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh)));
+        *scales = _cvtsh_ss(x.data.data.d);
+        *mins   = _cvtsh_ss(x.data.data.m);
+    }
+};
+struct q8_0 : kind<128, false> {
+    static void decode(
+            const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales, float *) {
+        const auto & x = block_of<block_q8_0>(rows, stride, row, unit);
+        write(codes, _mm256_xor_si256(_mm256_loadu_si256((const __m256i *) x.qs), _mm256_set1_epi8((char) 0x80)));
+        *scales = _cvtsh_ss(x.d);
+    }
+};
+
+// scales and mins of 6 bits, 8 of each in 12 bytes
+void unpack_6_bits(const uint8_t * packed, int i, int & scale, int & min) {
+    if (i < 4) {
+        scale = packed[i] & 63;
+        min   = packed[i + 4] & 63;
+    } else {
+        scale = (packed[i + 4] & 15) | (packed[i - 4] >> 6 << 4);
+        min   = (packed[i + 4] >> 4) | (packed[i] >> 6 << 4);
+    }
+}
+
+// d and min of ggml's block times those of its 8 blocks of 32; mins are subtracted
+void scale_blocks(const uint8_t * packed, float d, float min, float * scales, float * mins) {
+    for (int i = 0; i < 8; ++i) {
+        int scale_of_i, min_of_i;
+        unpack_6_bits(packed, i, scale_of_i, min_of_i);
+        scales[i] = d * scale_of_i;
+        mins[i]   = -min * min_of_i;
+    }
+}
+
+struct q4_K : kind<0, true, QK_K> {
+    static void decode(const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales,
+            float * mins) {
+        const auto & x = block_of<block_q4_K>(rows, stride, row, unit);
+        for (int i = 0; i < QK_K / 2; ++i) {
+            uint8_t * out = codes + i / 32 * 64 + i % 32;
+            out[0]        = x.qs[i] & 15;
+            out[32]       = x.qs[i] >> 4;
+        }
+        scale_blocks(x.scales, _cvtsh_ss(x.data.data.d), _cvtsh_ss(x.data.data.dmin), scales, mins);
+    }
+};
+struct q5_K : kind<0, true, QK_K> {
+    static void decode(const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales,
+            float * mins) {
+        const auto & x = block_of<block_q5_K>(rows, stride, row, unit);
+        for (int j = 0; j < QK_K / 64; ++j) {
+            for (int i = 0; i < 32; ++i) {
+                const uint8_t q        = x.qs[j * 32 + i];
+                codes[j * 64 + i]      = (q & 15) | (x.qh[i] >> (2 * j) & 1) << 4;
+                codes[j * 64 + 32 + i] = (q >> 4) | (x.qh[i] >> (2 * j + 1) & 1) << 4;
+            }
+        }
+        scale_blocks(x.scales, _cvtsh_ss(x.data.data.d), _cvtsh_ss(x.data.data.dmin), scales, mins);
+    }
+};
+struct q6_K : kind<32, false, QK_K, 16> {
+    static void decode(
+            const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales, float *) {
+        const auto & x = block_of<block_q6_K>(rows, stride, row, unit);
+        for (int j = 0; j < 2; ++j) {
+            for (int i = 0; i < 32; ++i) {
+                const uint8_t low = x.ql[j * 64 + i], high = x.ql[j * 64 + 32 + i], bits = x.qh[j * 32 + i];
+                codes[j * 128 + i]      = (low & 15) | (bits & 3) << 4;
+                codes[j * 128 + 32 + i] = (high & 15) | (bits >> 2 & 3) << 4;
+                codes[j * 128 + 64 + i] = (low >> 4) | (bits >> 4 & 3) << 4;
+                codes[j * 128 + 96 + i] = (high >> 4) | (bits >> 6) << 4;
+            }
+        }
+        const float d = _cvtsh_ss(x.d);
+        for (int i = 0; i < 16; ++i) {
+            scales[i] = d * x.scales[i];
+        }
+    }
+};
+
+// As ggml repacks them: 8 rows in one block, by turns 8 bytes of each.
+
+struct q4_0_repacked : kind<8, false> {
+    static void decode(
+            const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales, float *) {
+        const auto & x    = block_of<block_q4_0x8>(rows, stride, row / 8 * 8, unit);
+        const int8_t * qs = x.qs + row % 8 * 8;
+        const __m128i both =
+                _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *) qs), _mm_loadl_epi64((const __m128i *) (qs + 64)));
+        write(codes, nibbles(_mm_xor_si128(both, _mm_set1_epi8((char) 0x88)))); // the nibbles are signed there
+        *scales = _cvtsh_ss(x.d[row % 8]);
+    }
+};
+struct q4_K_repacked : kind<0, true, QK_K> {
+    static void decode(const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales,
+            float * mins) {
+        const auto & x = block_of<block_q4_Kx8>(rows, stride, row / 8 * 8, unit);
+        const int r    = (int) (row % 8);
+        for (int i = 0; i < QK_K / 2; ++i) {
+            const uint8_t q = x.qs[i / 8 * 64 + r * 8 + i % 8];
+            uint8_t * out   = codes + i / 32 * 64 + i % 32;
+            out[0]          = q & 15;
+            out[32]         = q >> 4;
+        }
+        const float d = _cvtsh_ss(x.d[r]), min = _cvtsh_ss(x.dmin[r]);
+        for (int i = 0; i < 8; ++i) {
+            int scale_of_i, min_of_i;
+            unpack_6_bits(x.scales + 12 * i, r, scale_of_i, min_of_i);
+            scales[i] = d * scale_of_i;
+            mins[i]   = -min * min_of_i;
+        }
     }
 };
 
 // --- columns -------------------------------------------------------------------------------------------------------------
 
 // Columns lie in groups of COLUMNS (the last one may be smaller), so that a tile reads one stream. Of n columns, for each block:
-// quads [QUADS][n][4 bytes], scales [n], then what the code's offset or the min is multiplied with [n].
-constexpr size_t COLUMN_BYTES = BLOCK + 2 * sizeof(float); // of one column and block
+// quads [BLOCK / 4][n][4 bytes], scales [n], then what the code's offset or the min is multiplied with [n].
+template <class type>
+constexpr size_t COLUMN_BYTES = type::BLOCK + 2 * sizeof(float); // of one column and block
 
-// a block of one column, as it was quantized
+// a block of one column, as it was rounded
 struct column_block {
-    const int8_t * codes;
     float scale;
     int32_t correction; // an int (the first value of a sum), or a float (the factor of the min)
 };
 
+int32_t bits_of(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
 template <class type>
-column_block column_of(const block_q8_0 & x) {
+column_block column_of(const block_q8_0 & x, int) {
     int32_t sum = 0;
     for (const int8_t code : x.qs) {
         sum += code;
     }
-    return { x.qs, _cvtsh_ss(x.d), -type::OFFSET * sum };
+    return { _cvtsh_ss(x.d), -type::OFFSET * sum };
 }
 
 template <class type>
-column_block column_of(const block_q8_1 & x) {
-    const float sum = _cvtsh_ss(x.data.data.s);
-    column_block out{ x.qs, _cvtsh_ss(x.data.data.d), 0 };
-    memcpy(&out.correction, &sum, sizeof(sum));
-    return out;
+column_block column_of(const block_q8_1 & x, int) {
+    return { _cvtsh_ss(x.data.data.d), bits_of(_cvtsh_ss(x.data.data.s)) };
+}
+
+template <class type>
+column_block column_of(const block_q8_K & x, int block) {
+    int32_t sum = 0;
+    for (int i = block * type::BLOCK / 16; i < (block + 1) * type::BLOCK / 16; ++i) {
+        sum += x.bsums[i];
+    }
+    return { x.d, type::HAS_MIN ? bits_of(x.d * sum) : -type::OFFSET * sum };
 }
 
 // columns [0, n) of a group, each `stride` bytes after the other
 template <class type>
-void pack_columns(const char * src, size_t stride, int n, int64_t n_blocks, uint8_t * out) {
-    using block = std::conditional_t<type::HAS_MIN, block_q8_1, block_q8_0>;
+void pack_columns(const char * src, size_t stride, int n, int64_t n_units, uint8_t * out) {
+    constexpr bool K = type::UNIT == QK_K;
+    using block      = std::conditional_t<K, block_q8_K, std::conditional_t<type::HAS_MIN, block_q8_1, block_q8_0>>;
 
-    constexpr ggml_type quantized = type::HAS_MIN ? GGML_TYPE_Q8_1 : GGML_TYPE_Q8_0;
-    const auto quantize           = ggml_get_type_traits_cpu(quantized)->from_float;
-    constexpr int AT_ONCE         = 16;
+    constexpr ggml_type rounded = K ? GGML_TYPE_Q8_K : type::HAS_MIN ? GGML_TYPE_Q8_1 : GGML_TYPE_Q8_0;
+    const auto round            = ggml_get_type_traits_cpu(rounded)->from_float;
+    constexpr int AT_ONCE = 512 / type::UNIT, N_BLOCKS = type::UNIT / type::BLOCK, QUADS = type::BLOCK / 4;
     for (int c = 0; c < n; ++c) {
         const float * x = (const float *) (src + c * stride);
-        for (int64_t b0 = 0; b0 < n_blocks; b0 += AT_ONCE) {
-            const int64_t count = std::min<int64_t>(AT_ONCE, n_blocks - b0);
+        uint8_t * quads = out;
+        for (int64_t u0 = 0; u0 < n_units; u0 += AT_ONCE) {
+            const int64_t count = std::min<int64_t>(AT_ONCE, n_units - u0);
             block blocks[AT_ONCE];
-            quantize(x + b0 * BLOCK, blocks, count * BLOCK);
-            for (int64_t b = 0; b < count; ++b) {
-                const column_block column = column_of<type>(blocks[b]);
-                uint8_t * quads           = out + (b0 + b) * n * COLUMN_BYTES;
+            round(x + u0 * type::UNIT, blocks, count * type::UNIT);
+            for (int64_t b = 0; b < count * N_BLOCKS; ++b) {
+                const block & own         = blocks[b / N_BLOCKS];
+                const int i               = (int) (b % N_BLOCKS);
+                const column_block column = column_of<type>(own, i);
                 for (int g = 0; g < QUADS; ++g) {
-                    memcpy(quads + (g * n + c) * 4, column.codes + g * 4, 4);
+                    memcpy(quads + (g * n + c) * 4, own.qs + i * type::BLOCK + g * 4, 4);
                 }
                 memcpy(quads + (QUADS * n + c) * 4, &column.scale, 4);
                 memcpy(quads + (QUADS * n + n + c) * 4, &column.correction, 4);
+                quads += n * COLUMN_BYTES<type>;
             }
         }
     }
@@ -251,20 +383,21 @@ void pack_columns(const char * src, size_t stride, int n, int64_t n_blocks, uint
 
 // --- panels of rows ------------------------------------------------------------------------------------------------------
 
-constexpr int MAX_BLOCKS = 20; // of a row at once: a panel and the columns of a tile fit the first cache
+constexpr int MAX_WEIGHTS = 640; // of a row at once: a panel and the columns of a tile fit the first cache
 
 struct panel {
-    alignas(64) uint8_t codes[MAX_BLOCKS][QUADS][PARTS][LANES][4];
-    alignas(64) float scales[MAX_BLOCKS][PARTS][LANES];
-    alignas(64) float mins[MAX_BLOCKS][PARTS][LANES];
+    alignas(64) uint8_t codes[MAX_WEIGHTS / 4][PARTS][LANES][4];
+    alignas(64) float scales[MAX_WEIGHTS / 16][PARTS][LANES];
+    alignas(64) float mins[MAX_WEIGHTS / 16][PARTS][LANES];
 };
 
 // the 32 bytes of LANES rows, turned so that quad g of all rows lies together, `stride` bytes after quad g - 1
 #if MESA_LANES == 16
-void turn(const __m256i (&rows)[LANES], uint8_t * out, size_t stride) {
+void turn(const uint8_t * rows, size_t row_size, uint8_t * out, size_t stride) {
     __m512i x[8], y[8];
     for (int i = 0; i < 8; ++i) {
-        x[i] = _mm512_inserti64x4(_mm512_castsi256_si512(rows[i]), rows[i + 8], 1);
+        x[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *) (rows + i * row_size))),
+                _mm256_loadu_si256((const __m256i *) (rows + (i + 8) * row_size)), 1);
     }
     for (int i = 0; i < 8; i += 2) {
         y[i]     = _mm512_unpacklo_epi32(x[i], x[i + 1]);
@@ -282,11 +415,14 @@ void turn(const __m256i (&rows)[LANES], uint8_t * out, size_t stride) {
     }
 }
 #else
-void turn(const __m256i (&rows)[LANES], uint8_t * out, size_t stride) {
-    __m256i y[8];
+void turn(const uint8_t * rows, size_t row_size, uint8_t * out, size_t stride) {
+    __m256i x[8], y[8];
+    for (int i = 0; i < 8; ++i) {
+        x[i] = _mm256_loadu_si256((const __m256i *) (rows + i * row_size));
+    }
     for (int i = 0; i < 8; i += 2) {
-        y[i]     = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
-        y[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+        y[i]     = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+        y[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
     }
     for (int i = 0; i < 2; ++i) {
         const __m256i a = _mm256_unpacklo_epi64(y[i], y[i + 2]), b = _mm256_unpacklo_epi64(y[i + 4], y[i + 6]);
@@ -299,35 +435,28 @@ void turn(const __m256i (&rows)[LANES], uint8_t * out, size_t stride) {
 }
 #endif
 
-void to_floats(const ggml_half (&x)[LANES], float * out) {
-    for (int i = 0; i < LANES; i += 8) {
-        _mm256_store_ps(out + i, _mm256_cvtph_ps(_mm_load_si128((const __m128i *) (x + i))));
-    }
-}
-
-// blocks [b0, b0 + count) of n_rows rows; the last row again in lanes that have none
+// units [u0, u0 + count) of rows [row0, row0 + n_rows); the last row again in lanes that have none
 template <class type>
-void unpack(const char * rows, size_t stride, int n_rows, int64_t b0, int count, panel & out) {
+void unpack(const char * rows, size_t stride, int64_t row0, int n_rows, int64_t u0, int count, panel & out) {
+    constexpr int N_BLOCKS = type::UNIT / type::BLOCK;
     for (int p = 0; p < PARTS && p * LANES < n_rows; ++p) {
-        const typename type::block * row[LANES];
-        for (int i = 0; i < LANES; ++i) {
-            row[i] = (const typename type::block *) (rows + std::min(p * LANES + i, n_rows - 1) * stride) + b0;
-        }
-        for (int b = 0; b < count; ++b) {
-            __m256i codes[LANES];
-            alignas(32) ggml_half scales[LANES], mins[LANES];
+        for (int u = 0; u < count; ++u) {
+            alignas(64) uint8_t codes[LANES][type::UNIT];
+            float scales[LANES][N_BLOCKS], mins[LANES][N_BLOCKS];
             for (int i = 0; i < LANES; ++i) {
-                const auto & x = row[i][b];
-                codes[i]       = type::codes(x);
-                scales[i]      = type::scale(x);
-                if constexpr (type::HAS_MIN) {
-                    mins[i] = type::min(x);
-                }
+                const int64_t row = row0 + std::min(p * LANES + i, n_rows - 1);
+                type::decode(rows, stride, row, u0 + u, codes[i], scales[i], mins[i]);
             }
-            turn(codes, &out.codes[b][0][p][0][0], sizeof(out.codes[b][0]));
-            to_floats(scales, out.scales[b][p]);
-            if constexpr (type::HAS_MIN) {
-                to_floats(mins, out.mins[b][p]);
+            for (int k = 0; k < type::UNIT; k += 32) {
+                turn(&codes[0][k], type::UNIT, &out.codes[(u * type::UNIT + k) / 4][p][0][0], sizeof(out.codes[0]));
+            }
+            for (int b = 0; b < N_BLOCKS; ++b) {
+                for (int i = 0; i < LANES; ++i) {
+                    out.scales[u * N_BLOCKS + b][p][i] = scales[i][b];
+                    if constexpr (type::HAS_MIN) {
+                        out.mins[u * N_BLOCKS + b][p][i] = mins[i][b];
+                    }
+                }
             }
         }
     }
@@ -344,8 +473,9 @@ void multiply(const panel & rows, const uint8_t * columns, int count, bool first
             sum[c][p] = first ? all(0.0f) : load_any(sums + c * stride + p * LANES);
         }
     }
+    constexpr int QUADS = type::BLOCK / 4;
     for (int b = 0; b < count; ++b) {
-        const int32_t * quads   = (const int32_t *) (columns + b * N_COLUMNS * COLUMN_BYTES);
+        const int32_t * quads   = (const int32_t *) (columns + b * N_COLUMNS * COLUMN_BYTES<type>);
         const float * scales    = (const float *) (quads + QUADS * N_COLUMNS);
         const int32_t * offsets = quads + (QUADS + 1) * N_COLUMNS;
         const float * factors   = (const float *) offsets;
@@ -360,7 +490,7 @@ void multiply(const panel & rows, const uint8_t * columns, int count, bool first
         for (int g = 0; g < QUADS; ++g) {
             ints weights[N_PARTS];
             for (int p = 0; p < N_PARTS; ++p) {
-                weights[p] = load(&rows.codes[b][g][p][0][0]);
+                weights[p] = load(&rows.codes[b * QUADS + g][p][0][0]);
             }
             for (int c = 0; c < N_COLUMNS; ++c) {
                 const ints column = all(quads[g * N_COLUMNS + c]);
@@ -412,20 +542,21 @@ template <class type>
 void compute(const ggml_tensor * dst, const char * rows, int64_t row0, const uint8_t * columns, int64_t c0, int64_t n,
         char * out, char * scratch) {
     const ggml_tensor * src0 = dst->src[0];
-    const int64_t n_blocks   = src0->ne[0] / BLOCK;
-    const int n_rows         = (int) std::min<int64_t>(PANEL, src0->ne[1] - row0);
-    const int64_t n_steps    = (n_blocks + MAX_BLOCKS - 1) / MAX_BLOCKS;
-    const bool narrow        = n_rows <= LANES;
+    constexpr int N_BLOCKS = type::UNIT / type::BLOCK, MAX_UNITS = MAX_WEIGHTS / type::UNIT;
+    const int64_t n_units = src0->ne[0] / type::UNIT;
+    const int n_rows      = (int) std::min<int64_t>(PANEL, src0->ne[1] - row0);
+    const int64_t n_steps = (n_units + MAX_UNITS - 1) / MAX_UNITS;
+    const bool narrow     = n_rows <= LANES;
 
     panel & unpacked = *(panel *) scratch;
     float * sums     = (float *) (scratch + GGML_PAD(sizeof(panel), 64));
     for (int64_t step = 0; step < n_steps; ++step) {
-        const int64_t b0 = n_blocks * step / n_steps;
-        const int count  = (int) (n_blocks * (step + 1) / n_steps - b0);
-        unpack<type>(rows + row0 * src0->nb[1], src0->nb[1], n_rows, b0, count, unpacked);
+        const int64_t u0  = n_units * step / n_steps;
+        const int n_taken = (int) (n_units * (step + 1) / n_steps - u0), count = n_taken * N_BLOCKS;
+        unpack<type>(rows, src0->nb[1], row0, n_rows, u0, n_taken, unpacked);
         for (int64_t c = 0; c < n; c += COLUMNS) {
             const int n_columns   = (int) std::min<int64_t>(COLUMNS, n - c);
-            const uint8_t * group = columns + ((c0 + c) * n_blocks + b0 * n_columns) * COLUMN_BYTES;
+            const uint8_t * group = columns + ((c0 + c) * n_units + u0 * n_columns) * N_BLOCKS * COLUMN_BYTES<type>;
             float * tile          = sums + c * PANEL;
             if (PARTS > 1 && !narrow) {
                 multiply<type, PARTS>(unpacked, group, n_columns, count, step == 0, tile, PANEL);
@@ -445,9 +576,9 @@ void compute(const ggml_tensor * dst, const char * rows, int64_t row0, const uin
 template <class type>
 void mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     const ggml_tensor *src0 = dst->src[0], *src1 = dst->src[1];
-    const int64_t n_blocks = src0->ne[0] / BLOCK, n_columns = src1->ne[1], n_batches = src1->ne[2] * src1->ne[3];
+    const int64_t n_units = src0->ne[0] / type::UNIT, n_columns = src1->ne[1], n_batches = src1->ne[2] * src1->ne[3];
     const int64_t n_groups = (n_columns + COLUMNS - 1) / COLUMNS;
-    const size_t batch     = n_columns * n_blocks * COLUMN_BYTES;
+    const size_t column = src0->ne[0] / type::BLOCK * COLUMN_BYTES<type>, batch = n_columns * column;
 
     uint8_t * columns = (uint8_t *) GGML_PAD((uintptr_t) params->wdata, 64);
     char * scratch    = (char *) columns + GGML_PAD(n_batches * batch, 64) + params->ith * scratch_size();
@@ -455,8 +586,8 @@ void mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     for (int64_t i = params->ith; i < n_groups * n_batches; i += params->nth) {
         const int64_t i1 = i % n_groups * COLUMNS, i2 = i / n_groups % src1->ne[2], i3 = i / n_groups / src1->ne[2];
         const char * src = (const char *) src1->data + i1 * src1->nb[1] + i2 * src1->nb[2] + i3 * src1->nb[3];
-        pack_columns<type>(src, src1->nb[1], (int) std::min<int64_t>(COLUMNS, n_columns - i1), n_blocks,
-                columns + i / n_groups * batch + i1 * n_blocks * COLUMN_BYTES);
+        pack_columns<type>(src, src1->nb[1], (int) std::min<int64_t>(COLUMNS, n_columns - i1), n_units,
+                columns + i / n_groups * batch + i1 * column);
     }
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
@@ -489,6 +620,9 @@ int64_t min_columns(ggml_type type) {
         case GGML_TYPE_Q4_0:
         case GGML_TYPE_Q5_0: return 8;
 #if MESA_LANES == 16 || defined(__AVXVNNI__)
+        case GGML_TYPE_Q4_K:
+        case GGML_TYPE_Q5_K:
+        case GGML_TYPE_Q6_K:
         case GGML_TYPE_Q8_0: return 8;
 #endif
         default: return 0;
@@ -510,7 +644,7 @@ size_t mesa_mul_mat_work_size(const ggml_tensor * dst, int n_threads) {
     if (!mesa::fits(dst)) {
         return 0;
     }
-    const size_t columns = ggml_nelements(dst->src[1]) / mesa::BLOCK * mesa::COLUMN_BYTES;
+    const size_t columns = ggml_nelements(dst->src[1]) / 16 * (16 + 2 * sizeof(float)); // of the smallest blocks
     return 64 + GGML_PAD(columns, 64) + n_threads * mesa::scratch_size();
 }
 
@@ -524,7 +658,24 @@ bool mesa_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
         case GGML_TYPE_Q5_0: mesa::mul_mat<mesa::q5_0>(params, dst); break;
         case GGML_TYPE_Q5_1: mesa::mul_mat<mesa::q5_1>(params, dst); break;
         case GGML_TYPE_Q8_0: mesa::mul_mat<mesa::q8_0>(params, dst); break;
+        case GGML_TYPE_Q4_K: mesa::mul_mat<mesa::q4_K>(params, dst); break;
+        case GGML_TYPE_Q5_K: mesa::mul_mat<mesa::q5_K>(params, dst); break;
+        case GGML_TYPE_Q6_K: mesa::mul_mat<mesa::q6_K>(params, dst); break;
         default:             return false;
+    }
+    return true;
+}
+
+bool mesa_mul_mat_repacked(const ggml_compute_params * params, ggml_tensor * dst) {
+    if (params->use_ref || !mesa_kernels_on() || !mesa::fits(dst)) {
+        return false;
+    }
+    switch (dst->src[0]->type) {
+#if MESA_LANES == 16 || defined(__AVXVNNI__)
+        case GGML_TYPE_Q4_0: mesa::mul_mat<mesa::q4_0_repacked>(params, dst); break;
+        case GGML_TYPE_Q4_K: mesa::mul_mat<mesa::q4_K_repacked>(params, dst); break;
+#endif
+        default: return false;
     }
     return true;
 }
@@ -536,6 +687,10 @@ size_t mesa_mul_mat_work_size(const ggml_tensor *, int) {
 }
 
 bool mesa_mul_mat(const ggml_compute_params *, ggml_tensor *) {
+    return false;
+}
+
+bool mesa_mul_mat_repacked(const ggml_compute_params *, ggml_tensor *) {
     return false;
 }
 

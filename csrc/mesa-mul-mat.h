@@ -15,6 +15,9 @@ struct ggml_tensor;
 // false: ggml's own kernels are to do it; all threads of the graph get the same answer
 bool mesa_mul_mat(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
+// the same of weights that ggml has repacked (Q4_0 and Q4_K, 8 rows together)
+bool mesa_mul_mat_repacked(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
 // bytes of params->wdata that it needs with n_threads threads
 size_t mesa_mul_mat_work_size(const struct ggml_tensor * dst, int n_threads);
 

@@ -49,6 +49,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_backend_reg": (_POINTER, [_POINTER]),
     "ggml_backend_reg_get_proc_address": (_POINTER, [_POINTER, ctypes.c_char_p]),
     "ggml_backend_alloc_ctx_tensors": (_POINTER, [_POINTER] * 2),
+    "ggml_backend_alloc_ctx_tensors_from_buft": (_POINTER, [_POINTER] * 2),
+    "ggml_backend_buft_name": (ctypes.c_char_p, [_POINTER]),
     "ggml_backend_buffer_free": (None, [_POINTER]),
     "ggml_backend_tensor_set": (None, [_POINTER, _POINTER, ctypes.c_size_t, ctypes.c_size_t]),
     "ggml_backend_tensor_get": (None, [_POINTER, _POINTER, ctypes.c_size_t, ctypes.c_size_t]),
@@ -75,6 +77,7 @@ class Case:
     groups: int = 1
     share: int = 1
     permuted: bool = False  # the columns of the matrices take turns in memory
+    repacked: bool = False  # in the layout that ggml brings the weights into when it loads a model
     threads: int = 1
     seed: int = 0
 
@@ -107,23 +110,45 @@ class _Op:
 
     def __init__(self, threads: int) -> None:
         self._backend = _ggml("ggml_backend_init_by_type")(_CPU, None)
-        registry = _ggml("ggml_backend_dev_backend_reg")(_ggml("ggml_backend_get_device")(self._backend))
-        address = _ggml("ggml_backend_reg_get_proc_address")(registry, b"ggml_backend_set_n_threads")
-        ctypes.CFUNCTYPE(None, _POINTER, ctypes.c_int)(address)(self._backend, threads)
-        self.context = _ggml("ggml_init")(_InitParams(1 << 20, None, True))
+        self._device = _ggml("ggml_backend_get_device")(self._backend)
+        self._function(b"ggml_backend_set_n_threads", None, _POINTER, ctypes.c_int)(self._backend, threads)
+        self.context, self._weights = (_ggml("ggml_init")(_InitParams(1 << 20, None, True)) for _ in range(2))
         self._inputs: list[tuple[int, NDArray[Any]]] = []
 
-    def tensor(self, kind: int, shape: tuple[int, ...], values: NDArray[Any]) -> int:
+    def _function(self, name: bytes, restype: Any, *argtypes: Any) -> Any:
+        registry = _ggml("ggml_backend_dev_backend_reg")(self._device)
+        return ctypes.CFUNCTYPE(restype, *argtypes)(_ggml("ggml_backend_reg_get_proc_address")(registry, name))
+
+    def tensor(self, kind: int, shape: tuple[int, ...], values: NDArray[Any], weights: bool = False) -> int:
         dims = (_INT * len(shape))(*shape)
-        tensor: int = _ggml("ggml_new_tensor")(self.context, kind, len(shape), dims)
+        context = self._weights if weights else self.context
+        tensor: int = _ggml("ggml_new_tensor")(context, kind, len(shape), dims)
         self._inputs.append((tensor, np.ascontiguousarray(values)))
         return tensor
 
-    def compute(self, tensor: int, shape: tuple[int, ...], times: list[float] | None = None) -> Floats:
+    def _repacking(self) -> int | None:
+        """The type of buffer that repacks, where this build has it."""
+        get = self._function(b"ggml_backend_dev_get_extra_bufts", ctypes.POINTER(_POINTER), _POINTER)
+        for kind in get(self._device) or ():
+            if kind is None:
+                break
+            if _ggml("ggml_backend_buft_name")(kind) == b"CPU_REPACK":
+                return int(kind)
+        return None
+
+    def compute(
+        self, tensor: int, shape: tuple[int, ...], times: list[float] | None = None, repacked: bool = False
+    ) -> Floats:
         """The tensor's values; computed eleven times over where `times` asks for the seconds that it takes."""
         graph = _ggml("ggml_new_graph")(self.context)
         _ggml("ggml_build_forward_expand")(graph, tensor)
-        buffer = _ggml("ggml_backend_alloc_ctx_tensors")(self.context, self._backend)
+        kind = self._repacking() if repacked else None
+        buffers = [
+            _ggml("ggml_backend_alloc_ctx_tensors_from_buft")(self._weights, kind)
+            if kind
+            else _ggml("ggml_backend_alloc_ctx_tensors")(self._weights, self._backend),
+            _ggml("ggml_backend_alloc_ctx_tensors")(self.context, self._backend),
+        ]
         for given, values in self._inputs:
             assert values.nbytes == _ggml("ggml_nbytes")(given)
             _ggml("ggml_backend_tensor_set")(given, values.ctypes.data, 0, values.nbytes)
@@ -135,8 +160,10 @@ class _Op:
                 times.append(time.perf_counter() - start)
         out = np.empty(shape, np.float32)
         _ggml("ggml_backend_tensor_get")(tensor, out.ctypes.data, 0, out.nbytes)
-        _ggml("ggml_backend_buffer_free")(buffer)
-        _ggml("ggml_free")(self.context)
+        for buffer in buffers:
+            _ggml("ggml_backend_buffer_free")(buffer)
+        for context in (self.context, self._weights):
+            _ggml("ggml_free")(context)
         _ggml("ggml_backend_free")(self._backend)
         return out
 
@@ -145,14 +172,16 @@ def multiply(case: Case, times: list[float] | None = None) -> Floats:
     """What ggml computes: [groups*share, columns, rows]."""
     weights, columns = case.data()
     op = _Op(case.threads)
-    matrix = op.tensor(case.quantization, (case.width, case.rows, case.groups), weights)
+    shape = (case.width, case.rows, case.groups)[: 2 if case.repacked else 3]
+    matrix = op.tensor(case.quantization, shape, weights, weights=True)
     batches = case.groups * case.share
     if case.permuted:
         x = op.tensor(_F32, (case.width, batches, case.columns), columns.swapaxes(0, 1))
         x = _ggml("ggml_permute")(op.context, x, 0, 2, 1, 3)
     else:
         x = op.tensor(_F32, (case.width, case.columns, batches), columns)
-    return op.compute(_ggml("ggml_mul_mat")(op.context, matrix, x), (batches, case.columns, case.rows), times)
+    product = _ggml("ggml_mul_mat")(op.context, matrix, x)
+    return op.compute(product, (batches, case.columns, case.rows), times, case.repacked)
 
 
 # What it should be.
@@ -169,9 +198,21 @@ def rounded(columns: Floats) -> tuple[Floats, Floats]:
     return (codes * scale.astype(np.float16)).reshape(columns.shape), sums[..., 0].astype(np.float32)
 
 
+def rounded_k(columns: Floats) -> NDArray[np.float64]:
+    """Columns as q8_K holds them: a scale for 256 values, so that the largest becomes -127."""
+    blocks = columns.reshape(*columns.shape[:-1], -1, 256)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
+    inverse = np.divide(np.float32(-127), largest, out=np.zeros_like(largest), where=largest != 0)
+    codes = np.minimum(np.rint(blocks * inverse), 127)
+    scale = np.divide(np.float32(1), inverse, out=np.zeros_like(largest), where=largest != 0)
+    return (codes.astype(np.float64) * scale).reshape(columns.shape)
+
+
 def expected(case: Case) -> NDArray[np.float64]:
     weights, columns = case.data()
     matrix = gguf.dequantize(weights, case.quantization).astype(np.float64)
+    if case.type.endswith("K"):
+        return rounded_k(columns) @ np.repeat(matrix, case.share, 0).swapaxes(1, 2)
     columns, sums = rounded(columns)
     lowest = np.zeros((case.groups, case.rows, case.width // 32))
     if case.type in ("Q4_1", "Q5_1"):  # the mins are multiplied with the sums
@@ -182,16 +223,32 @@ def expected(case: Case) -> NDArray[np.float64]:
     return columns.astype(np.float64) @ matrix + sums.astype(np.float64) @ lowest
 
 
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+SMALL_BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+K_QUANTS = ("Q4_K", "Q5_K", "Q6_K")
+TYPES = SMALL_BLOCKS + K_QUANTS
 CASES = [
-    case
-    for i, name in enumerate(TYPES)
-    for case in (
-        Case(name, 576, 576, 33, seed=i),
-        Case(name, 37, 1536, 8, threads=2, seed=i),
-        Case(name, 9, 32, 4, seed=i),
-        Case(name, 64, 96, 13, groups=2, share=3, permuted=True, threads=2, seed=i),
-    )
+    *(
+        case
+        for i, name in enumerate(SMALL_BLOCKS)
+        for case in (
+            Case(name, 576, 576, 33, seed=i),
+            Case(name, 37, 1536, 8, threads=2, seed=i),
+            Case(name, 9, 32, 4, seed=i),
+            Case(name, 64, 96, 13, groups=2, share=3, permuted=True, threads=2, seed=i),
+        )
+    ),
+    *(
+        case
+        for i, name in enumerate(K_QUANTS)
+        for case in (
+            Case(name, 200, 1280, 33, seed=i),
+            Case(name, 64, 256, 13, groups=2, share=3, permuted=True, threads=2, seed=i),
+        )
+    ),
+    Case("Q4_0", 72, 1440, 21, repacked=True),
+    Case("Q4_0", 40, 96, 9, share=2, repacked=True),
+    Case("Q4_K", 72, 1280, 21, repacked=True),
+    Case("Q4_K", 40, 256, 9, share=2, repacked=True),
 ]
 
 
@@ -202,7 +259,7 @@ def main(arguments: list[str]) -> None:
     rows, width, columns = map(int, arguments[1].split("x"))
     for name in arguments[2:] or TYPES:
         times: list[float] = []
-        multiply(Case(name, rows, width, columns, threads=2), times)
+        multiply(Case(name, rows, width, columns, threads=2, repacked=name in ("Q4_0", "Q4_K")), times)
         print(
             f"{name:5} {rows * width * columns / 1e9 / sorted(times)[len(times) // 2]:7.1f} billion products a second"
         )

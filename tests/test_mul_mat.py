@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 import mul_mat
-from mul_mat import CASES, TYPES, Case, expected, multiply
+from mul_mat import CASES, K_QUANTS, TYPES, Case, expected, multiply
 
 ROUNDING = 2e-6  # of float sums, against the largest product
 
@@ -25,7 +25,7 @@ def error(got: ArrayLike, wanted: NDArray[np.float64]) -> float:
 
 
 def label(case: Case) -> str:
-    return f"{case.type}-{case.rows}x{case.width}x{case.columns}"
+    return f"{case.type}{'-repacked' * case.repacked}-{case.rows}x{case.width}x{case.columns}"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_products(case: Case, stock: dict[Case, NDArray[np.float32]]) -> None:
         Case,
         type=st.sampled_from(TYPES),
         rows=st.integers(1, 70),
-        width=st.integers(1, 45).map(lambda blocks: 32 * blocks),
+        width=st.integers(1, 45),  # blocks, at first
         columns=st.integers(1, 33),
         groups=st.integers(1, 2),
         share=st.integers(1, 3),
@@ -61,13 +61,14 @@ def test_products(case: Case, stock: dict[Case, NDArray[np.float32]]) -> None:
     )
 )
 def test_any_shape(case: Case) -> None:
+    case = replace(case, width=256 * (case.width // 8 + 1) if case.type in K_QUANTS else 32 * case.width)
     assert error(multiply(case), expected(case)) < ROUNDING
 
 
 @pytest.mark.parametrize("name", TYPES)
 def test_a_column_does_not_depend_on_the_others(name: str) -> None:
     """Bit for bit, from the number of columns on at which the kernel is used; and not on the number of threads."""
-    case = Case(name, 100, 736, 50)
+    case = Case(name, 100, 768, 50)
     weights, columns = case.data()
     whole = multiply(case)
     for n, threads in [(49, 1), (12, 2), (8, 3)]:

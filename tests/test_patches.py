@@ -22,10 +22,10 @@ FILES = {
     "0005-state-files.patch": {"src/llama-io.cpp", "src/llama-mmap.cpp"},
     "0006-tokenizer.patch": {"src/llama-vocab.cpp", "src/unicode.cpp"},
     "0007-cpu-attention.patch": {f"ggml/src/ggml-cpu/{name}" for name in ("ggml-cpu.c", "ggml-cpu.cpp", "ops.cpp")},
-    "0008-cpu-mul-mat.patch": {"ggml/src/ggml-cpu/ggml-cpu.c"},
+    "0008-cpu-mul-mat.patch": {f"ggml/src/ggml-cpu/{name}" for name in ("ggml-cpu.c", "repack.cpp")},
 }
 
-MAX_ADDED, MAX_REMOVED = 150, 40  # lines of the whole series; now: 145 and 33
+MAX_ADDED, MAX_REMOVED = 155, 40  # lines of the whole series; now: 151 and 34
 
 
 def body(patch: Path) -> list[str]:

@@ -28,6 +28,10 @@
 #endif
 
 #ifdef MESA_LANES
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized" // of GCC's own header (bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 namespace mesa {
@@ -228,14 +232,19 @@ void scale_blocks(const uint8_t * packed, float d, float min, float * scales, fl
     }
 }
 
+// 32 low nibbles, then 32 high ones
+void write_nibbles(uint8_t * out, __m256i bytes) {
+    const __m256i low = _mm256_set1_epi8(0x0f);
+    write(out, _mm256_and_si256(bytes, low));
+    write(out + 32, _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low));
+}
+
 struct q4_K : kind<0, true, QK_K> {
     static void decode(const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales,
             float * mins) {
         const auto & x = block_of<block_q4_K>(rows, stride, row, unit);
-        for (int i = 0; i < QK_K / 2; ++i) {
-            uint8_t * out = codes + i / 32 * 64 + i % 32;
-            out[0]        = x.qs[i] & 15;
-            out[32]       = x.qs[i] >> 4;
+        for (int j = 0; j < QK_K / 64; ++j) {
+            write_nibbles(codes + j * 64, _mm256_loadu_si256((const __m256i *) (x.qs + j * 32)));
         }
         scale_blocks(x.scales, _cvtsh_ss(x.data.data.d), _cvtsh_ss(x.data.data.dmin), scales, mins);
     }
@@ -292,11 +301,12 @@ struct q4_K_repacked : kind<0, true, QK_K> {
             float * mins) {
         const auto & x = block_of<block_q4_Kx8>(rows, stride, row / 8 * 8, unit);
         const int r    = (int) (row % 8);
-        for (int i = 0; i < QK_K / 2; ++i) {
-            const uint8_t q = x.qs[i / 8 * 64 + r * 8 + i % 8];
-            uint8_t * out   = codes + i / 32 * 64 + i % 32;
-            out[0]          = q & 15;
-            out[32]         = q >> 4;
+        for (int j = 0; j < QK_K / 64; ++j) {
+            int64_t bytes[4];
+            for (int i = 0; i < 4; ++i) {
+                memcpy(&bytes[i], x.qs + (j * 4 + i) * 64 + r * 8, 8);
+            }
+            write_nibbles(codes + j * 64, _mm256_setr_epi64x(bytes[0], bytes[1], bytes[2], bytes[3]));
         }
         const float d = _cvtsh_ss(x.d[r]), min = _cvtsh_ss(x.dmin[r]);
         for (int i = 0; i < 8; ++i) {
@@ -314,6 +324,48 @@ struct q4_K_repacked : kind<0, true, QK_K> {
 // quads [BLOCK / 4][n][4 bytes], scales [n], then what the code's offset or the min is multiplied with [n].
 template <class type>
 constexpr size_t COLUMN_BYTES = type::BLOCK + 2 * sizeof(float); // of one column and block
+
+float largest(__m256 x) {
+    __m128 most = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    most        = _mm_max_ps(most, _mm_movehl_ps(most, most));
+    return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+}
+
+// what quantize_row_q8_K does, which ggml has in plain C only
+void round_to_q8_K(const float * x, void * out, int64_t n) {
+    for (block_q8_K * y = (block_q8_K *) out; n > 0; ++y, x += QK_K, n -= QK_K) {
+        const __m256 sign = _mm256_set1_ps(-0.0f);
+        __m256 high = _mm256_loadu_ps(x), low = _mm256_xor_ps(high, sign); // the values, and the values negated
+        for (int i = 8; i < QK_K; i += 8) {
+            const __m256 v = _mm256_loadu_ps(x + i);
+            high           = _mm256_max_ps(high, v);
+            low            = _mm256_max_ps(low, _mm256_xor_ps(v, sign));
+        }
+        const float most = largest(high), least = -largest(low);
+        float peak = most > -least ? most : least; // the value furthest from 0
+        if (most == -least) {
+            peak = *std::find_if(x, x + QK_K, [&](float v) { return v == most || v == least; }); // the first of them
+        }
+        if (peak == 0) {
+            memset(y, 0, sizeof(*y));
+            continue;
+        }
+        const float scale   = -127.0f / peak;
+        const __m256 scales = _mm256_set1_ps(scale);
+        y->d                = 1 / scale;
+        for (int i = 0; i < QK_K; i += 16) {
+            const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), scales));
+            const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), scales));
+            const __m256i c = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+            const __m128i d = _mm_packs_epi16(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
+            _mm_storeu_si128((__m128i *) (y->qs + i), d);
+            const __m128i pairs = _mm_maddubs_epi16(_mm_set1_epi8(1), d);
+            const __m128i fours = _mm_madd_epi16(pairs, _mm_set1_epi16(1));
+            const __m128i twice = _mm_hadd_epi32(fours, fours);
+            y->bsums[i / 16]    = (int16_t) _mm_cvtsi128_si32(_mm_hadd_epi32(twice, twice));
+        }
+    }
+}
 
 // a block of one column, as it was rounded
 struct column_block {
@@ -357,7 +409,7 @@ void pack_columns(const char * src, size_t stride, int n, int64_t n_units, uint8
     using block      = std::conditional_t<K, block_q8_K, std::conditional_t<type::HAS_MIN, block_q8_1, block_q8_0>>;
 
     constexpr ggml_type rounded = K ? GGML_TYPE_Q8_K : type::HAS_MIN ? GGML_TYPE_Q8_1 : GGML_TYPE_Q8_0;
-    const auto round            = ggml_get_type_traits_cpu(rounded)->from_float;
+    const auto round            = K ? round_to_q8_K : ggml_get_type_traits_cpu(rounded)->from_float;
     constexpr int AT_ONCE = 512 / type::UNIT, N_BLOCKS = type::UNIT / type::BLOCK, QUADS = type::BLOCK / 4;
     for (int c = 0; c < n; ++c) {
         const float * x = (const float *) (src + c * stride);

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,11 +18,15 @@ from numpy.typing import ArrayLike, NDArray
 import mul_mat
 from mul_mat import CASES, K_QUANTS, TYPES, Case, expected, multiply
 
-ROUNDING = 2e-6  # of float sums, against the largest product
+ROUNDING = 1e-6  # of float sums
 
 
-def error(got: ArrayLike, wanted: NDArray[np.float64]) -> float:
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+def error(got: ArrayLike, case: Case) -> float:
+    """Against the largest that a product could be."""
+    weights, columns = case.data()
+    matrix = gguf.dequantize(weights, case.quantization)
+    largest = np.linalg.norm(matrix, axis=-1).max() * np.linalg.norm(columns, axis=-1).max()
+    return float(np.abs(got - expected(case)).max() / largest)
 
 
 def label(case: Case) -> str:
@@ -41,9 +46,8 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, NDArray[np.flo
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_products(case: Case, stock: dict[Case, NDArray[np.float32]]) -> None:
     """To rounding what NumPy gives with the same rounded columns, and as near to it as ggml's own kernels."""
-    wanted = expected(case)
-    assert error(stock[case], wanted) < ROUNDING
-    assert error(multiply(case), wanted) < ROUNDING
+    assert error(stock[case], case) < ROUNDING
+    assert error(multiply(case), case) < ROUNDING
 
 
 @given(
@@ -62,7 +66,7 @@ def test_products(case: Case, stock: dict[Case, NDArray[np.float32]]) -> None:
 )
 def test_any_shape(case: Case) -> None:
     case = replace(case, width=256 * (case.width // 8 + 1) if case.type in K_QUANTS else 32 * case.width)
-    assert error(multiply(case), expected(case)) < ROUNDING
+    assert error(multiply(case), case) < ROUNDING
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -80,4 +84,27 @@ def test_a_column_does_not_depend_on_the_others(name: str) -> None:
 
 def test_more_columns_than_are_worked_off_at_once() -> None:
     case = Case("Q4_1", 40, 1536, 1000, threads=2)
-    assert error(multiply(case), expected(case)) < ROUNDING
+    assert error(multiply(case), case) < ROUNDING
+
+
+def test_logits_of_a_quantized_model() -> None:
+    """The bundled model (Q8_0) reads a text: to rounding as with ggml's kernels, and with the same likeliest tokens. A sum that differs in its
+    last bit may round a column's value to the next of 255; seen: 0.5 % of the logits' deviation (rms)."""
+    ours, stock = (bundled_logits(kernels) for kernels in ("ours", "stock"))
+    assert not np.array_equal(ours, stock)  # the kernel was used
+    assert np.sqrt(np.mean((ours - stock) ** 2)) < 0.01 * stock.std()
+    assert (ours.argmax(-1) == stock.argmax(-1)).mean() > 0.99
+
+
+def bundled_logits(kernels: str) -> NDArray[np.float32]:
+    program = (
+        "import sys, numpy as np; from mesa_gguf import MesaConfig, MesaLlama;"
+        "from mesa_gguf.model.bundled import bundled_model;"
+        "llm = MesaLlama(str(bundled_model()), n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False,"
+        " mesa=MesaConfig(enabled=False));"
+        "llm.eval(np.random.default_rng(0).integers(0, llm.n_vocab(), 300).tolist());"
+        "sys.stdout.buffer.write(llm.scores[:300].astype(np.float32).tobytes())"
+    )
+    environment = {**os.environ, "MESA_KERNELS": kernels}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True, timeout=60)
+    return np.frombuffer(done.stdout, np.float32).reshape(300, -1)

@@ -272,6 +272,17 @@ def test_a_conversation_about_a_library(library: Library, llm: MesaLlama, tmp_pa
         reader.ask(two.question, history=[Turn(one.question, "The bread was good. " * 60)] * 30)
 
 
+def test_a_second_hop_is_found(library: Library, llm: MesaLlama) -> None:
+    """What the best chunk says of the question names another one, which the question does not."""
+    filler = "It rained on Monday, and the market was closed until noon. The bread was good. " * 30
+    facts = ("The doctor of Mara Lind is Otto Falk.", "Nothing was known.", "The door code of Otto Falk is 48152.")
+    document = library.add_text("\n\n".join(f"{filler}{fact} {filler}" for fact in (*facts, "It was late.")), "codes")
+    catalogue = Catalogue(llm, Reader(llm).form, library)
+    longest = max(row.n_tokens for row in catalogue.rows(document))
+    pieces = catalogue.select("What is the doctor of Mara Lind asked at the door?", [document], 2 * longest).pieces
+    assert all(any(fact in piece.text for piece in pieces) for fact in (facts[0], facts[2]))
+
+
 def test_what_a_question_of_few_words_is_about(library: Library, llm: MesaLlama) -> None:
     filler = "It rained on Monday, and the market was closed until noon. " * 40
     facts = [f"The {name} was built by a smith of {town}. " for name, town in (("Swallow", "Varn"), ("Heron", "Tolk"))]

@@ -129,6 +129,16 @@ def by_words(
     return np.asarray(scores)
 
 
+def closest_sentence(question: str, text: str) -> str:
+    """The sentence of a text that shares most words with a question, rare ones counting more."""
+    sentences = [sentence for sentence in _ENDS.split(text) if sentence.strip()]
+    words = [{word.casefold() for word in _WORD.findall(words_of(sentence))} for sentence in sentences]
+    seen = Counter(word for own in words for word in own)
+    asked = terms_of(question)
+    scores = [sum(math.log(1 + len(sentences) / seen[word]) for word in asked if word in own) for own in words]
+    return sentences[scores.index(max(scores))] if scores and max(scores) > 0 else ""
+
+
 def first_statement(answer: str) -> str:
     """An answer up to the end of the first sentence that tells something: not "The answer is:"."""
     begin = 0

@@ -24,6 +24,7 @@ from ..loaders import Place
 from ..model.fingerprint import model_fingerprint
 from ..model.header import check_model
 from ..model.tuning import tuned
+from .citations import closest_sentence
 from .prompts import PromptForm, Turn
 
 CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
@@ -36,6 +37,7 @@ ENOUGH_WORDS = (
     3  # of a question, that stand in the documents: it is matched alone; with fewer, with the turn before it too
 )
 ANSWER_WORDS = 8  # of a turn's answer: what "it" and "she" may be; a long answer would outweigh the question
+NAMED_WEIGHT = 0.5  # of what the sentence that the question fits best says besides, for a second hop
 TURN_WEIGHT = 0.5  # of a turn's score, beside that of the turn or question after it
 
 ReadMode = Literal["auto", "all", "each"] | int
@@ -223,7 +225,16 @@ class Catalogue:
         else:
             place = {row.id: i for i, (_, row) in enumerate(every)}
             numbers = [document.id for document in documents]
-            ranked = [place[span] for span in self._match(question, history, numbers) if span in place]
+            scores = {
+                place[span]: score for span, score in self._match(question, history, numbers).items() if span in place
+            }
+            if scores:  # what the best chunk says of it may name what another one tells
+                document, row = every[max(scores, key=lambda i: scores[i])]
+                said = closest_sentence(question, self.library.text(document)[row.start : row.stop])
+                for span, score in self._named(question, said, numbers):
+                    if span in place:
+                        scores[place[span]] = scores.get(place[span], 0.0) + NAMED_WEIGHT * score
+            ranked = sorted(scores, key=lambda i: -scores[i])
             taken: list[int] = []
             n_tokens = 0
             for i in dict.fromkeys([*ranked, *range(len(every))]):
@@ -234,8 +245,14 @@ class Catalogue:
             chosen = [every[i] for i in sorted(taken)]
         return Selection(mode, tuple(self.piece(document, row) for document, row in chosen), len(every))
 
-    def _match(self, question: str, history: Sequence[Turn], documents: Sequence[int]) -> list[int]:
-        """The chunks that match a question, the best first.
+    def _named(self, question: str, said: str, documents: Sequence[int]) -> list[tuple[int, float]]:
+        """The chunks that match the words of a sentence that the question has not."""
+        asked = set(terms_of(question))
+        words = [word for word in terms_of(said) if word not in asked]
+        return self.library.index.search(" ".join(words), self._cut, documents, N_CANDIDATES) if words else []
+
+    def _match(self, question: str, history: Sequence[Turn], documents: Sequence[int]) -> dict[int, float]:
+        """The chunks that match a question, and how well.
 
         BM25 is a sum over words, so the words of the turns before it are counted by adding what they score, each turn's half as
         much as what follows it, back to where enough words were matched.
@@ -255,7 +272,7 @@ class Catalogue:
             for span, score in search(f"{turn.question} {answered}", N_CANDIDATES):
                 scores[span] = scores.get(span, 0.0) + weight * score
             n_words += sum(bool(search(word, 1)) for word in terms_of(turn.question))
-        return sorted(scores, key=lambda span: -scores[span])
+        return scores
 
 
 class Shelf:

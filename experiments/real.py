@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -124,27 +124,45 @@ def save_results(path: Path, results: Results) -> None:
     )
 
 
-def rows(results: Results, base: str, forms: Sequence[str] = FORMS) -> list[list[str]]:
-    """Of each cell: model, text, length, setting, items, and both scores with their differences from the base's, over shared items."""
+def pooled(results: Results) -> Results:
+    """The same, documents of all texts together."""
+    found: Results = {}
+    for (model, text, length, setting), values in results.items():
+        found.setdefault((model, "", length, setting), {}).update(
+            {f"{text}/{item}": row for item, row in values.items()}
+        )
+    return found
+
+
+def table(results: Results, base: str) -> Iterator[str]:
+    """For each model and length, the settings by their log-probability, with their differences from the base's over shared items."""
+    cells = pooled(results)
 
     def values(cell: Cell, score: int) -> dict[str, float]:
-        return {item: row[score] for item, row in results.get(cell, {}).items() if row[0] in forms}
+        return {item: row[score] for item, row in cells.get(cell, {}).items()}
 
-    def text(cell: Cell, score: int) -> str:
+    def mean(cell: Cell, score: int) -> float:
         own = values(cell, score)
-        said = f"{math.fsum(own.values()) / len(own):.2f}"
-        other = report.lead(own, values((*cell[:3], base), score), STRIDE) if cell[3] != base else None
-        if other is None:
-            return said
-        return f"{said} ({other[0]:+.2f}" + (
-            f" [{other[1]:+.2f}, {other[2]:+.2f}])" if math.isfinite(other[1]) else ")"
-        )
+        return math.fsum(own.values()) / len(own)
 
-    return [
-        [cell[0], cell[1], str(cell[2]), cell[3], str(len(values(cell, 1))), text(cell, 1), text(cell, 2)]
-        for cell in sorted(results, key=lambda cell: (cell[0], cell[1], cell[2], cell[3] != base, cell[3]))
-        if values(cell, 1)
-    ]
+    def text(cell: Cell, score: int) -> list[str]:
+        other = report.lead(values(cell, score), values((*cell[:3], base), score), STRIDE) if cell[3] != base else None
+        if other is None:
+            return [f"{mean(cell, score):.2f}", "–"]
+        interval = f" [{other[1]:+.2f}, {other[2]:+.2f}]" if math.isfinite(other[1]) else ""  # not of one document
+        return [f"{mean(cell, score):.2f}", f"{other[0]:+.2f}{interval}"]
+
+    for model, length in sorted({(cell[0], cell[2]) for cell in cells}):
+        yield f"### {model}, {length} tokens"
+        yield ""
+        yield f"| setting | documents | answers | exact | against {base} | log-probability | against {base} |"
+        yield "|---|---|---|---|---|---|---|"
+        mine = [cell for cell in cells if (cell[0], cell[2]) == (model, length)]
+        for cell in sorted(mine, key=lambda cell: -mean(cell, 2)):
+            n_documents = len({(*item.split(":")[:1], int(item.split(":")[1]) // STRIDE) for item in cells[cell]})
+            row = [cell[3], str(n_documents), str(len(cells[cell])), *text(cell, 1), *text(cell, 2)]
+            yield f"| {' | '.join(row)} |"
+        yield ""
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -199,8 +217,7 @@ def main() -> None:
     if args.model is not None:
         measure(args)
     if args.show:
-        for row in rows(load_results(args.output), args.base):
-            print(" | ".join(row))
+        print("\n".join(table(load_results(args.output), args.base)))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """How likely the right answers are to questions over real text, for many settings of Mesa at little cost.
 
-    python experiments/real.py -m model.gguf --length 8192 --setting stock --setting mesa --setting mesa,chunk=512,stair_bias=0 -o real.json
-    python experiments/real.py -m model.gguf --length 16384 --text book.txt --seed 2 --documents 2 --setting mesa -o real.json
+    python experiments/real.py -m model.gguf --length 16384 --setting stock --setting mesa --setting mesa,reading_length=2048 -o real.json
+    python experiments/real.py -m model.gguf --length 16384 --parts 2 --text book.txt --seed 2 --setting mesa -o real.json
     python experiments/real.py --show -o real.json
 
 The documents, questions and scores are those of `mesa-gguf eval real --no-generate`; of a fact's two questions, literal and paraphrased, one is asked.
-What settings do not share is little: a middle chunk does not depend on the reading length, the stair, its bias or the scaling of queries.
-So chunks are read once for each chunk length, kept (docs/CHUNKS.md), and loaded for each setting; the last chunk and the questions are read anew. A
-setting that is not "mesa" reads everything. The file of results is added to: what is there is not measured again.
+What settings do not share is little: a chunk does not depend on the reading length, the stair, its bias or the scaling of queries. So chunks are read once
+for each chunk length, kept in a folder (docs/CHUNKS.md), and loaded for each setting; the questions alone are read anew. With --parts, each part of a
+document is one of its own, of the chunks that are there already. A setting that is not "mesa" reads everything. The file of results is added to: what is
+there is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -35,70 +37,89 @@ from mesa_gguf.reading.reader import load_model, load_vocabulary
 
 FORMS: tuple[Form, ...] = ("literal", "paraphrase", "two-hop")
 N_FACTS = 24
-LAST = 512  # tokens at the end that every setting reads anew, more or less
+MAX_PARTS = 8
 
-Kept = tuple[list[int], list[tuple[list[int], bytes]]]
-"""Where chunks start, and all but the last of them: tokens and rows."""
+Chunk = tuple[list[int], bytes]
+"""Tokens and rows."""
 
 
 class Measure:
-    """A document and its questions, with many settings."""
+    """A document and its questions, with many settings.
 
-    def __init__(self, path: Path, asked: Asked, length: int, threads: int) -> None:
-        self.path, self.asked, self.length, self.threads = path, asked, length, threads
+    Args:
+        folder: where chunks are kept.
+    """
+
+    def __init__(self, path: Path, asked: Asked, length: int, folder: Path, threads: int) -> None:
+        self.path, self.asked, self.length, self.folder, self.threads = path, asked, length, folder, threads
         self.train_length = check_model(path).train_length
-        self._kept: dict[tuple[int, int], Kept] = {}
+        self._read_chunks: dict[tuple[int, int], list[Chunk]] = {}
 
     def _open(self, config: MesaConfig, n_ctx: int) -> MesaLlama:
-        swa = {"swa_full": True}  # chunks are kept of all layers
-        return load_model(
-            self.path, mesa=config, n_ctx=n_ctx, n_threads=self.threads, n_threads_batch=self.threads, **swa
-        )
+        arguments = {"n_threads": self.threads, "n_threads_batch": self.threads, "swa_full": True}
+        return load_model(self.path, mesa=config, n_ctx=n_ctx, **arguments)
 
-    def _chunks(self, chunk: int, first_chunk: int) -> Kept:
-        if (chunk, first_chunk) in self._kept:
-            return self._kept[chunk, first_chunk]
-        head = self.asked.head
-        config = MesaConfig(chunk=chunk, first_chunk=first_chunk, last_chunk=LAST, room=LAST)
-        with closing(self._open(config, chunk + first_chunk + LAST)) as llm:
-            plan = config.make_plan(
-                len(head), min(self.train_length, max(4 * LAST, 2 * (chunk + first_chunk))), llm._breaks(head)
-            )
-            starts = plan.chunk_starts
-            first = head[: starts[1]]
+    def _kept(self, llm: MesaLlama, first: list[int], tokens: list[int]) -> Chunk:
+        """A chunk's rows, read now where they are not in the folder."""
+        digest = hashlib.sha256(repr((llm.chunk_origin, first, tokens)).encode()).hexdigest()[:24]
+        file = self.folder / digest
+        if file.exists():
+            return tokens, file.read_bytes()
+        start = len(first) if tokens is not first else 0
+        if start:
+            llm.n_tokens = 0
             llm.eval(first)
-            rows = [(first, llm.save_chunk(0, len(first)))]
-            for start, stop in pairwise(starts[1:]):
-                llm.n_tokens = len(first)
-                llm.eval(head[start:stop])
-                rows.append((head[start:stop], llm.save_chunk(len(first), llm.n_tokens)))
-        self._kept[chunk, first_chunk] = starts, rows
-        return starts, rows
+        llm.n_tokens = start
+        llm.eval(tokens)
+        rows = llm.save_chunk(start, llm.n_tokens)
+        file.with_suffix(".part").write_bytes(rows)
+        file.with_suffix(".part").rename(file)
+        return tokens, rows
 
-    def _read(self, setting: Setting) -> MesaLlama:
-        """The model with the document in its context."""
-        if setting.method.name != "mesa":
+    def chunks(self, chunk: int, first_chunk: int) -> list[Chunk]:
+        """The document, the first chunk first."""
+        if (chunk, first_chunk) not in self._read_chunks:
+            head = self.asked.head
+            config = MesaConfig(
+                chunk=chunk, first_chunk=first_chunk, last_chunk=1, room=0, reading_length=chunk + 2 * first_chunk
+            )
+            with closing(self._open(config, 2 * (chunk + first_chunk))) as llm:
+                starts = [*config.make_plan(len(head), self.train_length, llm._breaks(head)).chunk_starts, len(head)]
+                first = head[: starts[1]]
+                kept = [self._kept(llm, first, first)]
+                kept += [self._kept(llm, first, head[start:stop]) for start, stop in pairwise(starts[1:])]
+            self._read_chunks[chunk, first_chunk] = kept
+        return self._read_chunks[chunk, first_chunk]
+
+    def scores(self, setting: Setting, part: int, n_parts: int) -> list[tuple[str, int, float]]:
+        """Of each question that the part answers: its form, whether the answer is exact, its mean log-probability."""
+        if setting.method.name == "mesa":
+            config = MesaConfig(**setting.overrides)
+            params = config.params(self.train_length)
+            first, *rest = self.chunks(params.chunk, params.first_chunk)
+            chosen = rest[len(rest) * part // n_parts : len(rest) * (part + 1) // n_parts]
+            llm = self._open(config, self.length)
+            for tokens, rows in (first, *chosen):
+                llm.load_chunk(tokens, rows)
+            read = [token for tokens, _ in (first, *chosen) for token in tokens]
+        else:
+            head = self.asked.head
+            read = head[len(head) * part // n_parts : len(head) * (part + 1) // n_parts]
             threads = {"n_threads": self.threads, "n_threads_batch": self.threads}
-            llm = open_model(self.path, setting.method.name, self.length, overrides=setting.overrides, **threads)
-            llm.eval(self.asked.head)
-            return llm
-        config = MesaConfig(**setting.overrides)
-        params = config.params(self.train_length)
-        starts, rows = self._chunks(params.chunk, params.first_chunk)
-        llm = self._open(config, self.length)
-        for tokens, data in rows:
-            llm.load_chunk(tokens, data)
-        llm.eval(self.asked.head[starts[-1] :])
-        return llm
-
-    def scores(self, setting: Setting) -> list[tuple[str, int, float]]:
-        """Of each question: its form, whether the answer is exact, its mean log-probability."""
-        found = []
-        with closing(self._read(setting)) as llm:
+            llm = open_model(
+                self.path, setting.method.name, self.length // n_parts, overrides=setting.overrides, **threads
+            )
+            llm.eval(read)
+        with closing(llm):
+            text = " ".join(llm.detokenize(read).decode(errors="replace").split())
+            found = []
             for question, prompt in zip(self.asked.document.questions, self.asked.prompts, strict=True):
                 if question.form != "two-hop" and (question.facts[0] % 2 == 0) != (question.form == "literal"):
                     continue
-                begun = score_begun(llm, len(self.asked.head), [*prompt.tail, *prompt.begun], prompt.answer)
+                facts = [self.asked.document.facts[i] for i in question.facts]
+                if not all(" ".join(fact.sentence.split()) in text for fact in facts):
+                    continue
+                begun = score_begun(llm, len(read), [*prompt.tail, *prompt.begun], prompt.answer)
                 found.append((str(question.form), int(begun.exact), round(begun.logprob, 4)))
         return found
 
@@ -170,27 +191,26 @@ def measure(args: argparse.Namespace) -> None:
     form = PromptForm(load_vocabulary(args.model))
     haystack = Haystack(default_text() if args.text is None else load_text([args.text]))
     name = "default" if args.text is None else args.text.name
-    for length in args.length:
-        for index in range(args.first, args.first + args.documents):
-            todo = [
-                setting
-                for setting in map(find_setting, args.setting)
-                if f"{args.seed}:{index * STRIDE}" not in results.get((args.model.name, name, length, setting.name), {})
-            ]
-            if not todo:
-                continue
-            asked = make_asked(form, haystack, length, f"{args.seed}:{index}", FORMS, N_FACTS)
-            document = Measure(args.model, asked, length, args.threads)
-            for setting in todo:
+    args.keep.mkdir(parents=True, exist_ok=True)
+    length = args.length // args.parts
+    for index in range(args.first, args.first + args.documents):
+        asked = make_asked(form, haystack, args.length, f"{args.seed}:{index}", FORMS, N_FACTS)
+        document = Measure(args.model, asked, args.length, args.keep, args.threads)
+        for setting in map(find_setting, args.setting):
+            for part in range(args.parts):
                 start = time.time()
-                scores = document.scores(setting)
+                base = (index * MAX_PARTS + part) * STRIDE
+                cell = (args.model.name, name, length, setting.name)
+                if f"{args.seed}:{base}" in load_results(args.output).get(cell, {}):
+                    continue
+                scores = document.scores(setting, part, args.parts)
                 results = load_results(args.output)  # another process may have added to it
-                cell = results.setdefault((args.model.name, name, length, setting.name), {})
-                cell |= {f"{args.seed}:{index * STRIDE + i}": list(score) for i, score in enumerate(scores)}
+                values = results.setdefault(cell, {})
+                values |= {f"{args.seed}:{base + i}": list(score) for i, score in enumerate(scores)}
                 save_results(args.output, results)
-                exact, logprob = sum(s[1] for s in scores), math.fsum(s[2] for s in scores) / len(scores)
+                exact, logprob = sum(s[1] for s in scores), math.fsum(s[2] for s in scores) / max(1, len(scores))
                 print(
-                    f"{name} {length} {args.seed}:{index} {setting.name}: {exact} of {len(scores)}, {logprob:.3f}, "
+                    f"{name} {length} {args.seed}:{index}/{part} {setting.name}: {exact} of {len(scores)}, {logprob:.3f}, "
                     f"{time.time() - start:.0f} s",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
@@ -199,7 +219,9 @@ def measure(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", type=Path)
-    parser.add_argument("--length", action="append", type=int, default=[], help="in tokens; may be repeated")
+    parser.add_argument("--length", type=int, default=16384, help="of a document, in tokens")
+    parser.add_argument("--parts", type=int, default=1, help=f"in how many it is cut, at most {MAX_PARTS}")
+    parser.add_argument("--keep", type=Path, default=Path("run-real"), help="folder of chunks that were read")
     parser.add_argument(
         "--text", type=Path, help="a document or a folder; default: the documentation of Python's language"
     )

@@ -420,7 +420,7 @@ def test_demo_of_a_model(run: Run, tmp_path: Path) -> None:
         "1536 tokens of Python's documentation",
     ):
         assert part in " ".join(text.split())
-    assert text.count("of 12") == 3
+    assert text.count("of 10") == 3
     assert not any(tmp_path.iterdir())
 
 

@@ -22,8 +22,8 @@ from ..reading.shelf import ReadMode
 from .demo import Watch
 from .facts import FactDocument, Haystack, Question, default_text, make_document
 
-N_QUESTIONS = 12
-MAX_TOKENS = 32
+N_QUESTIONS = 10
+MAX_TOKENS = 24
 SHOWN = 40  # characters of a wrong answer
 TAIL = 128  # tokens, more than any question has
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import shutil
@@ -31,9 +32,10 @@ pytest.importorskip("fastapi", reason="the server is the extra [server]")
 
 Page = Any
 expect = playwright.expect
-SECONDS = 15  # that anything may take on a busy machine
+SECONDS = 30  # that anything may take on a busy machine
+expect.set_options(timeout=SECONDS * 1000)
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 
 def chromium() -> str:
@@ -183,14 +185,12 @@ def row(page: Page, name: str) -> Any:
 
 def wait_until_read(page: Page, names: Iterable[str] = tuple(FILES)) -> None:
     for name in names:
-        expect(row(page, name)).to_contain_text(
-            re.compile(r"(PDF|HTML|text|Markdown), [\d,]+ tokens"), timeout=SECONDS * 1000
-        )
+        expect(row(page, name)).to_contain_text(re.compile(r"(PDF|HTML|text|Markdown), [\d,]+ tokens"))
 
 
 def ask(page: Page, question: str) -> None:
-    page.get_by_label("Question").fill(question)
-    page.get_by_label("Question").press("Enter")
+    page.get_by_role("textbox", name="Question").fill(question)
+    page.get_by_role("textbox", name="Question").press("Enter")
 
 
 def last_answer(page: Page) -> Any:
@@ -301,6 +301,28 @@ def test_the_whole_can_be_read_instead(with_files: Page) -> None:
     expect(page.locator(".turn")).to_have_count(1)
 
 
+def test_a_folder_becomes_a_collection(page: Page, server: Running, tmp_path: Path) -> None:
+    folder = tmp_path / "harbour"
+    (folder / "old").mkdir(parents=True)
+    (folder / "ships.txt").write_text("The door code of Ulla Voss is 12345. It rained.\n" * 3)
+    (folder / "old" / "crew.txt").write_text("The door code of Ivar Holm is 67890. It rained.\n" * 3)
+    page.locator("#folder-input").set_input_files(folder)
+    names = ["ships.txt", "crew.txt"]
+    wait_until_read(page, names)
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_label("Collection").select_option("harbour")
+    expect(page.locator(".document")).to_have_count(2)
+    expect(page.locator("#scope")).to_have_text("Asks the collection harbour")
+    ask(page, "What is the door code of Ivar Holm?")
+    expect(last_answer(page)).to_contain_text("67890")
+    page.get_by_role("button", name="Remove this collection").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(page.locator("#collections")).to_be_hidden()
+    for file in server.server.json("GET", "/v1/files")["data"]:
+        if file["filename"] in names:
+            server.server.json("DELETE", f"/v1/files/{file['id']}")
+
+
 #
 # conversations
 #
@@ -350,7 +372,7 @@ def test_an_answer_can_be_stopped_and_asked_again(with_files: Page, server: Runn
         expect(page.get_by_role("button", name="Stop")).to_be_visible()
         page.get_by_role("button", name="Stop").click()
         expect(page.locator(".trouble")).to_contain_text("Stopped")
-        expect(page.get_by_label("Question")).to_be_focused()
+        expect(page.get_by_role("textbox", name="Question")).to_be_focused()
     page.get_by_role("button", name="Ask again").click()
     expect(last_answer(page)).to_contain_text(fact.answer)
     assert page.locator(".trouble").count() == 0
@@ -399,9 +421,9 @@ def test_a_server_that_is_lost_is_found_again(with_files: Page, server: Running)
     drop(page, {"later.txt": b"The door code of Ulla Voss is 12345. It rained.\n" * 3})
     expect(page.locator("#banner")).to_contain_text("The server does not answer")
     expect(page.locator(".sending")).to_contain_text("when the server is back")
-    page.get_by_label("Question").fill("A question that waits")
-    page.get_by_label("Question").press("Enter")
-    expect(page.get_by_label("Question")).to_have_value("A question that waits")
+    page.get_by_role("textbox", name="Question").fill("A question that waits")
+    page.get_by_role("textbox", name="Question").press("Enter")
+    expect(page.get_by_role("textbox", name="Question")).to_have_value("A question that waits")
     server.start()
     expect(page.locator("#banner")).to_be_hidden()
     wait_until_read(page, ["later.txt"])
@@ -485,14 +507,14 @@ def test_a_phone_has_room_for_it(browser: Any, filled: Running) -> None:
         expect(page.locator(".marks rect").first).to_be_visible()
         assert overflow(page) <= 0 and scan(page) == []
         page.get_by_role("button", name="Close the document").click()
-        expect(page.get_by_label("Question")).to_be_visible()
+        expect(page.get_by_role("textbox", name="Question")).to_be_visible()
 
 
 def test_the_keyboard_is_enough(with_files: Page) -> None:
     page = with_files
     only(page, "report.pdf")
     page.keyboard.press("/")
-    expect(page.get_by_label("Question")).to_be_focused()
+    expect(page.get_by_role("textbox", name="Question")).to_be_focused()
     page.keyboard.type(REPORT.target.question)
     page.keyboard.press("Enter")
     expect(page.locator(".said")).to_be_visible()
@@ -538,6 +560,42 @@ def test_a_document_cannot_speak_to_the_browser(page: Page) -> None:
     name.get_by_role("button", name=re.compile("^Remove")).click()
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     expect(name).to_have_count(0)
+
+
+def test_an_answer_is_no_markup_and_its_doubts_are_told(with_files: Page) -> None:
+    """An answer that the bundled model does not give."""
+    page = with_files
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": {"content": f"**Yes.** {HOSTILE}"}, "finish_reason": None}]},
+        {
+            "choices": [{"index": 0, "delta": {"annotations": []}, "finish_reason": "stop"}],
+            "mesa": {
+                "read": {"mode": "auto", "chunks": 2, "of_chunks": 9, "documents": ["x"], "notes": [HOSTILE]},
+                "said": f"read 2 of 9 chunks of {HOSTILE}",
+                "stands": False,
+            },
+        },
+    ]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    ask(page, f"Is {HOSTILE} a question?")
+    expect(page.locator(".caution")).to_contain_text("Most words of this answer do not occur in what was read")
+    expect(last_answer(page)).to_have_text(f"Yes. {HOSTILE}")
+    expect(page.locator(".said")).to_have_text(f"Read 2 of 9 chunks of {HOSTILE}.")
+    assert page.locator("main img, main script, main a, main .answer a, .conversation img").count() == 0
+
+
+def test_an_error_is_told_and_can_be_tried_again(with_files: Page) -> None:
+    page = with_files
+    only(page, "notes.txt")
+    busy = {
+        "error": {"message": "too many requests wait", "type": "rate_limit_error", "param": None, "code": "queue_full"}
+    }
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, json=busy), times=1)
+    ask(page, NOTES.target.question)
+    expect(page.locator(".trouble")).to_contain_text("too many requests wait")
+    page.get_by_role("button", name="Ask again").click()
+    expect(last_answer(page)).to_contain_text(NOTES.target.answer)
 
 
 MARKDOWN = """# One

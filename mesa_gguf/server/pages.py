@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi import Path as InPath
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from ..loaders.document import Limits
@@ -26,7 +27,7 @@ Place = Annotated[int, Query(ge=0, le=2**53)]
 def pdf_pages(documents: Documents) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["documents"])
-    turns = threading.BoundedSemaphore(AT_ONCE)
+    turns = asyncio.Semaphore(AT_ONCE)  # who waits for a turn keeps no thread
 
     def content(file_id: str) -> tuple[FileRow, Path]:
         row = documents.file(file_id)
@@ -35,27 +36,33 @@ def pdf_pages(documents: Documents) -> APIRouter:
             raise Problem(404, f"the bytes of {row.filename} are not kept here: its text is at /text", "not_found")
         return row, path
 
+    def draw(file_id: str, number: int) -> bytes:
+        row, path = content(file_id)
+        return draw_page(path.read_bytes(), row.filename, number, limits=LIMITS)
+
+    def find(file_id: str, number: int, start: int, stop: int) -> dict[str, Any]:
+        row, path = content(file_id)
+        before, passage, to = _on_page(documents, row, number, start, stop)
+        found = find_on_page(path.read_bytes(), row.filename, number, passage, before=before, limits=LIMITS)
+        return {
+            "file_id": row.id, "filename": row.filename, "page": found.number, "pages": found.pages,
+            "width": found.width, "height": found.height, "text": passage, "rectangles": found.rectangles, "goes_on": to,
+        }  # fmt: skip
+
     @router.get(
         "/v1/files/{file_id}/pages/{number}.png", summary="A page of a PDF as a picture",
         response_class=Response, responses={200: {"content": {"image/png": {}}}},
     )  # fmt: skip
-    def picture(file_id: str, number: Number) -> Response:
-        row, path = content(file_id)
-        with turns:
-            return Response(draw_page(path.read_bytes(), row.filename, number, limits=LIMITS), media_type="image/png")
+    async def picture(file_id: str, number: Number) -> Response:
+        async with turns:
+            return Response(await run_in_threadpool(draw, file_id, number), media_type="image/png")
 
     @router.get(
         "/v1/files/{file_id}/pages/{number}", summary="A page of a PDF: its size, and where a passage lies on it"
     )
-    def page(file_id: str, number: Number, start: Place = 0, stop: Place = 0) -> Json:
-        row, path = content(file_id)
-        before, passage, to = _on_page(documents, row, number, start, stop)
-        with turns:
-            found = find_on_page(path.read_bytes(), row.filename, number, passage, before=before, limits=LIMITS)
-        return Json({
-            "file_id": row.id, "filename": row.filename, "page": found.number, "pages": found.pages,
-            "width": found.width, "height": found.height, "text": passage, "rectangles": found.rectangles, "goes_on": to,
-        })  # fmt: skip
+    async def page(file_id: str, number: Number, start: Place = 0, stop: Place = 0) -> Json:
+        async with turns:
+            return Json(await run_in_threadpool(find, file_id, number, start, stop))
 
     return router
 

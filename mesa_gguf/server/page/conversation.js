@@ -355,7 +355,7 @@ function spoken(answer) {
   if (answer.ending === "lost") return "The connection was lost before the end of the answer";
   if (answer.ending === "error") return `No answer: ${answer.error}`;
   const warned = answer.stands ? "" : " Caution: most of its words do not occur in what was read.";
-  return `Answer: ${answer.text}.${warned} ${answer.said ?? ""}`;
+  return `Answer: ${answer.text}${warned} ${answer.said ? sentence(answer.said) : ""}`;
 }
 
 function asText(answer) {

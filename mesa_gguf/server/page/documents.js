@@ -26,7 +26,8 @@ export class Documents {
     byId("drop-here").onclick = () => byId("file-input").click();
     for (const id of ["file-input", "folder-input"]) {
       byId(id).onchange = (event) => {
-        this.add([...event.target.files].map((file) => ({ file, folder: file.webkitRelativePath.split("/").at(-2) ? file.webkitRelativePath.split("/")[0] : null })));
+        // the path of a file that was not chosen by its folder is empty
+        this.add([...event.target.files].map((file) => ({ file, folder: file.webkitRelativePath.split("/")[0] || null })));
         event.target.value = "";
       };
     }

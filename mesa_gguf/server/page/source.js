@@ -31,7 +31,8 @@ export class Source {
     this.panel.hidden = false;
     document.body.classList.add("with-source");
     byId("main").inert = matchMedia("(max-width: 52rem)").matches; // it lies over everything
-    const isPdf = passage.kind === "pdf";
+    const isPdf = passage.kind === "pdf" && passage.has_content !== false;
+    this.asPage = this.asText = null;
     this.body = h("div.source-body", { tabindex: 0, role: "region", "aria-label": passage.filename });
     const views = isPdf
       ? h(
@@ -192,15 +193,22 @@ export class Source {
 
   async showPage(number, signal, isFirst) {
     const { file_id, filename, start, stop } = this.passage;
-    const drawing = files.picture(file_id, number, signal);
-    drawing.catch(() => {}); // told below, or it is not needed
-    const found = await files.page(file_id, number, start, stop, signal);
-    if (isFirst && found.goes_on && found.text.length < (stop - start) / 2) {
-      // most of it is on the next page
-      this.passage = { ...this.passage, page: found.goes_on };
-      return this.showPage(found.goes_on, signal, false);
+    let found;
+    let picture;
+    if (isFirst) {
+      found = await files.page(file_id, number, start, stop, signal);
+      if (found.goes_on && found.text.length < (stop - start) / 2) {
+        // most of it is on the next page
+        this.passage = { ...this.passage, page: found.goes_on };
+        return this.showPage(found.goes_on, signal, false);
+      }
+      picture = await files.picture(file_id, number, signal);
+    } else {
+      [found, picture] = await Promise.all([
+        files.page(file_id, number, start, stop, signal),
+        files.picture(file_id, number, signal),
+      ]);
     }
-    const picture = await drawing;
     const url = URL.createObjectURL(picture);
     const image = h("img", { alt: `Page ${number} of ${filename}`, width: found.width, height: found.height });
     const { width, height, rectangles } = found;

@@ -117,7 +117,7 @@ def live(folder: Path, expected: Expected, seed: int, log: int) -> None:
         os.write(log, f"{text}\n".encode())
 
     files = folder / f"files-{os.getpid()}"
-    files.mkdir()
+    files.mkdir(exist_ok=True)  # numbers of processes come again
     with Library(folder / "library", budget=BUDGET) as library, contextlib.closing(open_model()) as llm:
         reader = Reader(llm, library)
         while True:

@@ -49,7 +49,7 @@ demo: $(VENV)/.mesa-gguf ## install into .venv and run the demonstration
 	$(BIN)/mesa-gguf demo $(ARGS)
 
 REAL_MODEL := $(or $(MESA_MODELS),models)/SmolLM2-135M-Instruct.Q4_1.gguf
-demo-real: $(VENV)/.mesa-gguf ## the demonstration with SmolLM2 on real text, past its trained length (three minutes; needs make models)
+demo-real: $(VENV)/.mesa-gguf ## the demonstration with SmolLM2 on real text, past its trained length (some minutes; needs make models)
 	@test -f '$(REAL_MODEL)' || { echo '$(REAL_MODEL) is not there: run "make models" first, or set MESA_MODELS to its folder'; exit 1; }
 	$(BIN)/mesa-gguf demo -m '$(REAL_MODEL)' $(ARGS)
 

@@ -117,8 +117,12 @@ struct rows_of {
 };
 
 // logits[r][0 .. KEYS-1] of N rows
-template <typename Load, int N>
+// VECS: n_vec, where it is known when this is compiled; 0: it is not
+template <typename Load, int N, int VECS>
 void dot(const char * const * keys, const float * q, int n_vec, float * logits, int stride) {
+    if (VECS > 0) {
+        n_vec = VECS;
+    }
     vec sums[N][KEYS];
     for (int r = 0; r < N; r++) {
         for (int c = 0; c < KEYS; c++) {
@@ -142,8 +146,8 @@ void dot(const char * const * keys, const float * q, int n_vec, float * logits, 
     }
 }
 
-template <typename Load>
-void dots(const rows_of & keys, const float * q, int n_rows, int n_vec, float * logits, int stride) {
+template <typename Load, int VECS>
+void dots_unrolled(const rows_of & keys, const float * q, int n_rows, int n_vec, float * logits, int stride) {
     const int n_keys = keys.n;
     for (int i = 0; i < n_keys; i += KEYS) {
         const char * const * four = keys.at + i;
@@ -159,12 +163,21 @@ void dots(const rows_of & keys, const float * q, int n_rows, int n_vec, float * 
             const float * x = q + (int64_t) r * n_vec * LANES;
             float * out     = logits + r * stride + i;
             switch (std::min(DOT_ROWS, n_rows - r)) {
-                case 1:  dot<Load, 1>(four, x, n_vec, out, stride); break;
-                case 2:  dot<Load, 2>(four, x, n_vec, out, stride); break;
-                case 3:  dot<Load, std::min(3, DOT_ROWS)>(four, x, n_vec, out, stride); break;
-                default: dot<Load, DOT_ROWS>(four, x, n_vec, out, stride); break;
+                case 1:  dot<Load, 1, VECS>(four, x, n_vec, out, stride); break;
+                case 2:  dot<Load, 2, VECS>(four, x, n_vec, out, stride); break;
+                case 3:  dot<Load, std::min(3, DOT_ROWS), VECS>(four, x, n_vec, out, stride); break;
+                default: dot<Load, DOT_ROWS, VECS>(four, x, n_vec, out, stride); break;
             }
         }
+    }
+}
+
+template <typename Load>
+void dots(const rows_of & keys, const float * q, int n_rows, int n_vec, float * logits, int stride) {
+    if (n_vec == 64 / LANES) { // the most common head
+        dots_unrolled<Load, 64 / LANES>(keys, q, n_rows, n_vec, logits, stride);
+    } else {
+        dots_unrolled<Load, 0>(keys, q, n_rows, n_vec, logits, stride);
     }
 }
 
@@ -378,7 +391,7 @@ struct attention {
 
     int live_keys(int64_t from, int64_t to, int q0, int n, int head, int n_heads, int batch, int32_t * live,
             bool & plain) const;
-    void item_few(int item, float * data) const;
+    void item_few(int item, int next, float * data) const;
     void item_many(int item, float * data) const;
     void finish(int64_t row) const;
 };
@@ -462,8 +475,9 @@ int attention::live_keys(
     return n_live;
 }
 
-// a range of keys for all heads and queries: heads within blocks of keys, so that memory is read in the order that it has
-void attention::item_few(int item, float * data) const {
+// a range of keys for all heads and queries: heads within blocks of keys, so that memory is read in the order that it has. Behind the keys the
+// values are fetched, behind those the keys of the item that this thread does next.
+void attention::item_few(int item, int next, float * data) const {
     const int rows = rows_max(), n_rows = n_head_kv * rows, n_vec_k = n_k / LANES, n_vec_v = n_v / LANES;
     const int64_t from = (int64_t) item * chunk, to = std::min(n_kv, from + chunk);
 
@@ -498,13 +512,15 @@ void attention::item_few(int item, float * data) const {
         for (int start = 0; start < n_live; start += FEW_KEYS) {
             for (int head_kv = 0; head_kv < n_head_kv; head_kv++) {
                 now.n       = std::min(FEW_KEYS, n_live - start);
-                now.n_soon  = std::max(0, std::min(FEW_KEYS, n_live - start - AHEAD));
+                now.n_soon  = now.n;
                 now.n_lines = (int) (ggml_row_size(k->type, n_k) + 63) / 64;
                 for (int i = 0; i < now.n; i++) {
                     now.at[i] = key(live[start + i], head_kv, batch);
                 }
                 for (int i = 0; i < now.n_soon; i++) {
-                    now.soon[i] = key(live[start + AHEAD + i], head_kv, batch);
+                    const int soon = start + AHEAD + i;
+                    now.soon[i]    = soon < n_live ? key(live[soon], head_kv, batch)
+                                                   : value(live[std::min(soon - n_live, n_live - 1)], head_kv, batch);
                 }
                 dots_fn dots_of = read_k.dots;
                 if (dots_of == nullptr) {
@@ -553,13 +569,16 @@ void attention::item_few(int item, float * data) const {
         for (int start = 0; start < n_live; start += FEW_KEYS) {
             for (int head_kv = 0; head_kv < n_head_kv; head_kv++) {
                 now.n       = std::min(FEW_KEYS, n_live - start);
-                now.n_soon  = std::max(0, std::min(FEW_KEYS, n_live - start - AHEAD));
+                now.n_soon  = now.n;
                 now.n_lines = (int) (ggml_row_size(v->type, n_v) + 63) / 64;
                 for (int i = 0; i < now.n; i++) {
                     now.at[i] = value(live[start + i], head_kv, batch);
                 }
                 for (int i = 0; i < now.n_soon; i++) {
-                    now.soon[i] = value(live[start + AHEAD + i], head_kv, batch);
+                    const int soon = start + AHEAD + i;
+                    now.soon[i]    = soon < n_live ? value(live[soon], head_kv, batch)
+                                                   : key(std::min((int64_t) next * chunk + soon - n_live, n_kv - 1),
+                                                             head_kv, batch);
                 }
                 mixes_fn mix_of = read_v.mixes;
                 if (mix_of == nullptr) {
@@ -783,8 +802,10 @@ bool mesa_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) 
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
     }
     ggml_barrier(params->threadpool);
-    for (int item = params->ith; item < n_items; item = ggml_threadpool_chunk_add(params->threadpool, 1)) {
-        op.few ? op.item_few(item, scratch) : op.item_many(item, scratch);
+    for (int item = params->ith; item < n_items;) {
+        const int next = ggml_threadpool_chunk_add(params->threadpool, 1);
+        op.few ? op.item_few(item, next, scratch) : op.item_many(item, scratch);
+        item = next;
     }
     ggml_barrier(params->threadpool);
     for (int64_t row = params->ith; row < op.n_rows(); row += params->nth) {

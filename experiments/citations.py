@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from mesa_gguf import Library, MesaLlama, Reader
-from mesa_gguf.lab.facts import Haystack, Question, default_text, load_text, make_document
+from mesa_gguf.lab.facts import FactDocument, Haystack, Question, default_text, load_text, make_document
 from mesa_gguf.library.index import terms_of
 from mesa_gguf.reading import citations
 from mesa_gguf.reading.attended import Attended
@@ -89,6 +90,25 @@ def ask(reader: Reader, document: Any, question: Question, at: int, max_tokens: 
     return result | {name: passage.start <= at < passage.stop for name, passage in first.items()}
 
 
+DECOYS = (
+    "Somebody wrote {v} on the blackboard.",
+    "Nobody had expected to hear of {v} again.",
+    "A note in the margin says {v}.",
+)
+
+
+def with_decoys(made: FactDocument, n: int, seed: str) -> str:
+    """A document with n more sentences for each fact, which have its value and say nothing."""
+    rng = random.Random(f"decoys:{seed}")
+    kept = [range(fact.start - 1, fact.stop) for fact in made.facts]
+    borders = [at for at in Haystack(made.text).borders if not any(at in fact for fact in kept)]
+    new = [DECOYS[i].format(v=fact.value) for fact in made.facts for i in range(n)]
+    text = made.text
+    for at, sentence in sorted(zip(rng.sample(borders, len(new)), new), reverse=True):
+        text = f"{text[:at]} {sentence}{text[at:]}"
+    return text
+
+
 def interval(hits: int, n: int) -> tuple[float, float]:
     """Wilson's, 95 %."""
     z, p = 1.96, hits / n
@@ -103,6 +123,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", default=["1"])
     parser.add_argument("--tokens", type=int, default=4096, help="of a document")
     parser.add_argument("--facts", type=int, nargs=2, default=[12, 12], help="unlike all others, and alike")
+    parser.add_argument("--decoys", type=int, default=0, help="other sentences that name each fact's value")
     parser.add_argument("--max-tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
@@ -123,7 +144,7 @@ def main() -> None:
                 haystack, seed, args.tokens, lambda text, form=reader.form: len(form.tokenize(text)),  # type: ignore[misc]
                 n_unlike=n_unlike, n_alike=n_alike, n_links=0, n_counts=0, n_absent=0,
             )  # fmt: skip
-            document = library.add_text(made.text, f"document {seed}")
+            document = library.add_text(with_decoys(made, args.decoys, seed), f"document {seed}")
             text = library.text(document)
             for question in made.questions:
                 fact = made.facts[question.facts[0]]

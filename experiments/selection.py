@@ -74,7 +74,11 @@ def main() -> None:
 
     threads = dict(n_threads=args.threads, n_threads_batch=args.threads)
     llm = MesaLlama(args.model, n_ctx=1536, **threads)
-    hidden = None if "hidden" in args.without else MesaLlama(args.model, n_ctx=256, embedding=True, **threads)
+    hidden = (
+        None
+        if "hidden" in args.without
+        else MesaLlama(args.model, n_ctx=256, embedding=True, pooling_type=1, **threads)
+    )  # mean
     table = None if "tokens" in args.without else input_embeddings(args.model)
     form = PromptForm(llm)
     haystack = Haystack(load_text(args.text) if args.text else default_text())

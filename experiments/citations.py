@@ -104,7 +104,7 @@ def with_decoys(made: FactDocument, n: int, seed: str) -> str:
     borders = [at for at in Haystack(made.text).borders if not any(at in fact for fact in kept)]
     new = [DECOYS[i].format(v=fact.value) for fact in made.facts for i in range(n)]
     text = made.text
-    for at, sentence in sorted(zip(rng.sample(borders, len(new)), new), reverse=True):
+    for at, sentence in sorted(zip(rng.choices(borders, k=len(new)), new), reverse=True):
         text = f"{text[:at]} {sentence}{text[at:]}"
     return text
 

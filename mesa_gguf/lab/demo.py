@@ -299,4 +299,4 @@ def _draw_steps(axes: Axes, steps: list[Step]) -> None:
     axes.set_yticks(list(rows), [step.what.replace(", ", ",\n") for step in steps])
     axes.set_ylim(0.5, len(steps) + 0.5)
     axes.set_xlabel("tokens of the document")
-    axes.set_title("The same document, kept in a library (orange: computed, blue: kept)")
+    axes.set_title("Kept in a library (orange: computed, blue: kept)")

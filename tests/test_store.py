@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,18 @@ def test_a_document_that_is_removed_is_gone(index: Index) -> None:
     assert index.collections() == [("work", 1)]
     index.remove_collection("work")
     assert index.collections() == [] and len(index.documents()) == 1
+
+
+def test_a_document_that_goes_while_it_is_cut(index: Index, tmp_path: Path) -> None:
+    number = add(index, TEXT)
+
+    def spans() -> Iterator[tuple[int, int, int, list[str], None, None]]:
+        yield 0, 10, 3, [], None, None
+
+    looked = index.document
+    index.document = lambda n: (looked(n), index.remove_document(n))[0]  # type: ignore[method-assign, func-returns-value]
+    with pytest.raises(LibraryError, match=f"document {number} is not in the library any more"):
+        index.set_spans(number, "another vocabulary", spans())
 
 
 def test_the_least_recently_used_comes_first(index: Index) -> None:

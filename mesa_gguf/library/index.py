@@ -460,6 +460,8 @@ class Index:
                 "SELECT 1 FROM cuts WHERE document = ? AND vocabulary = ?", (document, vocabulary)
             ).fetchone():
                 return  # another process was faster
+            if not db.execute("SELECT 1 FROM documents WHERE id = ?", (document,)).fetchone():  # it was here just now
+                raise LibraryError(f"document {document} is not in the library any more")
             for ordinal, (start, stop, n_tokens, heading, first, last) in enumerate(spans):
                 cursor = db.execute(
                     "INSERT INTO spans (document, vocabulary, ordinal, start, stop, n_tokens, heading, page_first, page_last)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
@@ -21,6 +22,9 @@ from .text import check_text
 
 MesaLlama: TypeAlias = Any  # that of llama.py, which is a floor above
 
+COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
+MAX_COUNT = 20_000  # takes a third of a second
+_BRACES = re.compile(r"\{([0-9]{0,18})[0-9]*(?:,([0-9]{0,18})[0-9]*)?\}")
 FALLBACK = "llama-2"  # the format that llama_cpp.Llama takes for a model without a chat template
 
 # chat formats of llama-cpp-python are made of these; messages with others are left out there
@@ -168,6 +172,12 @@ def _response_format(arguments: dict[str, Any]) -> dict[str, Any]:
         schema = wanted["schema"]
     else:
         return {}
+    n = _count(schema)
+    if n > MAX_COUNT:
+        raise ConfigError(
+            f"the schema of response_format counts to {n} in minItems, maxLength, patterns and the like: "
+            f"the most is {MAX_COUNT} in all"
+        )
     try:
         made = LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
     except Exception as err:  # whatever the converter stumbles over
@@ -179,3 +189,19 @@ def _response_format(arguments: dict[str, Any]) -> dict[str, Any]:
     except ConfigError as err:
         raise ConfigError(f"the schema of response_format cannot be used: {err}") from None
     return {"response_format": None, "grammar": made}
+
+
+def _count(schema: Any) -> int:
+    """All that a schema counts to: llama_cpp's converter writes what is counted so many times, however many that are."""
+    n, left = 0, [schema]
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            n += sum(v for k, v in value.items() if k in COUNTS and isinstance(v, int) and v > 0)
+            pattern = value.get("pattern")
+            if isinstance(pattern, str):
+                n += sum(int(found) for braces in _BRACES.findall(pattern) for found in braces if found)
+            left += value.values()
+        elif isinstance(value, (list, tuple)):
+            left += value
+    return n

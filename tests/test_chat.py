@@ -286,6 +286,14 @@ BAD_FORMATS: list[tuple[Any, str]] = [
     ({"type": "json_object", "schema": {"$ref": "#/x"}}, "schema of response_format"),
     ({"type": "json_object", "schema": {"type": "nothing"}}, "schema of response_format"),
     ({"type": "json_object", "schema": {"type": "string", "maxLength": 1500}}, "schema of response_format.*2000 rules"),
+    # these would take minutes, or the machine's memory
+    ({"type": "json_object", "schema": {"type": "string", "minLength": 10**9}}, "schema of response_format counts to"),
+    ({"type": "json_object", "schema": {"anyOf": [{"minItems": 15_000}, {"maxItems": 15_000}]}}, "counts to 30000"),
+    ({"type": "json_object", "schema": string("^(ab){1000000000}$")}, "schema of response_format counts to"),
+    (
+        {"type": "json_object", "schema": string("^[ab]{2,99999999999999999999999}$")},
+        "schema of response_format counts to",
+    ),
     ({"type": "json_object", "schema": {1, 2}}, "schema of response_format"),
     ({"type": "json_schema"}, "response_format has no schema"),
     ({"type": "json_schema", "json_schema": {}}, "response_format has no schema"),

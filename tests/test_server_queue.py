@@ -117,6 +117,8 @@ def test_what_went_away_is_not_begun(run: Run) -> None:
     run.engine.cancel(gone)
     run.engine.start()
     assert run.outcome(other)[-1] == ("end", None) and run.order == ["b"]
+    ((kind, problem),) = run.outcome(gone)  # its end is told too, or the task that waits for it stays for ever
+    assert kind == "error" and problem.code == "client_gone"
 
 
 def test_what_runs_is_stopped_between_two_batches(run: Run) -> None:

@@ -184,7 +184,10 @@ class Engine:
     def cancel(self, job: Job) -> None:
         """Its client went away: it is dropped, or stopped between two batches."""
         job.cancel()
-        self.drop(job)
+        if self.drop(job):
+            self.metrics.cancelled.inc()
+            # nobody takes it, but who waits for the job's end must learn of it: else each such client leaves a task behind
+            job.channel.put(("error", Problem(499, "the client went away", "client_gone")))
 
     def drop(self, job: Job) -> bool:
         """Take a request out of the queue; whether it was there."""

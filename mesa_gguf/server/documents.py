@@ -203,18 +203,23 @@ class Documents:
         with self._lock:
             self._to_read.pop(row.id, None)
             self._progress.pop(row.id, None)
-        stores = self.records.stores_of(row.id)
-        self.records.remove_file(row.id)
-        if row.document is None:
-            return
-        others = self.records.files_of(row.document)
-        if not others:
-            self.library.index.remove_document(row.document)
-            self._known.pop(row.document, None)
-            self._gone.add(row.document)
-            return
-        for store in stores:
-            self._leave_collection(store, row.document)
+            row = self.records.file(row.id) or row  # its text may have come since it was looked up
+            stores = self.records.stores_of(row.id)
+            self.records.remove_file(row.id)
+            if row.document is None:
+                return
+            if not self._drop_unused(row.document):
+                for store in stores:
+                    self._leave_collection(store, row.document)
+
+    def _drop_unused(self, number: int) -> bool:
+        """Take a document that no file has out of the library; whether it was one."""
+        if self.records.files_of(number):
+            return False
+        self.library.index.remove_document(number)
+        self._known.pop(number, None)
+        self._gone.add(number)
+        return True
 
     def meet_library(self) -> None:
         """Take in what was put into the library, and taken out of it, beside the server."""
@@ -268,9 +273,11 @@ class Documents:
         self.library.index.add_to_collection(store.name, [])
 
     def join_store(self, store: StoreRow, row: FileRow) -> float:
-        created = self.records.add_member(store, row.id)
-        if row.document is not None:
-            self.library.index.add_to_collection(store.name, [row.document])
+        with self._lock:
+            row = self.file(row.id)  # its text may have come since it was looked up, or it was deleted
+            created = self.records.add_member(store, row.id)
+            if row.document is not None:
+                self.library.index.add_to_collection(store.name, [row.document])
         return created
 
     def leave_store(self, store: StoreRow, row: FileRow) -> bool:
@@ -348,11 +355,10 @@ class Documents:
             content = self.records.content(row)
             if content is None:
                 raise DocumentError("its bytes are gone from the server's folder: upload it again")
-            with self._adds():
-                document = self.library.add_bytes(content.read_bytes(), row.filename)
-                self.records.note_file(file_id, document=document.id)
-            for store in self.records.stores_of(file_id):
-                self.library.index.add_to_collection(store.name, [document.id])
+            found = self._taken_in(row, content.read_bytes())
+            if found is None:
+                return
+            document = found
         else:
             document = self.document(row)
         pieces = [catalogue.piece(document, span) for span in catalogue.rows(document)]
@@ -372,6 +378,22 @@ class Documents:
         if not missing:
             self._done(file_id)
         self.wake()
+
+    def _taken_in(self, row: FileRow, data: bytes) -> Document | None:
+        """A file's document, noted as such; None where the file was deleted while its text was taken out."""
+        with self._adds():
+            while True:
+                document = self.library.add_bytes(data, row.filename)
+                with self._lock:
+                    if self.records.file(row.id) is None:
+                        self._drop_unused(document.id)
+                        return None
+                    # another file of the same content may have been deleted just now, and the document with it
+                    if document.id in self.library.index.document_numbers():
+                        self.records.note_file(row.id, document=document.id)
+                        for store in self.records.stores_of(row.id):
+                            self.library.index.add_to_collection(store.name, [document.id])
+                        return document
 
     def _done(self, file_id: str) -> None:
         with contextlib.suppress(LibraryError):  # a disk that is full: it is looked at again at the next start

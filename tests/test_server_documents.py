@@ -1,0 +1,107 @@
+"""Files and documents of a server while they are deleted and loaded at the same time. No model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mesa_gguf.library.library import Document, Library
+from mesa_gguf.server.documents import Documents
+from mesa_gguf.server.records import FileRow, Records, new_file_id
+
+TEXT = b"The door code of Mara Lind is 48213.\n"
+
+
+class Catalogue:
+    """In place of one that cuts: each document is a chunk."""
+
+    preamble = ()
+
+    def rows(self, document: Document) -> list[Document]:
+        return [document]
+
+    def piece(self, document: Document, _: object) -> Any:
+        return SimpleNamespace(tokens=[document.id], number=document.id)
+
+    def forget(self, _: int) -> None:
+        pass
+
+
+class Loading:
+    """A server's documents, whose library runs something while a text is taken out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.library, self.records = Library(folder), Records(folder / "server")
+        shelf: Any = SimpleNamespace(
+            llm=SimpleNamespace(chunk_origin="m"), catalogue=Catalogue(), key=lambda _: 64 * "0"
+        )
+        self.documents = Documents(self.library, self.records, shelf, lambda: Catalogue())  # type: ignore[arg-type, return-value]
+
+    def upload(self, name: str = "a.txt") -> FileRow:
+        file_id = new_file_id()
+        self.records.new_path(file_id).write_bytes(TEXT)
+        row = self.records.add_file(file_id, name, n_bytes=len(TEXT))
+        self.documents.add(row)
+        return row
+
+    def load(self, row: FileRow) -> None:
+        self.documents._load(row.id, Catalogue())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def loading(tmp_path: Path) -> Iterator[Loading]:
+    made = Loading(tmp_path)
+    yield made
+    made.records.close()
+    made.library.close()
+
+
+def while_added(loading: Loading, monkeypatch: pytest.MonkeyPatch, what: Any) -> None:
+    """Once, after the next document is in the library and before the server has noted it."""
+    add = loading.library.add_bytes
+
+    def added(*args: Any, **options: Any) -> Document:
+        document = add(*args, **options)
+        monkeypatch.undo()
+        what()
+        return document
+
+    monkeypatch.setattr(loading.library, "add_bytes", added)
+
+
+def test_what_is_deleted_while_it_is_loaded_stays_away(loading: Loading, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = loading.upload()
+    while_added(loading, monkeypatch, lambda: loading.documents.remove(row))
+    loading.load(row)
+    loading.documents.meet_library()
+    assert loading.records.files() == [] and loading.library.documents() == []
+
+
+def test_deleted_as_it_was_before_it_was_loaded(loading: Loading) -> None:
+    row = loading.upload()
+    loading.load(row)
+    loading.documents.remove(row)  # as it was looked up: without a document
+    loading.documents.meet_library()
+    assert loading.records.files() == [] and loading.library.documents() == []
+
+
+def test_a_twin_outlives_the_file_that_is_deleted(loading: Loading, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = loading.upload("a.txt"), loading.upload("b.txt")
+    loading.load(first)
+    first = loading.documents.file(first.id)
+    while_added(loading, monkeypatch, lambda: loading.documents.remove(first))
+    loading.load(second)
+    document = loading.documents.loaded(second.id)
+    assert document is not None and loading.library.text(document) == TEXT.decode()
+
+
+def test_a_file_joins_a_collection_while_it_is_loaded(loading: Loading) -> None:
+    row = loading.upload()
+    store = loading.records.add_store("work")
+    loading.load(row)
+    loading.documents.join_store(store, row)  # as it was looked up: without a document
+    assert [document.name for document in loading.library.documents("work")] == ["a.txt"]

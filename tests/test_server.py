@@ -288,6 +288,14 @@ def test_conversations_of_the_page_are_kept(server: Server) -> None:
     assert server.error("PUT", "/page/conversations/a.b", body)[0] == 400
     assert server.error("PUT", "/page/conversations/a", [1])[0] == 400
     assert server.error("PUT", "/page/conversations/a", b"[" * 5_000_000)[0] == 413
+    for no_json in (
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        '{"a": 1}'.encode("utf-16"),
+        b'\xef\xbb\xbf{"a": 1}',
+        b'{"a": "\xff"}',
+    ):
+        assert server.error("PUT", "/page/conversations/a", no_json)[0] == 400
 
 
 # Errors, and giving up.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -79,7 +80,7 @@ def test_another_name_is_refused(server: Server, host: str) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": ""},
+    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": ""}, {"Origin": "http://["},
      {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}],
 )  # fmt: skip
 def test_pages_of_other_sites_may_not_ask(server: Server, headers: dict[str, str]) -> None:
@@ -189,7 +190,7 @@ def test_malformed_bodies(server: Server, path: str, data: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("data", "kind"),
-    [(b"", "multipart/form-data; boundary=b"), (b"x", "multipart/form-data; boundary=b"), (b"{}", "application/json"),
+    [(b"", "multipart/form-data; boundary=b"), (b"x", f"multipart/form-data; boundary={'b' * 3000}"), (b"x", "multipart/form-data; boundary=b"), (b"{}", "application/json"),
      (b"--b\r\n", "multipart/form-data"), (b"--b--\r\n", "multipart/form-data; boundary=b"),
      (b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nhalf', "multipart/form-data; boundary=b"),
      (b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nx\r\n--b--\r\n', "multipart/form-data; boundary=b"),
@@ -213,6 +214,8 @@ def test_a_name_is_never_a_path(server: Server, tmp_path_factory: pytest.TempPat
     status, headers, data = server.ask("GET", f"/v1/files/{file['id']}/content", headers=keyed())
     assert status == 200 and data.startswith(b"The door code")
     assert headers["content-disposition"].startswith("attachment")
+    filename = headers["content-disposition"].partition(";")[2].strip()
+    assert unquote(filename.removeprefix("filename*=utf-8''").removeprefix("filename=").strip('"')) == file["filename"]
     assert server.json("DELETE", f"/v1/files/{file['id']}", headers=keyed())["deleted"]
 
 
@@ -320,6 +323,16 @@ def test_killed_while_answering(tmp_path: Path) -> None:
         assert not any(event["choices"][0]["finish_reason"] for event in events)
     with Server(tmp_path, "--n-ctx", "4096") as server:
         assert server.json("POST", "/v1/completions", {"prompt": "The", "max_tokens": 1})["choices"]
+
+
+def test_two_servers_do_not_share_a_library(tmp_path: Path) -> None:
+    """Each would sweep away what is being sent to the other."""
+    with Server(tmp_path) as first:
+        with pytest.raises(AssertionError, match="another server uses this library"):
+            Server(tmp_path)
+        first.kill()
+    with Server(tmp_path) as again:  # a process that was killed holds nothing back
+        assert again.ask("GET", "/health")[0] == 200
 
 
 def test_it_ends_when_it_is_told_to(tmp_path: Path) -> None:

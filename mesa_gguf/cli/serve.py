@@ -122,7 +122,7 @@ def serve(
     """
     try:
         from ..server.guard import MIB, Limits
-        from ..server.run import Settings, address_of, listen, logging_to_stderr
+        from ..server.run import Settings, address_of, listen, logging_to_stderr, open_records
         from ..server.run import serve as serve_model
     except ModuleNotFoundError as err:
         if (err.name or "").partition(".")[0] not in (
@@ -146,7 +146,7 @@ def serve(
     path = find_model(model)
     types = {"type_k": kv_type_of(type_k), "type_v": kv_type_of(type_v)}
     listener = listen(host, port)
-    with open_library(library) as opened, logging_to_stderr():
+    with open_library(library) as opened, open_records(opened) as records, logging_to_stderr():
         llm = load(
             path,
             mesa=MesaConfig(enabled=not stock),
@@ -165,4 +165,4 @@ def serve(
         output.say(
             f"mesa-gguf: {path.name} at {address_of(listener)} (a context of {llm.n_ctx()} tokens); Ctrl-C ends it"
         )
-        serve_model(llm, opened, settings, listener)
+        serve_model(llm, opened, records, settings, listener)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -339,9 +339,7 @@ def _add_file_routes(app: FastAPI, served: Served, limits: Limits) -> None:
             raise Problem(404, f"the bytes of {row.filename} are not kept here: its text is at /text", "not_found")
         # never shown as what it says it is: a document may be a page with scripts
         kind = "application/pdf" if row.filename.lower().endswith(".pdf") else "application/octet-stream"
-        return FileResponse(
-            path, media_type=kind, filename=name_of(row.filename), content_disposition_type="attachment"
-        )
+        return FileResponse(path, media_type=kind, filename=row.filename, content_disposition_type="attachment")
 
     @app.get("/v1/files/{file_id}/text", tags=["documents"], summary="A document's text, with pages and headings")
     def text(
@@ -434,7 +432,7 @@ async def _take_upload(request: Request, documents: Documents, limits: Limits) -
                 # note: a thread for each piece; a disk that is slow must not stop the others
                 await run_in_threadpool(parser.write, data)
             parser.finalize()
-        except MultipartParseError as err:
+        except FormParserError as err:
             raise Problem(400, f"the upload is no multipart/form-data: {err}", "invalid_value") from None
         form.close()
         if form.filename is None:

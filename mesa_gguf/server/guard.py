@@ -101,9 +101,10 @@ class Guard:
             exchange.status = exchange.status or CLIENT_GONE
         except Exception as err:
             if not exchange.began:
-                if not isinstance(err, Problem):
+                problem = problem_of(err)
+                if problem.status == 500:
                     log.exception("a request failed")
-                await exchange.refuse(problem_of(err))
+                await exchange.refuse(problem)
             elif not isinstance(err, Problem):
                 raise
         finally:
@@ -121,7 +122,7 @@ class Guard:
         origin = headers.get(b"origin")
         if origin is not None:
             text = origin.decode("latin-1")
-            if urlsplit(text).netloc.lower() != host.lower() and text not in self._origins:
+            if _authority(text) != host.lower() and text not in self._origins:
                 raise Problem(
                     403, "pages of other sites may not ask here (--allow-origin allows one)", "origin_not_allowed"
                 )
@@ -250,6 +251,14 @@ class _Exchange:
         ]
         await self.send({"type": "http.response.start", "status": 204, "headers": headers})
         await self._send({"type": "http.response.body", "body": b""})
+
+
+def _authority(origin: str) -> str | None:
+    """Host and port of an origin; None: it is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _is_page(path: str) -> bool:

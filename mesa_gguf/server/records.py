@@ -86,7 +86,7 @@ class Records:
     """The records in a folder. May be used by several threads.
 
     Raises:
-        LibraryError: the folder cannot be used, or is of a newer version.
+        LibraryError: the folder cannot be used, is of a newer version, or another server uses it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,6 +94,7 @@ class Records:
         self._lock = threading.RLock()
         try:
             (folder / "files").mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._claim = self._claimed()
             for left in (folder / "files").glob("*.part"):  # of a process that was killed
                 left.unlink()
             self._db = sqlite3.connect(
@@ -116,9 +117,24 @@ class Records:
         if version > VERSION:
             raise LibraryError(f"{folder}: these records are of a newer mesa-gguf: update it, or use another folder")
 
+    def _claimed(self) -> sqlite3.Connection:
+        """A lock that ends with this process, however it ends: two servers would sweep each other's uploads away."""
+        claim = sqlite3.connect(self.folder / "lock.sqlite3", timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            claim.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as err:
+            claim.close()
+            if "locked" not in str(err):
+                raise
+            raise LibraryError(
+                f"{self.folder}: another server uses this library: end it, or use another library"
+            ) from None
+        return claim
+
     def close(self) -> None:
         with self._lock:
             self._db.close()
+            self._claim.close()
 
     def _unusable(self, err: Exception) -> LibraryError:
         what = "the disk is full" if "full" in str(err) else f"{err}"
@@ -305,7 +321,7 @@ class Records:
         if len(body) > MAX_CONVERSATION:
             raise PromptError(f"a conversation has at most {MAX_CONVERSATION} bytes, this one {len(body)}")
         try:
-            value = json.loads(body)
+            value = json.loads(body.decode(), parse_constant=_no_number)  # without them: UTF-16 is taken, and NaN
         except (ValueError, RecursionError) as err:
             raise PromptError(f"the conversation is no JSON: {err}") from None
         if not isinstance(value, dict):
@@ -325,6 +341,10 @@ class Records:
     def remove_conversation(self, number: str) -> bool:
         with self._writing() as db:
             return db.execute("DELETE FROM conversations WHERE id = ?", (number,)).rowcount > 0
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
 
 
 def new_file_id() -> str:

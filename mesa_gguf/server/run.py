@@ -73,6 +73,15 @@ class Settings:
             )
 
 
+def open_records(library: Library) -> contextlib.closing[Records]:
+    """What a server keeps in a library's folder, for it alone; before a model is loaded, as `listen`.
+
+    Raises:
+        LibraryError: it cannot be used, or another server uses it.
+    """
+    return contextlib.closing(Records(library.folder / "server"))
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; before a model is loaded, so that an address that is taken is told at once.
 
@@ -102,11 +111,18 @@ def address_of(listener: socket.socket) -> str:
 
 
 def serve(
-    llm: ServedLlama, library: Library, settings: Settings, listener: socket.socket, *, name: str | None = None
+    llm: ServedLlama,
+    library: Library,
+    records: Records,
+    settings: Settings,
+    listener: socket.socket,
+    *,
+    name: str | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. Takes over the model, and closes it.
 
     Args:
+        records: what the server keeps in the library's folder.
         name: the model's, in answers; default: its file's.
 
     Raises:
@@ -114,7 +130,6 @@ def serve(
     """
     settings.check()
     path = Path(llm.model_path)
-    records = Records(library.folder / "server")
     metrics = Metrics()
     try:
         reader, reason = _reader(llm, library, settings.plain)
@@ -146,7 +161,6 @@ def serve(
         asyncio.run(_Server(config, engine).serve(sockets=[listener]))
     finally:
         listener.close()
-        records.close()
 
 
 def _reader(llm: ServedLlama, library: Library, plain: bool) -> tuple[Reader | None, str]:

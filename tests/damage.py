@@ -122,7 +122,7 @@ def state_fields(data: bytes) -> list[Field]:
     for name in ("magic", "version"):
         f.number("<I", name)
     f.number("<Q", "checksum")
-    for _ in range(13):
+    for _ in range(14):
         f.number("<i", "of the numbers that the plan follows from")
     for _ in range(f.number("<i", "number of chunks")):
         f.number("<i", "start of a chunk")

@@ -98,6 +98,12 @@ def test_a_full_disk_leaves_nothing(store: ChunkStore, monkeypatch: pytest.Monke
     assert KEY not in store and not list(store.folder.rglob("*.new"))
 
 
+def test_what_is_no_key_is_not_there(store: ChunkStore) -> None:
+    """A damaged index may ask for anything."""
+    for key in ("", "x" * 64, KEY.upper() + "A", "../../index.sqlite3"):
+        assert store.get(key, 7) is None and key not in store and not store.remove(key)
+
+
 def test_without_links(store: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "no links here")
@@ -158,7 +164,7 @@ def _keep(folder: str, n: int) -> None:
 
 def test_several_processes_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_keep, args=(str(tmp_path), 25)) for _ in range(3)]
+    processes = [context.Process(target=_keep, args=(str(tmp_path), 25)) for _ in range(5)]
     for process in processes:
         process.start()
     for process in processes:

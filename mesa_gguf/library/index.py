@@ -159,8 +159,7 @@ class Index:
         self.mended: str | None = None
         self.n_forgotten = 0  # times that the chunks of all documents were forgotten, to be cut anew
         try:
-            self._look(path)
-            self._open()
+            self._open_between_others()
         except sqlite3.DatabaseError as err:
             if _is_the_disk(err):
                 raise LibraryError(
@@ -169,6 +168,22 @@ class Index:
             self._begin_anew(err)
         except OSError as err:
             raise LibraryError(f"{path}: the library cannot be kept there: {err.strerror}") from None
+
+    def _open_between_others(self) -> None:
+        """Open it; where others open it at the same moment, after them.
+
+        note: SQLite does not wait for those that change the journal's mode, whatever its timeout is.
+        """
+        give_up = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._look(self.path)
+                self._open()
+                return
+            except sqlite3.OperationalError as err:
+                if "locked" not in str(err) or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.05)
 
     def _look(self, path: Path) -> None:
         """SQLite takes a file that was cut to nothing for a new one. One that another process makes just now is younger."""

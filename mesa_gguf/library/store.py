@@ -71,15 +71,17 @@ class ChunkStore:
 
     def path(self, key: str) -> Path:
         """Where the file of a key is, if it is there."""
-        if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+        if not _is_key(key):
             raise ValueError(f"{key!r} is no key")
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
     def __contains__(self, key: str) -> bool:
-        return self.path(key).is_file()
+        return _is_key(key) and self.path(key).is_file()
 
     def get(self, key: str, n_tokens: int) -> bytes | None:
         """The rows of a chunk; None if they are not there, or damaged: then the file is taken away."""
+        if not _is_key(key):  # a damaged index asks for it
+            return None
         path = self.path(key)
         try:
             with path.open("rb") as file:
@@ -139,6 +141,8 @@ class ChunkStore:
 
     def remove(self, key: str) -> bool:
         """Take a chunk away; whether it was there."""
+        if not _is_key(key):
+            return False
         try:
             self.path(key).unlink()
         except FileNotFoundError:
@@ -162,6 +166,10 @@ class ChunkStore:
                 # note: the clock may jump; a file of the future is an orphan when it is as far away
                 if abs(time.time() - path.stat().st_mtime) > ORPHAN_SECONDS:
                     path.unlink()
+
+
+def _is_key(key: object) -> bool:
+    return isinstance(key, str) and len(key) == 64 and set(key) <= set("0123456789abcdef")
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -273,7 +273,13 @@ def split_text(text: str, n: int) -> list[str]:
             break
         parts.append(text[start : at + 2])
         start = at + 2
-    return [part for part in (*parts, text[start:]) if part.strip()]
+    found: list[str] = []
+    for part in (*parts, text[start:]):
+        if (found and not part.strip()) or (found and not found[-1].strip()):
+            found[-1] += part
+        else:
+            found.append(part)
+    return [part for part in found if part.strip()]
 
 
 def _of_reader(fact: documents.Fact) -> _Asked:

@@ -364,6 +364,31 @@ def test_a_client_that_goes_away_is_cancelled(server: Server, client: OpenAI) ->
     assert time.monotonic() - begin < 2
 
 
+def test_what_is_deleted_while_a_question_waits_is_told(server: Server) -> None:
+    file = server.wait_for(server.upload(b"The ferry of Ida Frost leaves at noon.\n" * 20, "gone.txt")["id"])
+    busy = server.events(
+        {"prompt": "x", "max_tokens": 4000, "logit_bias": {"0": -100, "1": -100, "2": -100}}, "/v1/completions"
+    )
+    next(busy)
+    question = {
+        "messages": [{"role": "user", "content": "When does the ferry leave?"}],
+        "documents": [file["id"]],
+        "max_tokens": 4,
+    }
+    told: list[Any] = []
+    asking = threading.Thread(target=lambda: told.append(server.error("POST", "/v1/chat/completions", question)))
+    asking.start()
+    end = time.monotonic() + 20
+    while b"mesa_queue_waiting 1.0" not in server.ask("GET", "/metrics")[2]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert server.json("DELETE", f"/v1/files/{file['id']}")["deleted"]
+    busy.close()  # type: ignore[attr-defined]
+    asking.join(60)
+    ((status, error),) = told
+    assert status == 404 and error["message"] == "gone.txt was deleted"
+
+
 def test_a_long_reading_gives_way_to_short_questions(server: Server) -> None:
     """At the borders of chunks: what was read so far is kept, and the answer comes in the end."""
     text = facts(500, {"Joe Marsh": 61748}).replace("ferry", "coach")

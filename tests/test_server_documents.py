@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +14,10 @@ from typing import Any
 import pytest
 
 from mesa_gguf.library.library import Document, Library
-from mesa_gguf.server.documents import Documents
+from mesa_gguf.server.documents import TAKEN_AT_ONCE, Documents
+from mesa_gguf.server.intake import understand
 from mesa_gguf.server.records import FileRow, Records, new_file_id
+from mesa_gguf.server.schemas import ChatRequest
 
 TEXT = b"The door code of Mara Lind is 48213.\n"
 
@@ -105,3 +111,33 @@ def test_a_file_joins_a_collection_while_it_is_loaded(loading: Loading) -> None:
     loading.load(row)
     loading.documents.join_store(store, row)  # as it was looked up: without a document
     assert [document.name for document in loading.library.documents("work")] == ["a.txt"]
+
+
+def test_few_files_of_messages_are_taken_apart_at_once(loading: Loading, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a process that may take a gigabyte."""
+    add, lock = loading.library.add_bytes, threading.Lock()
+    now = most = 0
+
+    def added(*args: Any, **options: Any) -> Document:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        document = add(*args, **options)
+        with lock:
+            now -= 1
+        return document
+
+    monkeypatch.setattr(loading.library, "add_bytes", added)
+
+    def request(n: int) -> ChatRequest:
+        data = base64.b64encode(b"%d. %b" % (n, TEXT)).decode()
+        parts = [{"type": "file", "file": {"file_data": data}}, {"type": "text", "text": "What is the door code?"}]
+        return ChatRequest.model_validate({"messages": [{"role": "user", "content": parts}]})
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(understand(request(n), loading.documents, 60) for n in range(8)))
+
+    assert len({asked.documents[0][0].id for asked in asyncio.run(ask())}) == 8
+    assert most == TAKEN_AT_ONCE

@@ -236,6 +236,7 @@ class Answers:
                     raise GiveWay
 
             self.documents.forget_gone(shelf)
+            self.documents.check_there(documents)
             mode = asked.read
             if mode is None:
                 n_tokens = sum(row.n_tokens for document in documents for row in shelf.catalogue.rows(document))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -9,7 +10,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ log = logging.getLogger("mesa_gguf.server")
 
 PASTED = ".pasted"  # the collection of texts that came in messages, which is shown nowhere
 MAX_PASTED = 64  # of them are kept
+TAKEN_AT_ONCE = 2  # files that came in messages: each is taken apart in a process of its own
 MAX_TEXT = 200_000  # characters of a document's text in one answer
 
 State = Literal["waiting", "loading", "reading", "ready", "error"]
@@ -81,6 +83,9 @@ class Documents:
         self._meeting = threading.Lock()
         self._adding = 0  # documents that are in the library already, or just now, and noted nowhere yet
         self._speed: float | None = None  # tokens a second
+        self.turns = asyncio.Semaphore(
+            TAKEN_AT_ONCE
+        )  # to take a file in that came in a message; who waits keeps no thread
         self._loader = threading.Thread(target=self._load_all, name="mesa-loader", daemon=True)
 
     def start(self) -> None:
@@ -171,6 +176,13 @@ class Documents:
                 return None
             self._known[number] = Document._of(row)
         return self._known[number]
+
+    def check_there(self, documents: Sequence[Document]) -> None:
+        """Raise Problem where a document was deleted since it was asked about."""
+        there = set(self.library.index.document_numbers())
+        for document in documents:
+            if document.id not in there:
+                raise Problem(404, f"{document.name} was deleted", "not_found")
 
     @contextlib.contextmanager
     def _adds(self) -> Iterator[None]:

@@ -170,7 +170,11 @@ async def _add_file(reference: FileReference, documents: Documents, found: _Foun
     if reference.file_data is None:
         raise Problem(400, "a file part has neither file_id nor file_data", "invalid_value", param="messages")
     data = await _apart(_decoded, reference.file_data)
-    found.add(await _apart(documents.take_in, data, name_of(reference.filename)), None)
+    async with documents.turns:
+        if time.monotonic() > end:
+            raise Problem(504, "the time for this request was up before its file was taken in", "timeout")
+        document = await _apart(documents.take_in, data, name_of(reference.filename))
+    found.add(document, None)
 
 
 def _decoded(given: str) -> bytes:

@@ -219,6 +219,14 @@ def test_a_name_is_never_a_path(server: Server, tmp_path_factory: pytest.TempPat
     assert server.json("DELETE", f"/v1/files/{file['id']}", headers=keyed())["deleted"]
 
 
+def test_a_name_as_older_clients_send_it(server: Server) -> None:
+    data = b"--b\r\nContent-Disposition: form-data; name=\"file\"; filename*=utf-8''H%C3%A4fen%2f..%2f%E2%82%AC.txt\r\n\r\ntext\r\n--b--\r\n"
+    headers = keyed(**{"Content-Type": "multipart/form-data; boundary=b"})
+    file = server.json("POST", "/v1/files", data, headers=headers)
+    assert file["filename"] == "€.txt"
+    assert server.json("DELETE", f"/v1/files/{file['id']}", headers=keyed())["deleted"]
+
+
 @pytest.mark.parametrize("path", ["/../pyproject.toml", "/..%2f..%2fpyproject.toml", "/%2e%2e/app.py", "/v1/files/..%2f..%2fserver.sqlite3/content",
                                   "/page/conversations/..%2fserver.sqlite3"])  # fmt: skip
 def test_paths_lead_nowhere(server: Server, path: str) -> None:

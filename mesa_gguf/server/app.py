@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import html
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -41,6 +43,10 @@ PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE_SECONDS = 15.0  # between signs of life where there is nothing to say
 POLL_SECONDS = 0.25  # of a document's progress
 MAX_FIELD = 64 * 1024  # bytes of a form's field that is no file
+
+_EXTENDED_NAME = re.compile(
+    rb";\s*filename\*=utf-8'[^';]*'([^;\s]+)", re.IGNORECASE
+)  # as some clients send names beyond ASCII
 
 FileId = Annotated[str, Query(max_length=256)]
 
@@ -491,13 +497,17 @@ class _Form:
         self._header, self._value = b"", b""
 
     def headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
         self._is_file = self._name == "file"
         if self._is_file:
             if self.filename is not None:
                 raise Problem(400, "an upload has one file", "invalid_value", param="file")
             self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
+            extended = _EXTENDED_NAME.search(disposition)
+            if extended is not None:
+                self.filename = unquote(extended[1].decode("latin-1"), errors="replace")
             self._file = open(self._path, "xb")  # noqa: SIM115 - closed by close()
         elif len(self.fields) >= 32:
             raise Problem(400, "the form has too many fields", "invalid_value")

@@ -36,11 +36,15 @@ def check(llm: MesaLlama, arguments: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         PromptError: the messages are none, or the chat template refuses them; says which.
-        ConfigError: response_format or chat_format cannot work.
+        ConfigError: response_format, tools or chat_format cannot work.
     """
     arguments = dict(arguments)
     for name in ("messages", "functions", "tools", "response_format"):
         check_text(arguments.get(name), name)
+    for name in ("functions", "tools"):
+        given = arguments.get(name)
+        for i, one in enumerate(given if isinstance(given, (list, tuple)) else ()):
+            _check_count(one, f"{name}[{i}]")
     if llm.chat_handler is None:  # one that the caller brings may read more than text
         _check_format(llm)
         arguments["messages"] = _messages(arguments["messages"])
@@ -172,12 +176,7 @@ def _response_format(arguments: dict[str, Any]) -> dict[str, Any]:
         schema = wanted["schema"]
     else:
         return {}
-    n = _count(schema)
-    if n > MAX_COUNT:
-        raise ConfigError(
-            f"the schema of response_format counts to {n} in minItems, maxLength, patterns and the like: "
-            f"the most is {MAX_COUNT} in all"
-        )
+    _check_count(schema, "the schema of response_format")
     try:
         made = LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
     except Exception as err:  # whatever the converter stumbles over
@@ -191,8 +190,17 @@ def _response_format(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": None, "grammar": made}
 
 
+def _check_count(schema: Any, what: str) -> None:
+    """Refuse a schema that counts to too much: the converter writes what is counted so many times, however many that are."""
+    n = _count(schema)
+    if n > MAX_COUNT:
+        raise ConfigError(
+            f"{what} counts to {n} in minItems, maxLength, patterns and the like: the most is {MAX_COUNT} in all"
+        )
+
+
 def _count(schema: Any) -> int:
-    """All that a schema counts to: llama_cpp's converter writes what is counted so many times, however many that are."""
+    """All that a schema counts to."""
     n, left = 0, [schema]
     while left:
         value = left.pop()

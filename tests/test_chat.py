@@ -303,6 +303,14 @@ BAD_FORMATS: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.parametrize("key", ["minItems", "maxLength"])
+def test_a_tool_that_counts_too_far(llm: MesaLlama, key: str) -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "string"}, key: 10**9}}}
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    with pytest.raises(ConfigError, match=r"tools\[0\] counts to 1000000000"):
+        llm.create_chat_completion([USER], tools=tools, tool_choice={"type": "function", "function": {"name": "f"}})
+
+
 @pytest.mark.parametrize(("response_format", "what"), BAD_FORMATS, ids=range(len(BAD_FORMATS)))
 def test_a_response_format_that_cannot_be_used(llm: MesaLlama, response_format: Any, what: str) -> None:
     with pytest.raises(ConfigError, match=what):

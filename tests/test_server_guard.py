@@ -179,7 +179,8 @@ def test_headers_that_are_too_large(server: Server) -> None:
     "data",
     [b"", b"{", b"[]", b"null", b'"x"', b'{"messages": 1}', b"\xff\xfe", b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": 1}',
      b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', b"[" * 100_000, b'{"a":' * 100_000,
-     b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1e999}'],
+     b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1e999}',
+     b'{"messages": [{"role": "user", "content": "%b\\ud800\\n\\nWhat?"}], "max_tokens": 1}' % (b"a b c. " * 2000)],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/vector_stores"])
 def test_malformed_bodies(server: Server, path: str, data: bytes) -> None:

@@ -7,6 +7,7 @@ import base64
 import binascii
 import re
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -16,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from ..library.library import Document
 from ..loaders.document import printable
 from ..reading.prompts import Turn
+from ..text import check_text
 from .answers import Asked
 from .documents import Documents
 from .problems import Problem
@@ -127,7 +129,10 @@ async def _text(message: Message, documents: Documents, found: _Found, end: floa
     kept: list[str] = []
     for text in texts:
         others = any(other.strip() and len(other) < PASTED_CHARS for other in texts)
-        document, question = (text, "") if len(text) >= PASTED_CHARS and others else split_pasted(text)
+        if len(text) >= PASTED_CHARS:
+            check_text(text, "a message")
+        # in a thread: the text may have megabytes
+        document, question = (text, "") if len(text) >= PASTED_CHARS and others else await _apart(split_pasted, text)
         if document:
             found.pasted = True
             found.add(await _apart(documents.take_in_text, document), None)
@@ -143,11 +148,12 @@ def split_pasted(text: str) -> tuple[str, str]:
     if len(text) < PASTED_CHARS:
         return "", text
     stripped = text.strip()
-    paragraphs = [(match.start(), match.end()) for match in _PARAGRAPHS.finditer(stripped)]
-    if not paragraphs:
+    begin = _PARAGRAPHS.search(stripped)
+    if begin is None:
         return "", text
-    first, last = stripped[: paragraphs[0][0]].strip(), stripped[paragraphs[-1][1] :].strip()
-    after_first, before_last = stripped[paragraphs[0][1] :], stripped[: paragraphs[-1][0]]
+    (end,) = deque(_PARAGRAPHS.finditer(stripped), maxlen=1)  # the last one: there may be millions
+    first, last = stripped[: begin.start()].strip(), stripped[end.end() :].strip()
+    after_first, before_last = stripped[begin.end() :], stripped[: end.start()]
     short_first, short_last = len(first) <= QUESTION_CHARS, len(last) <= QUESTION_CHARS
     if short_last and _asks(last):
         return before_last, last

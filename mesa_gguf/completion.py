@@ -369,19 +369,28 @@ def _prompt_tokens(llm: MesaLlama, prompt: Any, suffix: Any) -> list[int]:
     return tokens
 
 
-def token_ids(tokens: Any) -> list[int]:
+def token_ids(tokens: Any, what: str = "the prompt") -> list[int]:
     """tokens as whole numbers.
 
     Raises:
         PromptError: they are none.
     """
-    if isinstance(tokens, (list, tuple, range, np.ndarray)):
-        ids = list(tokens)
-        if all(isinstance(token, (int, np.integer)) and not isinstance(token, bool) for token in ids):
-            return [int(token) for token in ids]
-    raise PromptError(
-        f"the prompt is {type(tokens).__name__}, {tokens!r:.60}: it must be a text or a list of tokens, whole numbers"
-    )
+    ids = whole_numbers(tokens)
+    if ids is None:
+        raise PromptError(
+            f"{what} is {type(tokens).__name__}, {tokens!r:.60}: it must be a text or a list of tokens, whole numbers"
+        )
+    return ids
+
+
+def whole_numbers(given: Any) -> list[int] | None:
+    """A sequence's items, if they are whole numbers."""
+    if not isinstance(given, (Sequence, np.ndarray)) or isinstance(given, (str, bytes, bytearray, memoryview)):
+        return None
+    items = list(given)
+    if not all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in items):
+        return None
+    return [int(item) for item in items]
 
 
 def _infill(llm: MesaLlama, prefix: list[int], suffix: Any) -> list[int]:

@@ -122,8 +122,10 @@ class MesaLlama(llama_cpp.Llama):
         self._end_of_scores = 0  # and was never written to from this row on
         self._params: _core.Params | None = None
         self._heads: Heads | None = None  # of attention(), where it is on
+        self._attended: list[int] = []  # and its layers
 
         self.mesa = mesa if mesa is not None else MesaConfig()
+        _check_config(self.mesa)
         self.progress = progress
 
         for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch), ("n_ubatch", n_ubatch)):
@@ -244,10 +246,13 @@ class MesaLlama(llama_cpp.Llama):
 
     def reconfigure(self, mesa: MesaConfig) -> None:
         """Read by other numbers from now on. What was read is forgotten. Of a config nothing but what is written in it holds.
+        `attention` stays on, where it is.
 
         Raises:
             ConfigError: the numbers cannot work together, or Mesa would be switched on or off, which takes a context of its own.
+            OutOfMemoryError: there is too little memory for `attention`, which is then off.
         """
+        _check_config(mesa)
         if not (mesa.enabled and self.mesa.enabled) or self._params is None:
             raise ConfigError("Mesa is switched on or off when a model is loaded: load it again")
         params = mesa.params(self._model.n_ctx_train())
@@ -261,6 +266,9 @@ class MesaLlama(llama_cpp.Llama):
             raise ConfigError(str(err)) from None
         self.mesa, self._params, self.tuning = mesa, params, None
         self._init_args["mesa"] = mesa
+        heads, self._heads = self._heads, None
+        if heads is not None:
+            self.enable_attention(self._attended, heads)
 
     def _apply_adapter(self) -> None:
         """As `llama_cpp.Llama` does it, which crashes where llama.cpp refuses the adapter."""
@@ -343,7 +351,7 @@ class MesaLlama(llama_cpp.Llama):
             ConfigError: no plan fits, or Mesa is off and nothing can be planned.
         """
         if n_tokens is None:
-            return MesaPlan._of(_core.plan(self._address)) if self.mesa.enabled else MesaPlan([0], 0, 1)
+            return MesaPlan._of(_core.plan(self._address)) if self._params is not None else MesaPlan([0], 0, 1)
         if not self.mesa.enabled:
             return MesaPlan([0], 0, 1)
         return self.mesa.make_plan(n_tokens, self.train_length)
@@ -434,7 +442,7 @@ class MesaLlama(llama_cpp.Llama):
             RuntimeError: llama.cpp failed.
         """
         self._check_devices()
-        tokens = list(tokens)
+        tokens = completion.token_ids(tokens, "the text")
         if tokens:
             self._eval(self._announce(tokens))
 
@@ -446,7 +454,7 @@ class MesaLlama(llama_cpp.Llama):
             As `eval`.
         """
         self._check_devices()
-        tokens = list(tokens)
+        tokens = completion.token_ids(tokens, "the text")
         if not tokens:
             return np.empty(0)
         seen: list[npt.NDArray[np.float64]] = []
@@ -466,6 +474,10 @@ class MesaLlama(llama_cpp.Llama):
     def _announce(self, tokens: list[int]) -> list[int]:
         """Plan the reading of tokens after the ones in the context -> those to read: some of the context may be among them."""
         self._check(tokens)
+        if self._ctx.memory is None:
+            raise ModelError(
+                f"{self.model_path}: no text can be read: the model has no KV cache, or was opened with vocab_only"
+            )
         if not self.mesa.enabled:
             return tokens
         n_past = self.n_tokens
@@ -622,7 +634,11 @@ class MesaLlama(llama_cpp.Llama):
         with sampler:
             tokens = self._reuse(tokens) if reset else list(tokens)
             n_sampled = self.n_tokens + len(tokens)  # the next token is the one after so many
+            begins = True
             while True:
+                if not begins and self.n_tokens != n_sampled - 1:
+                    raise MesaError("the context was changed while a text was generated: begin that text again")
+                begins = False
                 self.eval(tokens)
                 while n_sampled <= self.n_tokens:
                     token = self._sample(sampler, n_sampled - 1)
@@ -784,20 +800,19 @@ class MesaLlama(llama_cpp.Llama):
         """
         if not self.mesa.enabled:
             raise ConfigError("Mesa is off, and stock llama.cpp does not tell attention", Remedy("enabled", True))
-        if heads not in _KINDS:
+        if not isinstance(heads, str) or heads not in _KINDS:
             raise ConfigError(f'heads is {heads!r}: it must be "mean", "max" or "all"')
-        number = isinstance(layers, int)
-        least = layers if isinstance(layers, int) else len(layers)
-        if isinstance(layers, bool) or least < 1:
+        numbers = completion.whole_numbers(layers)
+        n_most = layers if isinstance(layers, int) and not isinstance(layers, bool) else len(numbers or ())
+        if not 1 <= n_most < 2**31 or not all(abs(number) < 2**31 for number in numbers or ()):
             raise ConfigError(f"layers is {layers!r}: it must be a number of layers, 1 or more, or a list of them")
         self._check_devices()
+        address = self._address
         try:
-            chosen = _core.attention_enable(
-                self._address, None if number else list(cast(Any, layers)), least, _KINDS[heads]
-            )
+            chosen = _core.attention_enable(address, numbers, n_most, _KINDS[heads])
         except ValueError as err:
             raise (OutOfMemoryError if "memory" in str(err) else ConfigError)(str(err)) from None
-        self._heads = heads
+        self._heads, self._attended = heads, chosen
         return chosen
 
     def disable_attention(self) -> None:
@@ -824,6 +839,10 @@ class MesaLlama(llama_cpp.Llama):
             weights = _core.attention(self._address)
         except RuntimeError as err:
             raise MesaError(str(err)) from None
+        if weights.shape[-1] != self.n_tokens:  # which llama.cpp does not know before the next batch
+            raise MesaError(
+                f"the context was rolled back to {self.n_tokens} tokens: what the last of them attended to is not known"
+            )
         return weights if self._heads == "all" else weights[:, 0]
 
     #
@@ -925,7 +944,7 @@ class MesaLlama(llama_cpp.Llama):
 
     def loaded_chunks(self) -> list[tuple[int, int]]:
         """The chunks in the context that were loaded behind the first chunk: of each its first token and the one after its last."""
-        return _core.loaded_chunks(self._address) if self.mesa.enabled else []
+        return _core.loaded_chunks(self._address) if self._params is not None else []
 
     def _inside_loaded(self, n_tokens: int, chunk: tuple[int, int]) -> PromptError:
         return PromptError(
@@ -1097,6 +1116,11 @@ def _threads(options: dict[str, Any]) -> dict[str, int | None]:
                 f"{name} is {value!r}: it must be a number of threads, 1 to {machine.MAX_THREADS}, or None"
             )
     return threads
+
+
+def _check_config(mesa: object) -> None:
+    if not isinstance(mesa, MesaConfig):
+        raise ConfigError(f"mesa is of the type {type(mesa).__name__}: it must be a MesaConfig")
 
 
 def _address(pointer: Any) -> int:

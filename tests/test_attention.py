@@ -268,6 +268,25 @@ def test_what_the_last_token_saw_is_known_only_of_a_token_read_alone(model_path:
         llm.attention()
 
 
+def test_other_numbers_and_a_roll_back(model_path: ModelPath, open_llama: Opener) -> None:
+    """It stays on when the model reads by other numbers; of a token that is no more in the context it tells nothing."""
+    llm = open_llama(model_path("llama"))
+    layers = llm.enable_attention(1, "all")
+    llm.eval(LONG)
+    for config in (MesaConfig(chunk=40), SMALL):
+        llm.reconfigure(config)
+        with pytest.raises(MesaError, match="is not known"):
+            llm.attention()
+        llm.eval(LONG)
+        seen = llm.attention()
+        assert seen.shape[0] == len(layers) and seen.shape[-1] == len(LONG)
+    llm.n_tokens = 50
+    with pytest.raises(MesaError, match="rolled back to 50"):
+        llm.attention()
+    llm.eval(LONG[50:52])
+    assert llm.attention().shape[-1] == 52
+
+
 def test_which_layers(model_path: ModelPath, open_llama: Opener, tmp_path: Path) -> None:
     deep = open_llama(write_llama(tmp_path / "deep.gguf", Shape(n_layer=20)))
     assert deep.enable_attention() == list(range(8, 16))
@@ -289,6 +308,15 @@ def test_which_layers(model_path: ModelPath, open_llama: Opener, tmp_path: Path)
         windows.enable_attention(heads="some")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="Mesa is off"):
         open_llama(model_path("llama"), MesaConfig(enabled=False)).enable_attention()
+
+
+@pytest.mark.parametrize("layers", [2.5, "1", None, [1.5], ["1"], 10**20, [10**20], True, [], {1}])
+def test_what_are_no_layers(model_path: ModelPath, open_llama: Opener, layers: Any) -> None:
+    llm = open_llama(model_path("llama"))
+    with pytest.raises(ConfigError, match=r"layers is .*it must be a number of layers"):
+        llm.enable_attention(layers)
+    with pytest.raises(ConfigError, match="heads is"):
+        llm.enable_attention(1, ["mean"])  # type: ignore[arg-type]
 
 
 def test_generation_goes_on_with_it(model_path: ModelPath, open_llama: Opener) -> None:

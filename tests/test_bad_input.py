@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,44 @@ def test_a_failed_load_leaves_nothing_open(model_path: ModelPath) -> None:
 
 def test_no_model_of_make_models_is_forgotten() -> None:
     assert set(REASONS) == set(make_models.REFUSED)
+
+
+def test_tokens_that_are_none(model_path: ModelPath, open_llama: Opener) -> None:
+    llm = open_llama(model_path("llama"))
+    for call in (llm.eval, llm.log_likelihoods):
+        for tokens in ("abc", b"abc", [1.5], ["1"], None, 5, [[1, 2]]):
+            with pytest.raises(PromptError, match="list of tokens, whole numbers"):
+                call(tokens)
+    assert llm.n_tokens == 0
+
+
+@pytest.mark.parametrize("config", [{}, 5, "mesa"])
+def test_a_config_of_another_type(model_path: ModelPath, open_llama: Opener, config: Any) -> None:
+    path = model_path("llama")
+    with pytest.raises(ConfigError, match="must be a MesaConfig"):
+        MesaLlama(path, mesa=config)
+    with pytest.raises(ConfigError, match="must be a MesaConfig"):
+        open_llama(path).reconfigure(config)
+
+
+def test_a_context_that_changes_in_the_middle_of_a_text(model_path: ModelPath, open_llama: Opener) -> None:
+    """A text that is being generated does not go on behind another one."""
+    llm = open_llama(model_path("llama"))
+    uses: list[Callable[[], object]] = [
+        llm.reset,
+        lambda: llm.reconfigure(SMALL),
+        lambda: next(llm.generate([7, 8], temp=0)),
+    ]
+    for use in uses:
+        text = llm.generate(random_tokens(20, seed=3), temp=0)
+        next(text)
+        next(text)
+        use()
+        with pytest.raises(MesaError, match="the context was changed while a text was generated"):
+            next(text)
+    begin = random_tokens(20, seed=3)
+    expected = [token for token, _ in zip(llm.generate(begin, temp=0), range(4))]
+    text = llm.generate(begin, temp=0)
+    found = [next(text), next(text)]
+    llm.eval([1, 2, 3])  # behind it: that is forgotten
+    assert [*found, next(text), next(text)] == expected

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,52 @@ def test_an_edit_costs_what_it_changes(library: Library, llm: MesaLlama, tmp_pat
         assert [d.id for d in library.documents()] == [document.id]  # in place of what it was
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda llm: llm.reset(),
+        lambda llm: llm.eval(llm.tokenize(MADE.text[-3000:].encode())),
+        lambda llm: llm.reconfigure(MesaConfig(chunk=128)),
+        lambda llm: setattr(llm, "n_tokens", 5),
+        lambda llm: list(islice(llm.generate(llm.tokenize(b"It rained."), temp=0), 3)),
+    ],
+    ids=["reset", "eval", "reconfigure", "roll back", "generate"],
+)
+def test_the_model_may_read_something_else_between(
+    library: Library, llm: MesaLlama, tmp_path: Path, use: Callable[[MesaLlama], object]
+) -> None:
+    """What the context holds is what it is asked about, not what was put there once."""
+    put(library, tmp_path, MADE.text[:3000])
+    reader = Reader(llm, library, cite_by="words")
+    mesa = llm.mesa
+    try:
+        for read in ("all", 100, "all", "each"):
+            first = reader.ask(MADE.facts[0].question, read=read, max_tokens=4).answer
+            use(llm)
+            again = reader.ask(MADE.facts[0].question, read=read, max_tokens=4).answer
+            use(llm)
+            if llm.mesa == mesa:
+                assert again.tokens == first.tokens
+            put(library, tmp_path, f"{MADE.text[3000:3300]} {read}", "other.txt")  # to be read, behind the preamble
+    finally:
+        llm.reconfigure(mesa)
+
+
+def test_by_a_method_that_keeps_no_chunks(library: Library, tmp_path: Path) -> None:
+    put(library, tmp_path, MADE.text[:1000])
+    llm = MesaLlama(BUNDLED, n_ctx=1024, n_threads=1, n_threads_batch=1)
+    try:
+        reader = Reader(llm, library)
+        expected = reader.ask(FACT.question, max_tokens=2).answer.tokens
+        llm.reconfigure(MesaConfig(method="rerope"))
+        with pytest.raises(ConfigError, match="the method rerope keeps no chunks"):
+            reader.ask(FACT.question, max_tokens=2)
+        llm.reconfigure(MesaConfig())
+        assert reader.ask(FACT.question, max_tokens=2).answer.tokens == expected
+    finally:
+        llm.close()
+
+
 def test_one_reader_sees_an_edit(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
     """A number that was a document's is never another one's: what is remembered by it stays true."""
     reader = Reader(llm, library)
@@ -134,7 +180,7 @@ def test_the_preamble_is_kept(
 ) -> None:
     """Another reader computes nothing of what stands before the chunks, unless its file is damaged."""
     put(library, tmp_path, MADE.text[:2500])
-    expected = Reader(llm, library).ask(MADE.facts[0].question, read="all").answer
+    expected = Reader(llm, library, cite_by="words").ask(MADE.facts[0].question, read="all").answer
     (file,) = {library.store.path(file.key) for file in library.store.files()} - set(chunk_files(library, llm))
     read: list[int] = []
     before = MesaLlama.eval
@@ -143,7 +189,7 @@ def test_the_preamble_is_kept(
         if damaged:
             file.write_bytes(file.read_bytes()[:-1])
         read.clear()
-        answer = Reader(llm, library).ask(MADE.facts[0].question, read="all").answer
+        answer = Reader(llm, library, cite_by="words").ask(MADE.facts[0].question, read="all").answer
         assert answer.tokens == expected.tokens
         n_preamble = len(PromptForm(llm).preamble)
         assert read[:2] == ([n_preamble, answer.n_question] if damaged else [answer.n_question, 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -953,9 +953,16 @@ def test_a_model_that_was_closed(words_path: Path) -> None:
 
 def test_a_model_without_weights(words_path: Path) -> None:
     llm = MesaLlama(words_path, vocab_only=True)
-    for use in (lambda: llm.create_completion("hi"), lambda: llm.generate([1])):
+    uses: list[Callable[[], object]] = [
+        lambda: llm.create_completion("hi"),
+        lambda: llm.generate([1]),
+        lambda: llm.eval([1]),
+        lambda: llm.log_likelihoods([1, 2]),
+    ]
+    for use in uses:
         with pytest.raises(ModelError, match="vocab_only"):
             use()
+    assert llm.loaded_chunks() == [] and llm.plan().chunk_starts == [0]
     llm.close()
 
 

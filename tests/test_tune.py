@@ -95,11 +95,22 @@ def test_it_is_said_where_llama_cpp_speaks(
     assert capfd.readouterr().err.count("reading length 64, chunk 24, stair bias 0.0, log length 64") == 1
 
 
-NOTHING: list[Any] = ["", "{", "[]", "null", "{}", '{"version": 1}', '{"version": 2, "tuning": {}}']
+NOTHING: list[Any] = ["", "[" * 100_000, "{", "[]", "null", "{}", '{"version": 1}', '{"version": 2, "tuning": {}}']
 
 
 @pytest.mark.parametrize(
-    "change", [*NOTHING, {"version": 2}, {"reading_length": "64"}, {"gain": None}, {"more": 1}, {"chunk": -1}]
+    "change",
+    [
+        *NOTHING,
+        {"version": 2},
+        {"reading_length": "64"},
+        {"gain": None},
+        {"more": 1},
+        {"chunk": -1},
+        {"chunk": None},
+        {"gain": 10**400},
+        {"items": float("nan")},
+    ],
 )
 def test_a_damaged_file_counts_as_none(model_path: ModelPath, folder: Path, change: Any) -> None:
     file = keep_tuning(model_path(KIND), KEPT, {})
@@ -132,6 +143,39 @@ def test_a_folder_that_cannot_be(model_path: ModelPath, monkeypatch: pytest.Monk
     assert find_tuning(model_path(KIND)) is None
     with pytest.raises(ConfigError, match="cannot be kept there"):
         keep_tuning(model_path(KIND), KEPT, {})
+    assert not forget_tuning(model_path(KIND))
+
+
+def test_what_cannot_be_kept_is_not_measured(
+    likes_no_bias: list[tuple[int, int]],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    run = ["tune", "--text", str(tmp_path / "text.txt"), "--minutes", "0.01", "--threads", "1"]
+    (folder / f"{model_fingerprint(BUNDLED)}.json").mkdir(parents=True)
+    assert cli.main(run) == 2 and "cannot be kept there" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(tuning.ENVIRONMENT, str(tmp_path / "file"))
+    assert cli.main(run) == 2 and "cannot be kept there" in capsys.readouterr().err
+    assert not likes_no_bias
+    assert [file.name for file in folder.iterdir()] == [f"{model_fingerprint(BUNDLED)}.json"]
+    assert cli.main(["tune", "--reset", "--dry-run"]) == 2 and "give one of them" in capsys.readouterr().err
+
+
+def test_what_was_kept_is_not_forgotten_silently(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune, "score_begun", lambda *_: Begun(False, -1.0))
+    monkeypatch.setattr(tune, "POINTS", (2, 4))
+    monkeypatch.setattr(tune, "N_QUESTIONS", 2)
+    keep_tuning(BUNDLED, KEPT, {})
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert cli.main(["tune", "--text", str(tmp_path / "text.txt"), "--minutes", "0.01", "--threads", "1"]) == 0
+    assert "what was kept of the model before is forgotten" in capsys.readouterr().out
+    assert find_tuning(BUNDLED) is None and not list(folder.iterdir())
 
 
 def test_plan_and_inspect_show_kept_numbers(capsys: pytest.CaptureFixture[str]) -> None:

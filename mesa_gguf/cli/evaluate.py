@@ -507,7 +507,7 @@ def _commands(path: Path, command: str) -> str:
     """The commands that results come from, a line each: those that a file of results names, and this one."""
     try:
         before = str(json.loads(path.read_text(encoding="utf-8"))["run"]["command"]).splitlines()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         before = []
     return "\n".join(dict.fromkeys([*before, command]))
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..errors import ConfigError
 from ..model.hub import find_model
 from . import output
 from .options import JsonOption, ModelOption, Plain, Threads, option
@@ -51,8 +52,10 @@ def tune(
     """
     from ..lab.facts import default_text, load_text
     from ..lab.tune import Tuner
-    from ..model.tuning import forget_tuning, keep_tuning
+    from ..model.tuning import check_keeps, forget_tuning, keep_tuning
 
+    if dry_run and reset:
+        raise ConfigError("--dry-run and --reset are given: give one of them")
     path = find_model(model)
     if reset:
         removed = forget_tuning(path)
@@ -61,21 +64,23 @@ def tune(
     tuner = Tuner(
         path, load_text(text) if text else default_text(), seed=seed, minutes=minutes, n_threads=threads, plain=plain
     )
+    if not dry_run:
+        check_keeps(path)
     with _bar() as watch:
         outcome = tuner.run(watch)
-    kept = None
+    kept, forgotten = None, False
     if not dry_run and outcome.tuning is not None:
         measured = {"table": list(outcome.table()), "rounds": outcome.rounds, "seconds": round(outcome.seconds)}
         kept = keep_tuning(path, outcome.tuning, measured)
     elif not dry_run:
-        forget_tuning(path)
+        forgotten = forget_tuning(path)
     if as_json:
         output.write_json({**asdict(outcome), "kept": None if kept is None else str(kept)})
         return
-    _show(outcome, path, kept, dry_run)
+    _show(outcome, path, kept, dry_run, forgotten)
 
 
-def _show(outcome: Outcome, path: Path, kept: Path | None, dry_run: bool) -> None:
+def _show(outcome: Outcome, path: Path, kept: Path | None, dry_run: bool, forgotten: bool) -> None:
     from rich.table import Table
 
     head, *lines = outcome.table()
@@ -95,6 +100,8 @@ def _show(outcome: Outcome, path: Path, kept: Path | None, dry_run: bool) -> Non
         )
     if outcome.tuning is None:
         console.print("best: the defaults, or nothing that is surely better; nothing is kept")
+        if forgotten:
+            console.print("what was kept of the model before is forgotten")
         return
     console.print(f"best: {outcome.tuning}, {outcome.tuning.gain:+.2f} over the defaults")
     where = "nothing is kept (--dry-run)" if kept is None else f"kept in {kept}; --reset forgets it"

@@ -179,7 +179,7 @@ def find_setting(text: str) -> Setting:
             )
         try:
             overrides[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ConfigError(f"{text}: {value} is no number, true or false") from None
     if method.engine is None and not overrides.keys() <= {"train_length"}:
         raise ConfigError(f"{text}: {method.name} has no options but train_length")

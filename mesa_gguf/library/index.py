@@ -347,7 +347,7 @@ class Index:
             value = json.loads(packed)
             if not isinstance(value, list):
                 raise ValueError("a list is no list")
-        except (TypeError, ValueError) as err:
+        except (TypeError, ValueError, RecursionError) as err:
             raise self._unusable("read", err) from None
         return value
 

@@ -7,10 +7,11 @@ user's data folder. A file that is damaged, or of another version, counts as non
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .fingerprint import model_fingerprint
 ENVIRONMENT = "MESA_TUNE"
 APPLICATION = "mesa-gguf"
 VERSION = 1
+FAR = 1e18  # beyond it a number is none that was measured
 GEOMETRY = ("train_length", "reading_length", "plan")
 """Fields of `MesaConfig` that kept numbers do not go with: they are of the model's own T, and belong to their R."""
 
@@ -76,7 +78,7 @@ def find_tuning(path: Path) -> Tuning | None:
         if not any(folder.iterdir()):
             return None  # mostly: the fingerprint costs some milliseconds
         contents = json.loads((folder / f"{model_fingerprint(path)}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return _of(contents)
 
@@ -87,14 +89,17 @@ def _of(contents: Any) -> Tuning | None:
             return None
         tuning = Tuning(**contents["tuning"])
         MesaConfig(**tuning.numbers)
-        str(tuning)
     except (KeyError, TypeError, ConfigError):
         return None
-    numbers = (tuning.items, tuning.gain)
+    numbers = (*tuning.numbers.values(), tuning.items, tuning.gain)
     texts = (tuning.model, tuning.date)
-    if not all(isinstance(n, (int, float)) for n in numbers) or not all(isinstance(text, str) for text in texts):
+    if not all(_is_finite(n) for n in numbers) or not all(isinstance(text, str) for text in texts):
         return None
     return tuning
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and -FAR < number < FAR
 
 
 def keep_tuning(path: Path, tuning: Tuning, measured: Mapping[str, Any]) -> Path:
@@ -106,25 +111,41 @@ def keep_tuning(path: Path, tuning: Tuning, measured: Mapping[str, Any]) -> Path
     Raises:
         ConfigError: the folder cannot be written to.
     """
-    file = default_folder() / f"{model_fingerprint(path)}.json"
     contents = {"version": VERSION, "tuning": asdict(tuning), "measured": dict(measured)}
+    with _beside(path) as (file, new):
+        new.write_text(json.dumps(contents, ensure_ascii=False, indent=1), encoding="utf-8")
+        os.replace(new, file)
+    return file
+
+
+def check_keeps(path: Path) -> None:
+    """See whether numbers of a model can be kept, before they are measured.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    with _beside(path) as (file, _):
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
+    """The file of a model's numbers, and a new one beside it, to take its place when it is whole."""
+    file = default_folder() / f"{model_fingerprint(path)}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # under another name first, so that what has this one is whole
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
+        os.close(handle)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                json.dump(contents, out, ensure_ascii=False, indent=1)
-            os.replace(name, file)
-        except BaseException:
+            yield file, Path(name)
+        finally:
             with contextlib.suppress(OSError):
                 os.unlink(name)
-            raise
     except OSError as err:
         raise ConfigError(
             f"{file}: the numbers cannot be kept there: {err.strerror}: set {ENVIRONMENT} to another folder"
         ) from None
-    return file
 
 
 def forget_tuning(path: Path) -> bool:
@@ -136,7 +157,7 @@ def forget_tuning(path: Path) -> bool:
     file = default_folder() / f"{model_fingerprint(path)}.json"
     try:
         file.unlink()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as err:
         raise ConfigError(f"{file}: cannot be removed: {err.strerror}") from None

@@ -276,11 +276,14 @@ class Reader:
         """
         if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
             raise PromptError(f"max_tokens is {max_tokens}: it must be 1 or more")
-        ends = self.form.stop if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(end, str) for end in ends):
+        ends = self.form.stop if stop is None else (stop,) if isinstance(stop, str) else stop
+        if not isinstance(ends, Sequence) or not all(isinstance(end, str) for end in ends):
             raise PromptError(f"stop is {stop!r}: it must be strings")
+        ends = tuple(ends)
         choice = _Choice(SamplingOptions(temp=temperature, **sampling), None if seed is None else whole("seed", seed))
         choice.check(self.llm)
+        if not isinstance(history, Sequence):
+            raise PromptError(f"history is of the type {type(history).__name__}: it must be a list of Turns")
         history = list(history)
         if follow_up:
             if history or instructions is not None:

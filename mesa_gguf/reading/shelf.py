@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from ..config import MesaConfig
 from ..errors import ConfigError, PromptError, Remedy
 from ..library.chunking import split
@@ -399,7 +401,7 @@ class Shelf:
 
     def _load(self, keys: Sequence[str], pieces: Sequence[Piece], keep_rest: bool) -> Piece | None:
         """Bring chunks into the context; the first one whose rows are not to be had, if there is one."""
-        n_same = self._n_same(keys)
+        n_same = self._n_same(keys, pieces)
         if n_same == 0:
             self._begin()
         elif not (keep_rest and n_same == len(keys) == len(self._loaded)):
@@ -413,12 +415,30 @@ class Shelf:
             self._loaded.append((key, len(piece.tokens)))
         return None
 
-    def _n_same(self, keys: Sequence[str]) -> int:
-        """How many of these chunks are in the context already, in this order from its beginning."""
+    def _n_same(self, keys: Sequence[str], pieces: Sequence[Piece]) -> int:
+        """How many of these chunks are in the context already, in this order from its beginning.
+
+        note: the context is looked at too, for whoever has the model may have read something else with it since.
+        """
+        if not self._has_preamble():
+            return 0
+        end = len(self.catalogue.preamble)
+        there = self.llm.loaded_chunks()
         n = 0
-        while self._ready and n < min(len(keys), len(self._loaded)) and keys[n] == self._loaded[n][0]:
+        for key, piece, loaded, place in zip(keys, pieces, self._loaded, there):
+            start, end = end, end + len(piece.tokens)
+            if loaded[0] != key or place != (start, end) or not self._holds(piece.tokens, start):
+                break
             n += 1
         return n
+
+    def _has_preamble(self) -> bool:
+        return self._ready and self._holds(self.catalogue.preamble, 0)
+
+    def _holds(self, tokens: Sequence[int], start: int) -> bool:
+        """Whether the context has these tokens from start on."""
+        end = start + len(tokens)
+        return end <= self.llm.n_tokens and bool(np.array_equal(self.llm.input_ids[start:end], tokens))
 
     def _begin(self) -> None:
         """The preamble alone in the context. It is kept as other chunks are: a decode of few tokens still goes through all weights."""
@@ -440,7 +460,7 @@ class Shelf:
     def _compute(self, piece: Piece) -> bytes:
         """Read a chunk behind the preamble alone, which is what stock llama.cpp does, and take its rows."""
         n = len(self.catalogue.preamble)
-        if not self._ready or self._loaded:
+        if self._loaded or not self._has_preamble():
             self._begin()
         self.llm.n_tokens = n
         try:

@@ -55,7 +55,7 @@ class Store:
                     changed = list(_changes(row["settings"], settings))
                 else:
                     self.rows.setdefault(key_of(row), row)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise MesaError(
                     f"{self.path}: line {number + 1} is no result of mesa-gguf eval: delete the file, or use another folder"
                 ) from None

@@ -38,6 +38,10 @@ def entry(made: Row, read: str, form: str = "every") -> Row:
     return dict(found)
 
 
+def test_lengths_that_nobody_gave_are_long_enough(run: Run) -> None:
+    assert {row["length"] for row in run("--read", "none")["summary"]} == {1536, 2048}
+
+
 def test_the_bundled_reader_with_its_own_documents(run: Run, tmp_path: Path) -> None:
     made = run("--length", "2048", "--read", "none", "--read", "auto", "--read", 600)
     for read in ("none", "auto", "600"):

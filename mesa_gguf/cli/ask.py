@@ -154,7 +154,7 @@ def ask(
     if whole and (collection is not None or library is not None or read != "auto" or len(files or ()) > 1):
         raise PromptError(
             "--library, --collection, --read and several documents are for the library, which reads by Mesa-Extrapolation with its own numbers: "
-            "leave out --no-library, --stock, --method and the lengths of chunks"
+            "leave out --no-library, --stock, --method, --reading-length and the other lengths"
         )
     asked = _questions(question, questions or [], questions_file, encoding)
     document = _document(files[0] if files else None, encoding) if whole else ""

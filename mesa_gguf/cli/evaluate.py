@@ -142,7 +142,8 @@ def evaluate(
             "--length",
             metavar="N",
             help="Length of prompt and answer together, in tokens or as 4T; may be given several times. "
-            f"Default: {', '.join(LENGTHS)}; for real {', '.join(REAL_LENGTHS)}.",
+            f"Default: {', '.join(LENGTHS)}; for real {', '.join(REAL_LENGTHS)}; "
+            "for library T, 2T, 4T, and 1536 at least.",
         ),
     ] = None,
     seed: Annotated[int, option("--seed", min=0, metavar="N", help="Seed that the texts are made from.")] = 1,
@@ -428,7 +429,10 @@ def _library(
     settings = library.Settings(
         path=path,
         modes=modes,
-        lengths=sorted({_tokens(length, train_length, "--length") for length in lengths or ("T", "2T", "4T")}),
+        lengths=sorted(
+            {_tokens(length, train_length, "--length") for length in lengths}
+            or {max(library.LEAST_TOKENS, times * train_length) for times in (1, 2, 4)}
+        ),
         seed=seed,
         samples=samples if samples is not None else 1,
         text=None if text is None else _haystack(text),

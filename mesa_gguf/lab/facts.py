@@ -304,6 +304,10 @@ SLOTS: dict[str, Slot] = {
 # --------------------------------------------------------------------------------------------------------------
 
 
+class TooShortError(PromptError):
+    """A document's length has no room for its facts."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A fact without its value, and without its key where there are several of the kind.
@@ -706,7 +710,7 @@ def make_document(
             raise PromptError(f"the text to hide facts in has fewer than {n_tokens} tokens: give a longer one")
         while True:
             if end < len(facts):
-                raise PromptError(f"{n_tokens} tokens are too few for {len(facts)} facts: make it longer")
+                raise TooShortError(f"{n_tokens} tokens are too few for {len(facts)} facts: make it longer")
             text, places = _put(rng.getstate(), body[: borders[end]], borders[:end], facts)
             over = count(text) - n_tokens
             if over <= 0:

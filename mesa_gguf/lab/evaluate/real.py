@@ -18,12 +18,12 @@ from typing import Any
 import llama_cpp
 
 from ... import __version__
-from ...errors import ConfigError
+from ...errors import ConfigError, PromptError
 from ...llama import MesaLlama
 from ...model.header import check_model
 from ...reading.prompts import PromptForm
 from ...reading.reader import Reader, load_vocabulary
-from ..facts import FORMS, FactDocument, Form, Haystack, Question, default_text, make_document
+from ..facts import FORMS, FactDocument, Form, Haystack, Question, TooShortError, default_text, make_document
 from ..methods import Setting, check_method, find_setting, open_model
 from .loss import score_begun
 from .run import Options, Watch, check_folder, defaults, fingerprint
@@ -88,10 +88,15 @@ def make_asked(
     n_alike = max(1, n_facts // 2)
     n_more = max(1, n_facts // 6)
     while True:
-        document = make_document(
-            haystack, seed, n_tokens, count,
-            n_unlike=max(0, n_facts - n_alike), n_alike=n_alike, n_links=n_more, n_counts=max(1, n_more // 2), n_absent=n_more,
-        )  # fmt: skip
+        try:
+            document = make_document(
+                haystack, seed, n_tokens, count,
+                n_unlike=max(0, n_facts - n_alike), n_alike=n_alike, n_links=n_more, n_counts=max(1, n_more // 2), n_absent=n_more,
+            )  # fmt: skip
+        except TooShortError:
+            raise PromptError(
+                f"{length} tokens are too few for a document of {n_facts} facts, a question and an answer: make it longer, or give it fewer facts"
+            ) from None
         head = form.head(document.text)
         questions = tuple(question for question in document.questions if question.form in forms)
         prompts = [make_prompt(form, question) for question in questions]

@@ -1019,4 +1019,5 @@ def test_a_real_model(smollm2: Path, open_llama: Opener) -> None:
         errors = rms(logits - at_once[1]), rms(at_once[0] - at_once[1])
         print(f"\n{length}: {errors[0]:.4f}, read at once {errors[1]:.4f}, scale {np.abs(logits).max():.0f}")
         assert errors[0] <= SHARE * errors[1]
-        assert np.argmax(logits[-1]) == np.argmax(at_once[1][-1])
+        best = np.argmax(at_once[1][-1])
+        assert logits[-1].max() - logits[-1][best] <= 4 * errors[1]  # the best ones are that near to each other

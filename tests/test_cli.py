@@ -27,7 +27,7 @@ from mesa_gguf.model.header import Header
 from mesa_gguf.model.hub import find_model
 from mesa_gguf.reading import reader as reading
 from mesa_gguf.reading.plans import summarize
-from mesa_gguf.reading.prompts import PromptForm
+from mesa_gguf.reading.prompts import REMINDER, PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 
 T = 512  # of the bundled model
@@ -267,7 +267,9 @@ def test_chat_template_has_the_document_before_the_question(chat_model: Path) ->
     before, after = (vocabulary.detokenize(tokens, special=True).decode() for tokens in (head, tail))
     assert head[0] == vocabulary.token_bos() != head[1]
     assert before.endswith("The bread was good.\n\n") and "user" in before
-    assert after == "Question: Who ate it?<|eos|>\n<|unused0|>"
+    assert after == f"{REMINDER}\n\nQuestion: Who ate it?<|eos|>\n<|unused0|>"
+    told = vocabulary.detokenize(form.tail("Who ate it?", instructions="Rhyme."), special=True).decode()
+    assert told.startswith("Rhyme.\n\nQuestion: Who ate it?")
     assert form.stop == () and not form.is_plain
 
 

@@ -16,7 +16,7 @@ from .citations import Passage
 from .shelf import Piece
 
 LAYERS = 8
-N_CALM = 2  # tokens of the question's beginning, of which the last one asks nothing yet: a line break and "Question"
+N_CALM = 2  # tokens of the question's beginning, of which the last one asks nothing yet: a line break and a word like "Question"
 
 Shares = npt.NDArray[np.float64]
 

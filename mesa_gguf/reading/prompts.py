@@ -21,6 +21,8 @@ from .text import check_text
 TASK = "Answer the question that follows this text.\n\n"  # first, so that it lies in the first chunk, which every chunk reads
 END = "\n\n"  # of a document
 QUESTION = "Question: {question}"
+# behind a document, for models that are talked to: small ones go on with the text otherwise (experiments/SETTINGS.md)
+REMINDER = "The text ends here. Answer this question from the text above, briefly."
 ANSWER = "\nAnswer:"
 
 # what stands for the texts from outside while the chat template is rendered; nobody writes that, and no template changes it
@@ -103,7 +105,8 @@ class PromptForm:
         Args:
             begun: what the answer begins with.
             history: questions that were asked before, and their answers; the first one follows the document.
-            instructions: how to answer; they stand between the document and the first question.
+            instructions: how to answer; they stand between the document and the first question. Default: that the text ends, and to answer
+                briefly from it; nothing where no chat template is used.
 
         Raises:
             PromptError: the question is empty, or a text is not text.
@@ -113,8 +116,11 @@ class PromptForm:
         asked = check_text(question, "the question")
         questions = [turn.question for turn in turns] + [asked]
         questions[0] = QUESTION.format(question=questions[0])
+        before = None if self.is_plain else REMINDER
         if instructions is not None:
-            questions[0] = f"{check_text(instructions, 'instructions')}{END}{questions[0]}"
+            before = check_text(instructions, "instructions")
+        if before is not None:
+            questions[0] = f"{before}{END}{questions[0]}"
         tokens: list[int] = []
         if self._template is None:
             for n, turn in enumerate(turns):

@@ -49,8 +49,10 @@ DEEP = 20  # layers; errors of all add up
 GELU_ARCHITECTURES = (
     "bloom codeshell falcon gemma gemma2 gemma3 gptneox grok mpt phi2 pockettts spark2_5 starcoder2".split()
 )
-FLASH = 0.1  # stock rounds keys and values to f16, and sums values in f16 for under 64 queries; seen: 0.064
-SUMS = 0.1  # and for under 64 queries it sums values in f16, which the NumPy oracle does not; seen: 0.05
+FLASH = (
+    0.02  # from the last chunk on, flash attention rounds keys and values to f16; seen: 0.004, with many layers 0.028
+)
+SUMS = 0.1  # and for under 64 queries it sums values in f16, which the NumPy oracle and our kernels do not; seen: 0.064
 WITHOUT_FLASH = {"grok"}  # llama.cpp turns it off
 
 ORACLE = 5e-3  # GELU, which a norm follows in Gemma
@@ -202,8 +204,9 @@ def test_against_stock(
             inside = read(open_llama(path, config, flash=flash), short)
 
     # one chunk in a batch: the later ones read the first from the cache
-    llm = open_llama(path, replace(config, plan=PLAN), flash=flash, n_batch=128, n_ubatch=128)
-    mesa, plans = read_all(llm, prompt, rest)
+    options: dict[str, Any] = dict(flash=flash, n_batch=128, n_ubatch=128)
+    with stock_kernels():
+        mesa, plans = read_all(open_llama(path, replace(config, plan=PLAN), **options), prompt, rest)
     assert plans[0] == PLAN and plans[-1].anchor > PLAN.anchor
     assert plans[-1].stair_width == PLAN.stair_width
 
@@ -242,10 +245,13 @@ def test_against_stock(
     if has_gelu(name):
         assert largest <= NEXT_ENTRY
     if flash:
-        if has_experts(name):  # a rounding chooses another expert, now and then
-            assert later.max() <= FLASH_EXPERT
-            later = later[later <= np.quantile(later, 0.98)]
         assert later.max() <= limit(name, True)
+        own, _ = read_all(open_llama(path, replace(config, plan=PLAN), **options), prompt, rest)
+        sums = apart(own, mesa)
+        if has_experts(name):  # a rounding chooses another expert, now and then
+            assert sums.max() <= FLASH_EXPERT
+            sums = sums[sums <= np.quantile(sums, 0.98)]
+        assert sums.max() <= SUMS * (3 if is_deep(name) else 1)
     else:  # without that table nothing is beyond this in a model with GELU either
         assert usual <= EXACT * (3 if is_deep(name) else 1)
     assert plain > FELT

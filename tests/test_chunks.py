@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -35,6 +36,7 @@ from conftest import (
     random_tokens,
     read,
     rms,
+    stock_kernels,
     worst,
 )
 from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, MesaPlan, PromptError, _core
@@ -986,8 +988,14 @@ def test_the_c_api_says_no(any_path: AnyPath, open_llama: Opener) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_model(smollm2: Path, open_llama: Opener) -> None:
+@pytest.mark.parametrize("kernels", ["own", "stock"])
+def test_a_real_model(smollm2: Path, open_llama: Opener, kernels: str) -> None:
     """Real text, f16, flash attention, as people use it: no further from f32 than the same plan read at once."""
+    with stock_kernels() if kernels == "stock" else nullcontext():
+        _read_a_real_model(smollm2, open_llama, kernels)
+
+
+def _read_a_real_model(smollm2: Path, open_llama: Opener, kernels: str) -> None:
     llm = open_llama(smollm2, MesaConfig(), n_ctx=256)
     first = llm.tokenize(b"<|im_start|>user\nAnswer from the text.\n", special=True)
     tokens = llm.tokenize((ROOT / "LICENSE").read_bytes(), add_bos=False)
@@ -1020,4 +1028,5 @@ def test_a_real_model(smollm2: Path, open_llama: Opener) -> None:
         print(f"\n{length}: {errors[0]:.4f}, read at once {errors[1]:.4f}, scale {np.abs(logits).max():.0f}")
         assert errors[0] <= SHARE * errors[1]
         best = np.argmax(at_once[1][-1])
+        assert kernels == "own" or np.argmax(logits[-1]) == best
         assert logits[-1].max() - logits[-1][best] <= 4 * errors[1]  # the best ones are that near to each other

@@ -29,6 +29,7 @@ from conftest import (
     read_singly,
     rms,
     run_python,
+    stock_kernels,
     worst,
 )
 from mesa_gguf import MesaConfig, MesaLlama, _core
@@ -122,19 +123,22 @@ def test_detours_cost_little_precision(model_path: ModelPath, open_llama: Opener
     """Keys are rounded once more each time that they are rotated, and a rotation by less than a rounding step is lost. Twenty
     detours, each there and back over two growths of E, which is the worst that can be done to a key.
 
-    Seen, rms on logits of deviation 3: f16 0.002 to 0.023, q8_0 0.043 to 0.36, growing with the number of detours.
+    Seen, rms on logits of deviation 3: f16 0.002 (ggml's kernel: 0.004) to 0.023, q8_0 0.043 to 0.36, growing with the number of detours.
     """
     path = model_path(KIND)
     llm = fresh_replay(open_llama, path, BASE, kv=kv, flash=flash, n_ctx=1536)
     n, errors = llm.n_tokens, []
     expected = read(fresh_replay(open_llama, path, BASE, n_ctx=1536), random_tokens(40, seed=7))
+    with stock_kernels():  # whose own error is what rotations may add to
+        straight = fresh_replay(open_llama, path, BASE, kv=kv, flash=flash, n_ctx=1536)
+        usual = rms(read(straight, random_tokens(40, seed=7)) - expected)
     for i in range(21):
         errors.append(rms(read(llm, random_tokens(40, seed=7)) - expected))
         llm.n_tokens = n
         read_singly(llm, random_tokens(50, seed=i))
         llm.n_tokens = n
     print(f"\nkv {kv}: rms error " + ", ".join(f"{errors[i]:.5f} after {i}" for i in (0, 1, 2, 5, 10, 20)))
-    assert max(errors) <= (ROUNDING if kv == F32 else 16 * errors[0])
+    assert max(errors) <= (ROUNDING if kv == F32 else 12 * usual)
     assert errors[1] <= (ROUNDING if kv == F32 else 1.5 * errors[0])
 
 
@@ -333,17 +337,25 @@ def test_growth_of_the_stair_width(model_path: ModelPath, open_llama: Opener, kv
     errors: list[list[float]] = [[]]
     read(llm, prompt)
     oracle_read(state, llm.plan(), prompt)
+    with stock_kernels():  # whose own error is what rotations may add to
+        straight = open_llama(path, kv=kv, flash=flash, n_ctx=2048)
+        read(straight, prompt)
+    usual = []
     for token in random_tokens(n, seed=2):
         before = llm.plan()
         logits = read(llm, [token])
         if llm.plan().stair_width != before.stair_width:
             errors.append([])
-        errors[-1].append(rms(logits - oracle_read(state, llm.plan(), [token])))
+        expected = oracle_read(state, llm.plan(), [token])
+        errors[-1].append(rms(logits - expected))
+        if len(errors) == 1:
+            with stock_kernels():
+                usual.append(rms(read(straight, [token]) - expected))
     means = [rms(group) for group in errors]
     print(
         f"\nkv {kv}, flash {flash}: E {llm.plan().stair_width}, {len(means) - 1} growths: "
         + " ".join(f"{m:.6f}" for m in means)
     )
     assert len(means) > 5
-    limit = 1e-4 if kv == F32 else 3 * means[0]
+    limit = 1e-4 if kv == F32 else 3 * rms(usual)
     assert max(means) <= limit

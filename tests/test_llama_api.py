@@ -22,6 +22,7 @@ from conftest import (
     Opener,
     random_tokens,
     read,
+    stock_kernels,
     worst,
 )
 from mesa_gguf import ConfigError, MesaConfig, MesaLlama, MesaPlan, PromptError
@@ -131,15 +132,11 @@ def test_log_probabilities(llm: MesaLlama) -> None:
 
 def test_logprobs_without_the_logits_of_all_tokens(llm: MesaLlama) -> None:
     options: dict[str, Any] = dict(max_tokens=5, temperature=0.0, logprobs=3)
-    expected = llm.create_completion(PROMPT, **options)["choices"][0]["logprobs"]
     light = MesaLlama(BUNDLED, n_ctx=4096, n_threads=1, n_threads_batch=1)
     try:
-        found = light.create_completion(PROMPT, **options)["choices"][0]["logprobs"]
-        assert found["tokens"] == expected["tokens"]
-        for best, same in zip(
-            found["top_logprobs"], expected["top_logprobs"], strict=True
-        ):  # other batches round in another way
-            assert best == pytest.approx(same, abs=1e-3)
+        with stock_kernels():  # ours round in another way where more logits are asked for
+            expected = llm.create_completion(PROMPT, **options)["choices"][0]["logprobs"]
+            assert light.create_completion(PROMPT, **options)["choices"][0]["logprobs"] == expected
         with pytest.raises(ConfigError, match="logits_all"):
             light.create_completion(PROMPT, echo=True, **options)
     finally:

@@ -55,8 +55,7 @@ from .options import (
     UBatch,
     Verbose,
     config_of,
-    flash_attn_of,
-    kv_type_of,
+    load_options_of,
 )
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def ask(
     text is read whole, and nothing is kept.
     """
     from ..reading.prompts import PromptForm
-    from ..reading.reader import load_model, load_vocabulary
+    from ..reading.reader import load_vocabulary
 
     config = config_of(
         stock,
@@ -138,11 +137,9 @@ def ask(
         reading_length,
         use_tuned,
     )
-    attention = {
-        "type_k": kv_type_of(type_k),
-        "type_v": kv_type_of(type_v),
-        "flash_attn": flash_attn_of(flash_attn),
-    }
+    load_options = load_options_of(
+        type_k, type_v, flash_attn, threads, n_gpu_layers, rpc, batch, ubatch, verbose=verbose
+    )
     if "-" in (files or ()) and questions_file == "-":
         raise PromptError("the document and the questions cannot both come from standard input")
     mode = mode_of(read)
@@ -165,23 +162,7 @@ def ask(
 
     path = find_model(model)
     form = PromptForm(load_vocabulary(path, verbose), plain=plain)
-
-    def load(n_needed: int) -> MesaLlama:
-        return load_model(
-            path,
-            mesa=config,
-            n_ctx=n_needed if n_ctx is None else n_ctx,
-            n_batch=batch,
-            n_ubatch=ubatch,
-            n_threads=threads,
-            n_threads_batch=threads,
-            n_gpu_layers=n_gpu_layers,
-            rpc_servers=rpc,
-            seed=seed,
-            verbose=verbose,
-            **attention,
-        )
-
+    load = loader_of(path, n_ctx, mesa=config, seed=seed, **load_options)
     show = _Show(as_json, quiet, bar=not quiet and not verbose)
     generation = _Generation(max_tokens, temperature)
     if whole:
@@ -208,6 +189,13 @@ class _Generation:
 
 
 Load = Callable[[int], "MesaLlama"]
+
+
+def loader_of(path: Path, n_ctx: int | None, **options: Any) -> Load:
+    """Loads a model with a context of the tokens that are needed, or of n_ctx where it is given."""
+    from ..reading.reader import load_model
+
+    return lambda n_needed: load_model(path, n_ctx=n_needed if n_ctx is None else n_ctx, **options)
 
 
 def mode_of(text: str) -> ReadMode:

@@ -16,7 +16,7 @@ from ..library.library import Document, Library
 from ..model.hub import find_model
 from ..reading.text import check_text
 from . import output
-from .ask import documents_of, mode_of, n_ctx_for, say_citations, say_read
+from .ask import documents_of, loader_of, mode_of, n_ctx_for, say_citations, say_read
 from .library import open_library
 from .options import (
     GENERATION,
@@ -41,8 +41,7 @@ from .options import (
     TypeV,
     UBatch,
     Verbose,
-    flash_attn_of,
-    kv_type_of,
+    load_options_of,
     option,
 )
 
@@ -106,7 +105,7 @@ def chat(
     Lines that begin with / are commands: /help lists them. Questions may come through a pipe too, one a line.
     """
     from ..reading.prompts import PromptForm
-    from ..reading.reader import load_model, load_vocabulary
+    from ..reading.reader import load_vocabulary
     from ..reading.shelf import Catalogue
 
     if "-" in (files or ()):
@@ -116,27 +115,12 @@ def chat(
     mode = mode_of(read)
     if instructions is not None:
         instructions = check_text(instructions, "--instructions")
-    kv_types = {"type_k": kv_type_of(type_k), "type_v": kv_type_of(type_v)}
-    flash = flash_attn_of(flash_attn)
+    load_options = load_options_of(
+        type_k, type_v, flash_attn, threads, n_gpu_layers, rpc, batch, ubatch, verbose=verbose
+    )
     path = find_model(model)
     form = PromptForm(load_vocabulary(path, verbose), plain=plain)
-
-    def load(n_needed: int) -> MesaLlama:
-        return load_model(
-            path,
-            n_ctx=n_needed if n_ctx is None else n_ctx,
-            n_batch=batch,
-            n_ubatch=ubatch,
-            n_threads=threads,
-            n_threads_batch=threads,
-            n_gpu_layers=n_gpu_layers,
-            rpc_servers=rpc,
-            seed=seed,
-            verbose=verbose,
-            flash_attn=flash,
-            **kv_types,
-        )
-
+    load = loader_of(path, n_ctx, seed=seed, **load_options)
     with open_library(library) as opened, Interrupts() as interrupts:
         conversation = Conversation(
             opened,

@@ -328,3 +328,34 @@ def kv_type_of(name: str) -> int:
     if name.lower() not in KV_TYPES:
         raise ConfigError(f"there is no KV type {name}: use one of {', '.join(KV_TYPES)}")
     return KV_TYPES[name.lower()]
+
+
+def load_options_of(
+    type_k: str,
+    type_v: str,
+    flash_attn: str,
+    threads: int | None,
+    n_gpu_layers: int | None,
+    rpc: str | None,
+    batch: int,
+    ubatch: int,
+    *,
+    verbose: bool,
+) -> dict[str, Any]:
+    """`MesaLlama`'s arguments from the options that llama.cpp has too.
+
+    Raises:
+        ConfigError: there is no such KV type, or no such choice of flash attention.
+    """
+    return {
+        "type_k": kv_type_of(type_k),
+        "type_v": kv_type_of(type_v),
+        "flash_attn": flash_attn_of(flash_attn),
+        "n_batch": batch,
+        "n_ubatch": ubatch,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "n_gpu_layers": n_gpu_layers,
+        "rpc_servers": rpc,
+        "verbose": verbose,
+    }

@@ -24,8 +24,7 @@ from .options import (
     TypeV,
     UBatch,
     Verbose,
-    flash_attn_of,
-    kv_type_of,
+    load_options_of,
     option,
 )
 
@@ -144,22 +143,16 @@ def serve(
     )  # fmt: skip
     settings.check()
     path = find_model(model)
-    types = {"type_k": kv_type_of(type_k), "type_v": kv_type_of(type_v)}
+    load_options = load_options_of(
+        type_k, type_v, flash_attn, threads, n_gpu_layers, rpc, batch, ubatch, verbose=verbose
+    )
     listener = listen(host, port)
     with open_library(library) as opened, open_records(opened) as records, logging_to_stderr():
         llm = load(
             path,
             mesa=MesaConfig(enabled=not stock),
             n_ctx=n_ctx,
-            n_batch=batch,
-            n_ubatch=ubatch,
-            n_threads=threads,
-            n_threads_batch=threads,
-            n_gpu_layers=n_gpu_layers,
-            rpc_servers=rpc,
-            flash_attn=flash_attn_of(flash_attn),
-            verbose=verbose,
-            **types,
+            **load_options,
         )
         output.say_tuning(path.name, llm.tuning)
         output.say(

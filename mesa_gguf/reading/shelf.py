@@ -141,6 +141,7 @@ class Catalogue:
         self._cut = f"{self.model}:{self.chunk_tokens}"
         self._rows: dict[int, list[SpanRow]] = {}
         self._pieces: dict[int, Piece] = {}
+        self._text: tuple[int, str] | None = None  # of one document, by its number
 
     def rows(self, document: Document) -> list[SpanRow]:
         """The chunks of a document in order; it is cut when it is asked for first."""
@@ -168,12 +169,21 @@ class Catalogue:
     def piece(self, document: Document, row: SpanRow) -> Piece:
         """A chunk with its text and tokens."""
         if row.id not in self._pieces:
-            text = self.library.text(document)[row.start : row.stop]
+            text = self._text_of(document)[row.start : row.stop]
             self._pieces[row.id] = Piece(document, row, text, self.form.tokenize(text))
         return self._pieces[row.id]
 
+    def _text_of(self, document: Document) -> str:
+        """A document's text; that of the last one is at hand, because its chunks are asked for one after the other."""
+        kept = self._text
+        if kept is None or kept[0] != document.id:
+            kept = self._text = document.id, self.library.text(document)
+        return kept[1]
+
     def forget(self, document: int) -> None:
         """Let go of what is in memory of a document, by its number."""
+        if self._text is not None and self._text[0] == document:
+            self._text = None
         for row in self._rows.pop(document, []):
             self._pieces.pop(row.id, None)
 
@@ -206,6 +216,7 @@ class Catalogue:
                 return selection
             self._rows.clear()  # the index was damaged: the documents are cut anew
             self._pieces.clear()
+            self._text = None
         raise LibraryError(
             f"{self.library.folder}: the index is damaged each time that it is read: see whether the disk is"
         )
@@ -232,7 +243,7 @@ class Catalogue:
             }
             if scores:  # what the best chunk says of it may name what another one tells
                 document, row = every[max(scores, key=lambda i: scores[i])]
-                said = closest_sentence(question, self.library.text(document)[row.start : row.stop])
+                said = closest_sentence(question, self.piece(document, row).text)
                 for span, score in self._named(question, said, numbers):
                     if span in place:
                         scores[place[span]] = scores.get(place[span], 0.0) + NAMED_WEIGHT * score

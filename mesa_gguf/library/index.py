@@ -315,16 +315,11 @@ class Index:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that has the right to write from its beginning; taken back where an error leaves it."""
+        """A `transaction`, by one thread at a time."""
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(self._db):
                     yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
             except sqlite3.DatabaseError as err:
                 raise self._unusable("written to", err) from None
 
@@ -679,6 +674,18 @@ def _is_the_disk(err: BaseException) -> bool:
     return isinstance(err, sqlite3.OperationalError) and not any(
         sign in text for sign in ("vtable constructor", "no such", "malformed", "corrupt")
     )
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that has the right to write from its beginning; taken back where an error leaves it."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 def damaged_document(row: DocumentRow) -> LibraryError:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
+from ..library.index import transaction
 from ..library.store import LibraryError
 
 VERSION = 1
@@ -144,13 +145,8 @@ class Records:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(self._db):
                     yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
             except sqlite3.DatabaseError as err:
                 raise self._unusable(err) from None
 

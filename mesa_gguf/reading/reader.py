@@ -11,6 +11,7 @@ In short::
 from __future__ import annotations
 
 import codecs
+import contextlib
 import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 
 from .. import rpc
 from ..config import MesaConfig, MesaPlan
-from ..errors import ConfigError, ModelError, PromptError, Remedy
+from ..errors import ConfigError, MesaError, ModelError, PromptError, Remedy
 from ..library.library import Document, Library
 from ..library.store import LibraryError
 from ..llama import N_CTX_STEP, MesaLlama
@@ -497,6 +498,9 @@ class Reader:
                 yield piece
         finally:
             seconds = time.perf_counter() - start
+            if attended is not None:
+                with contextlib.suppress(MesaError):  # the model may be closed by now, or its device gone
+                    self.llm.disable_attention()  # or all that is read next would pay for it
             first = first if first is not None else seconds
             shown = text.shown.strip()
             # an answer that was given up may be so because everything is at its end, the library too
@@ -711,6 +715,11 @@ def load_vocabulary(path: Path, verbose: bool = False) -> MesaLlama:
     return llm
 
 
+def n_gpu_layers_of(given: int | None, rpc_servers: str | None) -> int:
+    """How many layers go to devices, where nothing else is said: all of them, where there are any."""
+    return given if given is not None else -1 if rpc_servers is not None or rpc.has_gpu() else 0
+
+
 def load_model(
     path: Path,
     *,
@@ -725,8 +734,7 @@ def load_model(
     Raises:
         MesaError: as `MesaLlama` does.
     """
-    if n_gpu_layers is None:
-        n_gpu_layers = -1 if rpc_servers is not None or rpc.has_gpu() else 0
+    n_gpu_layers = n_gpu_layers_of(n_gpu_layers, rpc_servers)
     llm = MesaLlama(path, n_gpu_layers=n_gpu_layers, rpc_servers=rpc_servers, verbose=verbose, **kwargs)
     if seed is not None:
         llm.set_seed(seed)  # the constructor takes 0 for none

@@ -10,6 +10,7 @@ import llama_cpp
 
 from ..errors import ConfigError, OutOfMemoryError
 from ..llama import MesaLlama
+from ..reading.reader import n_gpu_layers_of
 
 N_CTX = 32768  # tokens, where memory has room for it
 LEAST_N_CTX = 4096
@@ -66,11 +67,7 @@ def load(path: Any, *, n_ctx: int | None = None, n_gpu_layers: int | None = None
     Raises:
         MesaError: as `MesaLlama` does.
     """
-    from .. import rpc
-
-    if n_gpu_layers is None:
-        n_gpu_layers = -1 if options.get("rpc_servers") is not None or rpc.has_gpu() else 0
-    options |= dict(n_gpu_layers=n_gpu_layers)
+    options |= dict(n_gpu_layers=n_gpu_layers_of(n_gpu_layers, options.get("rpc_servers")))
     size = N_CTX if n_ctx is None else n_ctx
     while True:
         try:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import tempfile
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from mesa_gguf import Library, MesaLlama, Reader
+from mesa_gguf.lab.evaluate.scoring import wilson
 from mesa_gguf.lab.facts import FactDocument, Haystack, Question, default_text, load_text, make_document
 from mesa_gguf.library.index import terms_of
 from mesa_gguf.reading import citations
@@ -109,13 +109,6 @@ def with_decoys(made: FactDocument, n: int, seed: str) -> str:
     return text
 
 
-def interval(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's, 95 %."""
-    z, p = 1.96, hits / n
-    middle, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - width) / (1 + z * z / n), (middle + width) / (1 + z * z / n)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", type=Path, required=True)
@@ -161,7 +154,7 @@ def main() -> None:
         for name in METHODS:
             hits = sum(result[name] for result in right)
             if right:
-                low, high = interval(hits, len(right))
+                low, high = wilson(hits, len(right))
                 print(
                     f"  {name:10} {hits:4} of {len(right)}  {hits / len(right):.3f} ({low:.3f} to {high:.3f})",
                     flush=True,

@@ -13,7 +13,7 @@ from .. import plot
 from ..facts import FORMS
 from . import scoring
 from .real import REAL, STRIDE
-from .report import items, lead, length_name, machine, timings
+from .report import items, lead, length_name, machine, rich_table, timings
 from .store import Row
 
 if TYPE_CHECKING:
@@ -160,19 +160,8 @@ def tables(contents: Row) -> list[tuple[str, list[int], list[tuple[str, list[str
 
 def rich_tables(contents: Row) -> list[Table | str]:
     """The tables for a terminal."""
-    from rich.table import Table
-
     train_length = contents["settings"]["model"]["train_length"]
-    out: list[Table | str] = []
-    for title, lengths, rows in tables(contents):
-        table = Table(title=title, title_justify="left")
-        table.add_column("method")
-        for length in lengths:
-            name = length_name(length, train_length)
-            table.add_column(name if name == str(length) else f"{name}\n{length}", justify="right", no_wrap=True)
-        for method, cells in rows:
-            table.add_row(method, *cells)
-        out.append(table)
+    out: list[Table | str] = [rich_table(*made, train_length) for made in tables(contents)]
     first = contents["summary"][0]["method"] if contents["summary"] else ""
     return [*out, f"95 % intervals. Behind them: the difference from {first}, over the same items, by document."]
 

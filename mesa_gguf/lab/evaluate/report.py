@@ -266,20 +266,27 @@ def _change_cell(entry: Row | None) -> str:
 
 def rich_tables(contents: Row) -> list[Table | str]:
     """The tables for a terminal, with notes between them."""
-    from rich.table import Table
-
     train_length = contents["settings"]["model"]["train_length"]
     out: list[Table | str] = []
     for title, lengths, rows, note in tables(contents):
-        table = Table(title=title, title_justify="left")
-        table.add_column("method")
-        for length in lengths:
-            name = length_name(length, train_length)
-            table.add_column(name if name == str(length) else f"{name}\n{length}", justify="right", no_wrap=True)
-        for method, cells in rows:
-            table.add_row(method, *cells)
-        out += [table, *([note] if note else [])]
+        out += [rich_table(title, lengths, rows, train_length), *([note] if note else [])]
     return out
+
+
+def rich_table(
+    title: str, lengths: Sequence[int], rows: Iterable[tuple[str, Sequence[str]]], train_length: int
+) -> Table:
+    """Methods down, lengths across."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    for length in lengths:
+        name = length_name(length, train_length)
+        table.add_column(name if name == str(length) else f"{name}\n{length}", justify="right", no_wrap=True)
+    for method, cells in rows:
+        table.add_row(method, *cells)
+    return table
 
 
 #

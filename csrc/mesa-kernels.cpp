@@ -1,5 +1,7 @@
 #include "mesa-kernels.h"
 
+#include "ggml-impl.h"
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -7,7 +9,13 @@
 static std::atomic<bool> & is_on() {
     static std::atomic<bool> on([] {
         const char * wanted = getenv("MESA_KERNELS");
-        return wanted == nullptr || strcmp(wanted, "stock") != 0;
+        const bool is_known = wanted == nullptr || *wanted == 0 || strcmp(wanted, "mesa") == 0;
+        const bool is_stock = !is_known && strcmp(wanted, "stock") == 0;
+        if (!is_known && !is_stock) {
+            GGML_LOG_WARN(
+                    "MESA_KERNELS is '%.20s' in the environment: neither stock nor mesa, so mesa's are used\n", wanted);
+        }
+        return !is_stock;
     }());
     return on;
 }

@@ -6,7 +6,8 @@
 extern "C" {
 #endif
 
-// Whether the CPU backend uses them; off: ggml's own, bit for bit. On, unless the environment says MESA_KERNELS=stock when first asked.
+// Whether the CPU backend uses them; off: ggml's own, bit for bit. On, unless the environment says MESA_KERNELS=stock when first asked
+// (mesa: on; anything else is warned of).
 // Programs get the setter from the backend's registry, as "ggml_backend_cpu_set_mesa_kernels". Not while a graph is computed.
 void mesa_kernels_set(bool on);
 bool mesa_kernels_on(void);

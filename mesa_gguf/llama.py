@@ -126,6 +126,7 @@ class MesaLlama(llama_cpp.Llama):
 
         self.mesa = mesa if mesa is not None else MesaConfig()
         _check_config(self.mesa)
+        machine.check_kernels()
         self.progress = progress
 
         for name, value in (("n_ctx", n_ctx), ("n_batch", n_batch), ("n_ubatch", n_ubatch)):

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: memory and CPUs, within the limits of its control groups and its affinity.
+"""What this process may use of the machine: memory and CPUs, within the limits of its control groups and its affinity; and which kernels.
 
 Containers and batch systems set such limits. /proc/meminfo and os.cpu_count() tell of the machine and know nothing of them.
 """
@@ -12,8 +12,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from .errors import ConfigError
+
 ROOT = Path("/")  # of /proc and /sys; another one in tests
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
+KERNELS = ("", "mesa", "stock")  # what MESA_KERNELS may be; csrc/mesa-kernels.cpp reads it
 
 
 #
@@ -183,3 +186,21 @@ def default_threads() -> tuple[int, int]:
     logical CPU adds. `llama_cpp.Llama` takes half of the machine's CPUs and all of them, those of others included.
     """
     return min(usable_cores(), MAX_THREADS), min(usable_cpus(), MAX_THREADS)
+
+
+#
+# kernels
+#
+
+
+def check_kernels() -> None:
+    """That the environment names kernels that there are: with another name the CPU backend takes this package's.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    given = os.environ.get("MESA_KERNELS", "")
+    if given not in KERNELS:
+        raise ConfigError(
+            f"MESA_KERNELS is {given!r} in the environment: set it to stock, for llama.cpp's own kernels, or to mesa, which is the default"
+        )

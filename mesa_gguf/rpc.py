@@ -28,7 +28,7 @@ import llama_cpp.llama_cpp as bindings
 
 from . import _core
 from .errors import ConfigError, DeviceError
-from .machine import MAX_THREADS, usable_cores
+from .machine import MAX_THREADS, check_kernels, usable_cores
 
 DEFAULT_PORT = 50052  # as llama.cpp's own rpc-server
 TIMEOUT = 5.0  # seconds for a server to answer
@@ -321,9 +321,10 @@ def serve(host: str = "127.0.0.1", port: int = DEFAULT_PORT, n_threads: int | No
         cpu: offer the CPU even if there is a GPU.
 
     Raises:
-        ConfigError: this build has no RPC backend, or the address is none of this machine.
+        ConfigError: this build has no RPC backend, the address is none of this machine, or MESA_KERNELS is no name of kernels.
         DeviceError: it cannot listen there.
     """
+    check_kernels()
     start_server = _rpc_function(
         "ggml_backend_rpc_start_server",
         *(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)),

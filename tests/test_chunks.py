@@ -40,6 +40,7 @@ from conftest import (
     worst,
 )
 from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, MesaPlan, PromptError, _core
+from mesa_gguf.model.bundled import bundled_model
 from mesa_gguf.model.header import check_model
 from mesa_gguf.model.memory import KV_TYPES
 from test_archs import apart, has_gelu, has_windows, is_deep
@@ -384,6 +385,24 @@ def test_one_layout_with_and_without_flash_attention(any_path: AnyPath, open_lla
             logits[flash, here] = read(llm, QUESTION)
     assert worst(logits[True, False], logits[False, False]) <= FLASH
     assert worst(logits[False, True], logits[True, True]) <= FLASH
+
+
+def test_kernels_are_no_part_of_a_chunk(open_llama: Opener) -> None:
+    """Rows that one kernel made serve another: what comes out lies as near to either as they do to each other."""
+    llm = open_llama(bundled_model(), flash=True, kv=F16)
+    with stock_kernels():
+        kept_stock = keep(llm)
+        put_together(llm, kept_stock)
+        stock = read(llm, QUESTION)
+    kept_ours = keep(llm)
+    assert kept_ours.chunks != kept_stock.chunks
+    put_together(llm, kept_ours)
+    ours = read(llm, QUESTION)
+    put_together(llm, kept_stock)
+    mixed = read(llm, QUESTION)
+    between = rms(ours - stock)
+    assert 0 < between < 0.05 * stock.std()  # seen: 0.02
+    assert max(rms(mixed - ours), rms(mixed - stock)) < 1.5 * between
 
 
 def test_a_context_as_small_as_the_text(any_path: AnyPath, open_llama: Opener) -> None:

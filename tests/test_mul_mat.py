@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 import mul_mat
+from mesa_gguf import ConfigError, MesaLlama, rpc
+from mesa_gguf.model.bundled import bundled_model
 from mul_mat import CASES, K_QUANTS, TYPES, Case, expected, multiply
 
 ROUNDING = 1e-6  # of float sums
@@ -90,7 +92,7 @@ def test_more_columns_than_are_worked_off_at_once() -> None:
 def test_logits_of_a_quantized_model() -> None:
     """The bundled model (Q8_0) reads a text: to rounding as with ggml's kernels, and with the same likeliest tokens. A sum that differs in its
     last bit may round a column's value to the next of 255; seen: 0.5 % of the logits' deviation (rms)."""
-    ours, stock = (bundled_logits(kernels) for kernels in ("ours", "stock"))
+    ours, stock = (bundled_logits(kernels) for kernels in ("mesa", "stock"))
     assert not np.array_equal(ours, stock)  # the kernel was used
     assert np.sqrt(np.mean((ours - stock) ** 2)) < 0.01 * stock.std()
     assert (ours.argmax(-1) == stock.argmax(-1)).mean() > 0.99
@@ -108,3 +110,24 @@ def bundled_logits(kernels: str) -> NDArray[np.float32]:
     environment = {**os.environ, "MESA_KERNELS": kernels}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True, timeout=60)
     return np.frombuffer(done.stdout, np.float32).reshape(300, -1)
+
+
+def test_kernels_that_there_are_none_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slip of the pen would be taken for the default."""
+    monkeypatch.setenv("MESA_KERNELS", "Stock")
+    with pytest.raises(ConfigError, match=r"MESA_KERNELS is 'Stock'.*set it to stock"):
+        MesaLlama(str(bundled_model()))
+    with pytest.raises(ConfigError, match="MESA_KERNELS"):
+        rpc.serve()
+
+
+def test_programs_without_python_are_warned() -> None:
+    program = (
+        "import numpy as np, flash_attention; one = np.ones((1, 1, 1, 64), np.float32);"
+        "[flash_attention.attend(flash_attention.Case(one, one, one)) for _ in range(2)]"
+    )
+    environment = {**os.environ, "MESA_KERNELS": "Stock", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr.count("MESA_KERNELS is 'Stock' in the environment") == 1

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 from jinja2 import TemplateError
@@ -14,7 +15,7 @@ from llama_cpp.llama_chat_format import (
     LlamaChatCompletionHandlerNotFoundException,
     get_chat_completion_handler,
 )
-from llama_cpp.llama_grammar import LlamaGrammar
+from llama_cpp.llama_grammar import JSON_GBNF, LlamaGrammar
 
 from . import grammar
 from .errors import ConfigError, PromptError
@@ -162,32 +163,58 @@ def _response_format(arguments: dict[str, Any]) -> dict[str, Any]:
     wanted = arguments.get("response_format")
     if wanted is None:
         return {}
+    schema = _schema(wanted)
+    if schema is not None:
+        return {"response_format": None, "grammar": _grammar_of_schema(schema)}
+    return {"response_format": None if wanted["type"] == "text" else {"type": "json_object"}}
+
+
+def grammar_of(response_format: Mapping[str, Any] | None, what: str = "response_format") -> LlamaGrammar | None:
+    """The grammar of an answer in a form that OpenAI's API knows; None for text.
+
+    Args:
+        what: has the schema, for messages.
+
+    Raises:
+        ConfigError: there is no such form, or its schema cannot be made a grammar.
+    """
+    if response_format is None:
+        return None
+    schema = _schema(response_format)
+    if schema is not None:
+        return _grammar_of_schema(schema, what)
+    return None if response_format["type"] == "text" else LlamaGrammar.from_string(JSON_GBNF, verbose=False)
+
+
+def _schema(wanted: Any) -> Any:
+    """The schema of a response_format, which has a type that is known; None: it has none."""
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
-    if kind == "text":
-        return {"response_format": None}
-    if kind not in ("json_object", "json_schema"):
+    if kind not in ("text", "json_object", "json_schema"):
         raise ConfigError(f'response_format is {wanted!r}: its type must be "text", "json_object" or "json_schema"')
     if kind == "json_schema":
         inner = wanted.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, Mapping) else None
         if schema is None:
             raise ConfigError('response_format has no schema: {"type": "json_schema", "json_schema": {"schema": …}}')
-    elif "schema" in wanted:
-        schema = wanted["schema"]
-    else:
-        return {}
-    _check_count(schema, "the schema of response_format")
+        return schema
+    return wanted.get("schema") if kind == "json_object" else None
+
+
+def _grammar_of_schema(schema: Any, what: str = "response_format") -> LlamaGrammar:
+    _check_count(schema, f"the schema of {what}")
     try:
-        made = LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
-    except Exception as err:  # whatever the converter stumbles over
-        raise ConfigError(
-            f"the schema of response_format cannot be made a grammar: {type(err).__name__}: {err}"
-        ) from None
-    try:
-        grammar.check(made)
+        return _made_of(json.dumps(schema))
     except ConfigError as err:
-        raise ConfigError(f"the schema of response_format cannot be used: {err}") from None
-    return {"response_format": None, "grammar": made}
+        raise ConfigError(f"the schema of {what} cannot be used: {err}") from None
+    except Exception as err:  # whatever the converter stumbles over
+        raise ConfigError(f"the schema of {what} cannot be made a grammar: {type(err).__name__}: {err}") from None
+
+
+@lru_cache(maxsize=8)  # a program sends the same one with each request
+def _made_of(schema: str) -> LlamaGrammar:
+    made = LlamaGrammar.from_json_schema(schema, verbose=False)
+    grammar.check(made)
+    return made
 
 
 def _check_count(schema: Any, what: str) -> None:

@@ -320,12 +320,19 @@ class _Logprobs:
     def _likely(self, token: int, logits: Any) -> tuple[float, dict[str, float]]:
         """The log-probability of a token, and those of the most likely ones and itself by their texts."""
         llm = self._request.llm
-        logprobs = llm.logits_to_logprobs(logits)
+        logprob, likeliest = logprobs_of(llm, token, logits, self._request.logprobs or 0)
         top: dict[str, float] = {}
-        for i in np.argsort(-logprobs, kind="stable")[: self._request.logprobs or 0]:
-            top.setdefault(llm.detokenize([int(i)]).decode(errors="ignore"), float(logprobs[i]))
-        top[llm.detokenize([token]).decode(errors="ignore")] = float(logprobs[token])
-        return float(logprobs[token]), top
+        for other, its in [*likeliest, (token, logprob)]:
+            text = llm.detokenize([other]).decode(errors="ignore")
+            if other == token or text not in top:
+                top[text] = its
+        return logprob, top
+
+
+def logprobs_of(llm: MesaLlama, token: int, logits: Any, n: int) -> tuple[float, list[tuple[int, float]]]:
+    """The log-probability of a token, and the n most likely tokens with theirs, given the logits [n_vocab] that it was chosen from."""
+    logprobs = llm.logits_to_logprobs(logits)
+    return float(logprobs[token]), [(int(i), float(logprobs[i])) for i in np.argsort(-logprobs, kind="stable")[:n]]
 
 
 def _text_of(llm: MesaLlama, prompt: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -27,6 +28,9 @@ COLDEST = (
     1e-6  # below, logits divided by the temperature may not be finite: the most likely token has all the probability
 )
 MIROSTAT_M = 100  # tokens that Mirostat estimates from, as in llama_cpp.Llama
+# the rule for characters that llama-cpp-python makes of any schema with texts: line breaks are among them, which JSON does not have
+_ANY_CHAR = re.compile(r'^char ::= \[\^"\\\\\] \| ', re.MULTILINE)
+_JSON_CHAR = r'char ::= [^"\\\x7F\x00-\x1F] | '
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,8 @@ def _biases(biases: Any, n_vocab: int) -> tuple[npt.NDArray[np.intp], Logits]:
 def _add_grammar(chain: LlamaSampler, model: LlamaModel, gbnf: Any) -> None:
     if model.vocab_type() == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
         raise ModelError("this model has no vocabulary: a grammar cannot be used with it")
-    sampler = llama_cpp.llama_sampler_init_grammar(model.vocab, gbnf._grammar.encode(), gbnf._root.encode())
+    text = _ANY_CHAR.sub(lambda _: _JSON_CHAR, gbnf._grammar)
+    sampler = llama_cpp.llama_sampler_init_grammar(model.vocab, text.encode(), gbnf._root.encode())
     if not sampler:
         raise ConfigError(f"the grammar cannot be used: llama.cpp refuses it, see its message ({gbnf._grammar[:80]!r})")
     llama_cpp.llama_sampler_chain_add(chain.sampler, sampler)

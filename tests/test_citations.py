@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from mesa_gguf.lab.documents import is_right, make_document
 from mesa_gguf.lab.facts import Haystack, default_text
 from mesa_gguf.lab.facts import make_document as make_real_document
 from mesa_gguf.reading.attended import Attended, token_starts
-from mesa_gguf.reading.citations import Passage, cite, passages
+from mesa_gguf.reading.citations import Passage, cite, passages, values_of
 from mesa_gguf.reading.prompts import tokenize_piece
 from mesa_gguf.reading.reader import load_vocabulary
 
@@ -189,3 +190,57 @@ def test_a_real_model_cites_real_text(gemma3: Path, tmp_path: Path) -> None:
         print(f"\n{held} of {right}")
         assert right >= 6 and held >= right - 1
     llm.close()
+
+
+# Of JSON.
+
+
+def test_the_values_of_json_are_what_it_tells() -> None:
+    text = '{"door code": 48213, "of": ["Mara Lind", {"since": 1.50}], "open": true, "note": "a \\"key\\": b"}'
+    assert values_of(text) == '48213 Mara Lind 1.50 a "key": b'
+    assert values_of("48213") == "48213"
+    assert "door" not in values_of(text[:40]) and "48213" in values_of(text[:40])  # cut short
+    assert values_of("The code is 48213.") == "The code is 48213."
+
+
+json_values = st.recursive(
+    st.text() | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(json_values, st.integers(0, 200))
+def test_any_json_and_any_beginning_of_it_tell_something(value: object, n: int) -> None:
+    text = json.dumps(value)
+    assert isinstance(values_of(text[:n]), str)
+    if isinstance(value, str):
+        assert values_of(text) == value
+
+
+def test_citations_of_json_are_of_its_values(llm: MesaLlama, library: Library) -> None:
+    """Names of fields are the caller's words: they stand nowhere in a document, and another passage may have them."""
+    fact = MADE.facts[3]
+    form = {"type": "json_object", "schema": {
+        "type": "object", "properties": {"rain on day": {"enum": [fact.answer]}}, "required": ["rain on day"]}}  # fmt: skip
+    answer = Reader(llm, library).ask(fact.question, response_format=form, max_tokens=48).answer
+    assert json.loads(answer.text) == {"rain on day": fact.answer}
+    assert answer.stands and fact.answer in answer.citations[0].text and answer.citations[0].literal
+
+
+def test_each_chunk_is_asked_in_words(llm: MesaLlama, library: Library) -> None:
+    """A chunk that does not tell could not say so in the form."""
+    reader = Reader(llm, library)
+    heard: list[str] = []
+    of_chunks = reader._of_chunks
+
+    def listen(asked: object, *rest: object) -> object:
+        stream = of_chunks(asked, *rest)  # type: ignore[arg-type]
+        heard.append(stream.answer.text)
+        return stream
+
+    reader._of_chunks = listen  # type: ignore[assignment, method-assign]
+    form = {"type": "json_object", "schema": {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]}}
+    answer = reader.ask(MADE.facts[0].question, read="each", response_format=form, max_tokens=24, logprobs=0).answer
+    assert json.loads(answer.text) == {"a": 1} and len(answer.logprobs) > 2
+    assert len(heard) > 4 and not any(text.startswith("{") for text in heard)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import codecs
 import contextlib
 import gc
+import json
 import pickle
+import re
 import weakref
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+from llama_cpp.llama_grammar import LlamaGrammar
 
 import make_models
 from conftest import BUNDLED
@@ -426,3 +430,115 @@ def test_marks_are_no_text() -> None:
     for mark in (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF32_BE):
         encoding = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF32_BE: "utf-32-be"}[mark]
         assert decode(mark + "tea".encode(encoding), "a.txt") == "tea"
+
+
+#
+# answers in a form, and how likely their tokens are
+#
+
+CODE = {"type": "object", "properties": {"code": {"type": "integer"}}, "required": ["code"]}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "code", "schema": CODE}}
+
+
+def test_an_answer_in_json(reader: Reader) -> None:
+    question = DOCUMENT.facts[0].question
+    stream = reader.ask(question, response_format=SCHEMA, max_tokens=64)
+    text = "".join(stream)
+    assert set(json.loads(text)) == {"code"} and isinstance(json.loads(text)["code"], int)
+    assert stream.answer.finish_reason == "stop" and stream.answer.text == text
+    plain = reader.ask(question).answer
+    assert reader.ask(question, response_format={"type": "text"}).answer.tokens == plain.tokens
+
+
+def test_a_line_break_ends_an_answer_in_words_and_none_in_json(reader: Reader) -> None:
+    lines = LlamaGrammar.from_string('root ::= "[\\n1,\\n2\\n]"', verbose=False)
+    assert reader.form.stop == ("\n",)
+    assert json.loads(reader.ask(DOCUMENT.facts[0].question, grammar=lines).answer.text) == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["response_format", "tool"])
+def test_texts_in_json_have_no_line_breaks(reader: Reader, kind: str) -> None:
+    """The grammar of llama-cpp-python lets them in, and what has them is no JSON."""
+    schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 4}}, "required": ["a"]}
+    (line_break,) = reader.llm.tokenize(b"\n", add_bos=False)
+    options: dict[str, Any] = dict(logit_bias={line_break: 100.0}, max_tokens=32, temperature=0.0)
+    if kind == "tool":
+        reader.llm.chat_format = "chatml"
+        tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        choice = {"type": "function", "function": {"name": "f"}}
+        made = reader.llm.create_chat_completion(
+            [{"role": "user", "content": "Hello"}], tools=[tool], tool_choice=choice, **options
+        )
+        text = made["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"]
+        reader.read(DOCUMENT.text)
+    else:
+        form = {"type": "json_object", "schema": schema}
+        text = reader.ask(DOCUMENT.facts[0].question, response_format=form, **options).answer.text
+    assert set(json.loads(text)) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"type": "xml"}, 'its type must be "text", "json_object" or "json_schema"'),
+        ({"type": "json_schema"}, "response_format has no schema"),
+        ({"type": "json_object", "schema": {"$ref": "#/nowhere"}}, "the schema of response_format cannot be made"),
+    ],
+)
+def test_a_form_that_there_is_not(reader: Reader, given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        reader.ask(DOCUMENT.facts[0].question, response_format=given)
+
+
+def test_a_form_and_a_grammar(reader: Reader) -> None:
+    grammar = LlamaGrammar.from_string('root ::= "1"', verbose=False)
+    with pytest.raises(ConfigError, match="response_format and grammar are given"):
+        reader.ask(DOCUMENT.facts[0].question, response_format=SCHEMA, grammar=grammar)
+    with pytest.raises(ConfigError, match="logprobs is -1"):
+        reader.ask(DOCUMENT.facts[0].question, logprobs=-1)
+
+
+def test_log_probabilities_are_those_of_the_logits(reader: Reader) -> None:
+    fact = DOCUMENT.facts[0]
+    stream = reader.ask(fact.question, logprobs=3)
+    told = [(piece, len(stream.logprobs)) for piece in stream]
+    answer = stream.answer
+    assert [n for _, n in told] == sorted(n for _, n in told) and told[0][1] > 0  # with the pieces that they are of
+    assert tuple(stream.logprobs) == answer.logprobs
+    # "\n" ended it, and is no part of it
+    assert [entry.token for entry in answer.logprobs] == list(answer.tokens)[: len(answer.logprobs)]
+    assert b"".join(entry.data for entry in answer.logprobs).decode().strip() == answer.text
+    llm = reader.llm
+    prompt = reader.form.head(DOCUMENT.text) + reader.form.tail(fact.question)
+    llm.reset()  # type: ignore[no-untyped-call]
+    llm.eval(prompt)
+    logprobs = llm.logits_to_logprobs(np.array(llm.eval_logits[-1], np.float32))
+    first = answer.logprobs[0]
+    assert first.logprob == pytest.approx(float(logprobs[first.token]), abs=1e-3)
+    assert [token for token, _, _ in first.top] == np.argsort(-logprobs, kind="stable")[:3].tolist()
+    assert first.top[0][2] == pytest.approx(float(logprobs.max()), abs=1e-3)
+    reader.read(DOCUMENT.text)
+    assert reader.ask(fact.question).answer.logprobs == ()
+    assert [entry.top for entry in reader.ask(fact.question, logprobs=0).answer.logprobs[:2]] == [(), ()]
+
+
+@given(
+    pieces=st.lists(
+        st.text("ab \n", max_size=4).map(str.encode) | st.sampled_from([b"\xc3", b"\xa9", b"<|", b"end|>"])
+    ),
+    stop=st.sampled_from([(), ("\n",), ("<|end|>",), ("ab", "b \n"), (" ",)]),
+)
+def test_what_is_certain_is_what_is_shown(pieces: list[bytes], stop: tuple[str, ...]) -> None:
+    """Characters of what was written up to which nothing can turn out to be of a stop string."""
+    text = _Text(stop)
+    certain = 0
+    for piece in pieces:
+        text.add(piece)
+        assert certain <= text.certain <= len(text.written)
+        certain = text.certain
+        if text.complete:
+            break
+    text.end()
+    assert text.written[: text.certain].strip() == text.shown.strip()
+    ended = text.written[text.certain :]
+    assert ended.startswith(stop) if text.complete else ended == ""

@@ -16,6 +16,8 @@ from openai import OpenAI
 
 from server_process import CODES, Server, facts, form
 
+ADD: Any = {"type": "function", "function": {"name": "add", "description": "Adds numbers.", "parameters": {
+    "type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}}}  # fmt: skip
 PROMPT = "The door code of Mara Lind is 48213.\n\nQuestion: What is the door code of Mara Lind?\nAnswer:"
 
 
@@ -129,16 +131,40 @@ def test_json_keeps_to_its_schema(client: OpenAI) -> None:
 
 
 def test_a_tool_is_called(client: OpenAI) -> None:
-    tool: Any = {"type": "function", "function": {"name": "add", "parameters": {
-        "type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}}}  # fmt: skip
     answer = client.chat.completions.create(
-        model="mesa", messages=[{"role": "user", "content": "Hello"}], max_tokens=64, temperature=0, tools=[tool],
+        model="mesa", messages=[{"role": "user", "content": "Hello"}], max_tokens=64, temperature=0, tools=[ADD],
         tool_choice={"type": "function", "function": {"name": "add"}},
     )  # fmt: skip
     (call,) = answer.choices[0].message.tool_calls or ()
     assert (
         call.type == "function" and call.function.name == "add" and json.loads(call.function.arguments)["a"] in (1, 2)
     )
+
+
+def test_a_tool_is_called_in_a_stream(client: OpenAI) -> None:
+    """Clients add up what the chunks say: an id and a name come once."""
+    options: dict[str, Any] = dict(
+        model="mesa", messages=[{"role": "user", "content": "Hello"}], max_tokens=64, temperature=0, tools=[ADD],
+        tool_choice={"type": "function", "function": {"name": "add"}},
+    )  # fmt: skip
+    (whole,) = client.chat.completions.create(**options).choices[0].message.tool_calls or ()
+    with client.chat.completions.stream(**options) as stream:
+        (choice,) = stream.get_final_completion().choices
+    (call,) = choice.message.tool_calls or ()
+    assert call.type == whole.type == "function" and call.function.name == "add"
+    assert whole.type == "function" and call.function.arguments == whole.function.arguments
+    assert choice.finish_reason == "tool_calls" and call.id.count("call_") == 1
+
+
+def test_a_prompt_of_several_choices_is_counted_once(client: OpenAI) -> None:
+    options: dict[str, Any] = dict(
+        model="mesa", messages=[{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0
+    )
+    one, three = (client.chat.completions.create(**options, n=n) for n in (1, 3))
+    assert one.usage is not None and three.usage is not None
+    assert three.usage.prompt_tokens == one.usage.prompt_tokens
+    assert three.usage.completion_tokens == 3 * one.usage.completion_tokens
+    assert [choice.index for choice in three.choices] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
@@ -182,6 +208,130 @@ def test_a_stream_about_a_document_ends_with_its_citations(server: Server, docum
     assert last["choices"][0]["delta"]["annotations"][0]["file_id"] == document["id"]
     assert last["mesa"]["said"].startswith("read ") and last["mesa"]["said"].endswith("codes.txt")
     assert usage["choices"] == [] and usage["usage"]["completion_tokens"] > 0
+
+
+CODE: dict[str, Any] = {
+    "type": "object",
+    "properties": {"code": {"enum": [CODES["Ida Frost"]]}},
+    "required": ["code"],
+    "additionalProperties": False,
+}
+"""The bundled model copies sentences: what its answer says is given, and that it says that alone is asked."""
+FORMS: list[Any] = [
+    {"type": "json_schema", "json_schema": {"name": "code", "strict": True, "schema": CODE}},
+    {"type": "json_object", "schema": CODE},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["json_schema", "json_object"])
+def test_json_about_a_document(client: OpenAI, document: dict[str, Any], form: Any) -> None:
+    messages = about(document["id"], "What is the door code of Ida Frost?")
+    options: dict[str, Any] = dict(model="mesa", messages=messages, max_tokens=64, response_format=form)
+    answer = client.chat.completions.create(**options)
+    message: Any = answer.choices[0].message
+    assert json.loads(message.content) == {"code": CODES["Ida Frost"]}
+    assert answer.choices[0].finish_reason == "stop"
+    assert message.annotations[0].literal and str(CODES["Ida Frost"]) in message.annotations[0].quote
+    answered: Any = answer
+    assert answered.mesa["stands"] and answered.mesa["read"]["tokens_computed"] == 0
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    said = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert said == message.content and chunks[-1].usage is not None and answer.usage is not None
+    assert chunks[-1].usage.prompt_tokens == answer.usage.prompt_tokens
+    last: Any = chunks[-2].choices[0]
+    assert last.finish_reason == "stop" and last.delta.annotations[0]["file_id"] == document["id"]
+
+
+def test_any_json_about_a_document(client: OpenAI, document: dict[str, Any]) -> None:
+    answer = client.chat.completions.create(
+        model="mesa", messages=about(document["id"], "What is the door code of Tom Hale?"), max_tokens=400,
+        response_format={"type": "json_object"},
+    ).choices[0]  # fmt: skip
+    assert answer.message.content is not None and answer.message.content.startswith("{")
+    if answer.finish_reason == "stop":
+        assert isinstance(json.loads(answer.message.content), dict)
+
+
+def test_a_schema_that_cannot_be_used_is_told(server: Server, document: dict[str, Any]) -> None:
+    body = {"messages": about(document["id"], "Who?")}
+    wrong = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": wrong}}
+    status, error = server.error("POST", "/v1/chat/completions", {**body, "response_format": form})
+    assert status == 400 and "the schema of response_format" in error["message"]
+    tool = {"type": "function", "function": {"name": "add", "parameters": wrong}}
+    asked = {**body, "tools": [tool], "tool_choice": "required"}
+    status, error = server.error("POST", "/v1/chat/completions", asked)
+    assert status == 400 and "the schema of the tool add" in error["message"]
+    for choice in ({"type": "function", "function": {"name": "sub"}}, "required"):
+        asked = {**body, "tools": [ADD, {**ADD, "function": {"name": "mul"}}], "tool_choice": choice}
+        assert server.error("POST", "/v1/chat/completions", asked)[1]["param"] == "tool_choice"
+
+
+def test_log_probabilities_about_a_document(client: OpenAI, document: dict[str, Any]) -> None:
+    messages = about(document["id"], "What is the door code of Mara Lind?")
+    options: dict[str, Any] = dict(model="mesa", messages=messages, logprobs=True, top_logprobs=2)
+    (choice,) = client.chat.completions.create(**options).choices
+    assert choice.logprobs is not None and choice.logprobs.content is not None
+    tokens = choice.logprobs.content
+    assert b"".join(bytes(token.bytes or ()) for token in tokens).decode().strip() == choice.message.content
+    for token in tokens:
+        assert token.logprob <= 0 and len(token.top_logprobs) == 2
+        assert token.top_logprobs[0].logprob == token.logprob  # the temperature is 0: each is the likeliest one
+    chunks = list(client.chat.completions.create(**options, stream=True))
+    streamed = [t for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content or ()]
+    assert [t.token for t in streamed] == [t.token for t in tokens]
+    answer = client.chat.completions.create(model="mesa", messages=messages)
+    assert answer.choices[0].logprobs is None
+
+
+def test_several_answers_about_a_document(client: OpenAI, document: dict[str, Any]) -> None:
+    options: dict[str, Any] = dict(
+        model="mesa", messages=about(document["id"], "What is the door code of Mara Lind?"), temperature=2, seed=7, top_p=1,
+        extra_body={"top_k": 0, "min_p": 0},
+    )  # fmt: skip
+    one, three = (client.chat.completions.create(**options, max_tokens=12, n=n) for n in (1, 3))
+    assert [choice.index for choice in three.choices] == [0, 1, 2]
+    texts = [choice.message.content for choice in three.choices]
+    assert texts[0] == one.choices[0].message.content and len(set(texts)) > 1
+    assert one.usage is not None and three.usage is not None
+    assert three.usage.prompt_tokens == one.usage.prompt_tokens
+    assert three.usage.completion_tokens > one.usage.completion_tokens
+    streamed = {0: "", 1: "", 2: ""}
+    for chunk in client.chat.completions.create(**options, max_tokens=12, n=3, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert list(streamed.values()) == texts
+
+
+def test_a_tool_is_called_about_a_document(client: OpenAI, document: dict[str, Any]) -> None:
+    opening: Any = {
+        "type": "function",
+        "function": {"name": "open_door", "description": "Opens a door.", "parameters": CODE},
+    }
+    question = "What is the door code of Eva Stone?"
+    options: dict[str, Any] = dict(
+        model="mesa", messages=about(document["id"], question), max_tokens=64, tools=[opening]
+    )
+    for choice in ("required", {"type": "function", "function": {"name": "open_door"}}):
+        answer = client.chat.completions.create(**options, tool_choice=choice).choices[0]
+        (call,) = answer.message.tool_calls or ()
+        assert answer.finish_reason == "tool_calls" and answer.message.content is None
+        assert call.type == "function" and call.function.name == "open_door"
+        assert set(json.loads(call.function.arguments)) == {"code"}
+        said: Any = answer.message
+        assert said.annotations[0].file_id == document["id"]
+    with client.chat.completions.stream(**options, tool_choice="required") as stream:
+        (choice,) = stream.get_final_completion().choices
+    (streamed,) = choice.message.tool_calls or ()
+    assert streamed.function.arguments == call.function.arguments and streamed.function.name == "open_door"
+    # what it gave, and the question again
+    messages = [*options["messages"], {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]},
+                {"role": "tool", "tool_call_id": call.id, "content": "The door is open."}]  # fmt: skip
+    last: Any = client.chat.completions.create(model="mesa", messages=messages, tools=[opening])
+    assert last.choices[0].message.content and last.choices[0].message.tool_calls is None
+    assert last.mesa["read"]["tokens_computed"] == 0
+    cut = client.chat.completions.create(**{**options, "max_tokens": 2}, tool_choice="required").choices[0]
+    assert cut.finish_reason == "length"
 
 
 def test_a_citation_is_found_in_the_text(server: Server, document: dict[str, Any]) -> None:
@@ -474,3 +624,9 @@ def test_a_conversation_about_a_document_with_a_real_model(smollm2: Path, tmp_pa
         usage = second["usage"]  # the conversation so far stands in the context
         n_new = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
         assert n_new < usage["prompt_tokens"] - first["usage"]["prompt_tokens"] + 40
+        schema = {"type": "object", "properties": {"code": {"type": "integer"}}, "required": ["code"]}
+        form = {"type": "json_schema", "json_schema": {"name": "code", "schema": schema}}
+        asked = {"messages": about(file_id, "What is the door code of Mara Lind?"), "response_format": form}
+        answer = server.json("POST", "/v1/chat/completions", {**asked, "max_tokens": 24})["choices"][0]
+        assert json.loads(answer["message"]["content"]) == {"code": CODES["Mara Lind"]}
+        assert answer["message"]["annotations"][0]["literal"]

@@ -12,10 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mesa_gguf.library.library import Document, Library
+from mesa_gguf.reading.prompts import Turn
 from mesa_gguf.server.documents import TAKEN_AT_ONCE, Documents
 from mesa_gguf.server.intake import understand
+from mesa_gguf.server.problems import Problem
 from mesa_gguf.server.records import FileRow, Records, new_file_id
 from mesa_gguf.server.schemas import ChatRequest
 
@@ -141,3 +145,66 @@ def test_few_files_of_messages_are_taken_apart_at_once(loading: Loading, monkeyp
 
     assert len({asked.documents[0][0].id for asked in asyncio.run(ask())}) == 8
     assert most == TAKEN_AT_ONCE
+
+
+# What a conversation about documents asks.
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "open_door", "arguments": '{"code": 1}'}}
+
+
+def asked(loading: Loading, messages: list[Any]) -> Any:
+    row = loading.records.files()[0] if loading.records.files() else loading.upload()
+    if loading.documents.file(row.id).document is None:
+        loading.load(row)
+    body = ChatRequest.model_validate({"messages": messages, "documents": [row.id]})
+    return asyncio.run(understand(body, loading.documents, 60))
+
+
+def test_what_a_tool_gave_stands_before_the_question(loading: Loading) -> None:
+    ask, call = {"role": "user", "content": "Which door is it?"}, {"role": "assistant", "tool_calls": [CALL]}
+    gave = {"role": "tool", "tool_call_id": "call_1", "content": "it is open"}
+    found = asked(loading, [{"role": "system", "content": "Be brief."}, ask, call, gave])
+    assert found.question == "open_door returned: it is open\n\nWhich door is it?"
+    assert found.history == (Turn("Which door is it?", 'open_door({"code": 1})'),)
+    assert found.instructions == "Be brief."
+    later = asked(
+        loading,
+        [ask, call, gave, {"role": "assistant", "content": "That one."}, {"role": "user", "content": "And now?"}],
+    )
+    assert later.question == "And now?"
+    assert later.history[1] == Turn("open_door returned: it is open", "That one.")
+    with pytest.raises(Problem, match="asks nothing"):
+        asked(loading, [call, gave])
+
+
+contents = st.none() | st.text("ab \n", max_size=6)
+extras = st.fixed_dictionaries({}, optional={
+    "tool_calls": st.sampled_from([None, [], "x", [1], [{}], [CALL], [{"function": {"name": None}}], [CALL, CALL]]),
+    "tool_call_id": st.sampled_from([None, "call_1", 3]), "name": st.sampled_from([None, "f", 4]),
+})  # fmt: skip
+roles = st.sampled_from(["system", "developer", "user", "user", "assistant", "tool", "function", "critic"])
+conversations = st.lists(
+    st.builds(lambda role, content, more: {"role": role, "content": content, **more}, roles, contents, extras),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(conversations)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_conversation_is_a_question_or_refused(loading: Loading, messages: list[Any]) -> None:
+    try:
+        found = asked(loading, messages)
+    except Problem as err:
+        status = err.status
+    else:
+        status = 200
+    if status != 200:
+        assert status == 400
+        return
+    assert messages[-1]["role"] in ("user", "tool", "function") and found.question.strip()
+    users = [
+        message["content"] for message in messages if message["role"] == "user" and (message["content"] or "").strip()
+    ]
+    assert found.question.endswith(users[-1].strip())
+    assert all(turn.question.strip() for turn in found.history)

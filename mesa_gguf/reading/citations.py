@@ -7,6 +7,7 @@ passages that mean the same in other words, and are misled by passages with the 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -29,6 +30,7 @@ LEAST_SHARE = 0.3  # of the best passage's score, to be cited beside it
 
 _ENDS = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 _WORD = re.compile(r"\w+")
+_FIELD = re.compile(r'"(?:[^"\\]|\\.)*"\s*:')  # of JSON
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,23 @@ def closest_sentence(question: str, text: str) -> str:
     asked = terms_of(question)
     scores = [sum(math.log(1 + len(sentences) / seen[word]) for word in asked if word in own) for own in words]
     return sentences[scores.index(max(scores))] if scores and max(scores) > 0 else ""
+
+
+def values_of(text: str) -> str:
+    """What JSON tells: its texts and numbers, without the names of its fields, which are the caller's words."""
+    try:
+        value = json.loads(text, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):  # it was cut short
+        return _FIELD.sub(" ", text)
+    told: list[str] = []
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            told.append(value)
+        elif isinstance(value, (list, dict)):
+            left += reversed(list(value.values()) if isinstance(value, dict) else value)
+    return " ".join(told)
 
 
 def first_statement(answer: str) -> str:

@@ -14,7 +14,8 @@ import codecs
 import contextlib
 import time
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ import llama_cpp
 import numpy as np
 
 from .. import rpc
+from ..chat import grammar_of
+from ..completion import logprobs_of
 from ..config import MesaConfig, MesaPlan
 from ..errors import ConfigError, MesaError, ModelError, PromptError, Remedy
 from ..library.library import Document, Library
@@ -31,7 +34,7 @@ from ..llama import N_CTX_STEP, MesaLlama
 from ..loaders import Place
 from ..sampling import Sampler, SamplingOptions, whole
 from .attended import LAYERS, N_CALM, Attended, Shares, token_starts
-from .citations import Passage, cite, passages, stands_in
+from .citations import Passage, cite, passages, stands_in, values_of
 from .prompts import END, PromptForm, Turn
 from .shelf import Catalogue, Piece, Progress, Read, ReadMode, Selection, Shelf
 from .text import check_text
@@ -85,6 +88,21 @@ class Citation:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer, and how likely it was to the model, whatever the sampling made of that.
+
+    Attributes:
+        data: its text, which may be a part of a character.
+        top: the tokens that were likeliest in its place, each with its text and its log-probability.
+    """
+
+    token: int
+    data: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...]
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer and what it took.
 
@@ -102,6 +120,7 @@ class Answer:
         read: what was read for it; None for a text that is not in a library.
         stands: at least half of the words that it adds to the question stand in the chunks that were read.
         n_prompt: tokens of the whole prompt, documents included.
+        logprobs: of its tokens, without those of a stop string; empty where they were not asked for.
     """
 
     text: str
@@ -115,6 +134,7 @@ class Answer:
     read: Read | None = None
     stands: bool = True
     n_prompt: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -128,9 +148,12 @@ class Answer:
 class AnswerStream(Iterator[str]):
     """The pieces of an answer as they are generated; in the end, or when it is closed, `answer` is there."""
 
-    def __init__(self, pieces: Generator[str, None, None], answers: list[Answer]) -> None:
+    def __init__(
+        self, pieces: Generator[str, None, None], answers: list[Answer], logprobs: Sequence[TokenLogprob]
+    ) -> None:
         self._pieces = pieces
         self._answers = answers  # of one, in the end
+        self.logprobs = logprobs  # of the tokens of the pieces so far, where they were asked for
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -243,6 +266,8 @@ class Reader:
         history: Sequence[Turn] = (),
         instructions: str | None = None,
         follow_up: bool = False,
+        response_format: Mapping[str, Any] | None = None,
+        logprobs: int | None = None,
         progress: Progress | None = None,
         begin: float | None = None,
         **sampling: Any,
@@ -258,13 +283,16 @@ class Reader:
             max_tokens: longest answer; the context's end cuts it short too.
             temperature: 0 takes the most likely token.
             seed: of the random choice of tokens, where the temperature is above 0; default: the model's.
-            stop: strings that end the answer; default: the prompt form's.
+            stop: strings that end the answer; default: the prompt form's, or none where a grammar ends it.
             history: earlier questions and answers, of a conversation that the caller keeps. They stand behind the documents, and those
                 that stand in the context already are not read again. In a library, a question of few words is matched with the turn
                 before it too.
             instructions: how to answer, as in a system message. They stand behind the documents, before the first question: what
                 stands before the documents is the same for all questions.
             follow_up: the last question and its answer stay in the context, before this question.
+            response_format: the answer is JSON, as in `create_chat_completion`: {"type": "json_object"}, or {"type": "json_schema",
+                "json_schema": {"schema": …}}. Citations are for its values. "each" asks each chunk in words.
+            logprobs: the answer has the log-probabilities of its tokens, each with so many of the likeliest in its place.
             progress: called with (tokens read, tokens to read) after each chunk that is read, and after each answer of "each". What it
                 raises ends the reading there; what was read is kept.
             begin: of the work on this question, by time.perf_counter(), where some was done before; for the answer's times.
@@ -277,11 +305,21 @@ class Reader:
         """
         if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
             raise PromptError(f"max_tokens is {max_tokens}: it must be 1 or more")
-        ends = self.form.stop if stop is None else (stop,) if isinstance(stop, str) else stop
+        if logprobs is not None and whole("logprobs", logprobs, "5") < 0:
+            raise ConfigError(f"logprobs is {logprobs}: it must be 0 or more")
+        form = grammar_of(response_format)
+        if form is not None:
+            if sampling.get("grammar") is not None:
+                raise ConfigError("response_format and grammar are given: give one of them")
+            sampling["grammar"] = form
+        # JSON may have line breaks, which end an answer in words
+        default = self.form.stop if sampling.get("grammar") is None else ()
+        ends = default if stop is None else (stop,) if isinstance(stop, str) else stop
         if not isinstance(ends, Sequence) or not all(isinstance(end, str) for end in ends):
             raise PromptError(f"stop is {stop!r}: it must be strings")
         ends = tuple(ends)
-        choice = _Choice(SamplingOptions(temp=temperature, **sampling), None if seed is None else whole("seed", seed))
+        options = SamplingOptions(temp=temperature, **sampling)
+        choice = _Choice(options, None if seed is None else whole("seed", seed), logprobs, form is not None)
         choice.check(self.llm)
         if not isinstance(history, Sequence):
             raise PromptError(f"history is of the type {type(history).__name__}: it must be a list of Turns")
@@ -367,9 +405,12 @@ class Reader:
         assert self.shelf is not None
         computed, notes = self.shelf.read(selection.pieces, progress)
         said: list[str] = []
+        in_words = asked
+        if asked.choice.options.grammar is not None:  # a chunk that tells nothing could not say so in it
+            in_words = replace(asked, choice=asked.choice.in_words(), stop=self.form.stop)
         for n, piece in enumerate(selection.pieces):
             alone = Selection("each", (piece,), selection.of_chunks)
-            answer = self._of_chunks(asked, alone, None, begin).answer
+            answer = self._of_chunks(in_words, alone, None, begin).answer
             said.append(f"Part {n + 1} ({piece.document.name}): {answer.text}\n")
             if answer.read is not None:
                 computed, notes = computed + answer.read.tokens_computed, [*notes, *answer.read.notes]
@@ -432,8 +473,9 @@ class Reader:
         # generate() keeps what it finds of the prompt and reads what follows, the last token of an answer among it
         self.llm.n_tokens = min(self.llm.n_tokens, len(prompt) - n)
         answers: list[Answer] = []
-        pieces = self._generate(answers, prompt, n, limit, choice, stop, self._sources, begin)
-        stream = AnswerStream(pieces, answers)
+        logprobs = _Logprobs(self.llm, choice.logprobs)
+        pieces = self._generate(answers, logprobs, prompt, n, limit, choice, stop, self._sources, begin)
+        stream = AnswerStream(pieces, answers, logprobs.certain)
         self._stream, self._answers = weakref.ref(stream), answers
         return stream
 
@@ -459,6 +501,7 @@ class Reader:
     def _generate(
         self,
         answers: list[Answer],
+        logprobs: _Logprobs,
         prompt: list[int],
         n_question: int,
         limit: int,
@@ -483,8 +526,10 @@ class Reader:
                 if llama_cpp.llama_vocab_is_eog(self.llm._model.vocab, token):
                     reason = "stop"
                     break
+                logprobs.add(token, len(prompt) + len(tokens) - 1, len(text.written))
                 tokens.append(token)
                 piece = text.add(self.llm.token_bytes(token))
+                logprobs.take(text.certain)
                 if piece:
                     yield piece
                 if text.complete:
@@ -494,6 +539,7 @@ class Reader:
                     reason = "length"
                     break
             piece = text.end()
+            logprobs.take(text.certain)
             if piece:
                 yield piece
         finally:
@@ -503,15 +549,16 @@ class Reader:
                     self.llm.disable_attention()  # or all that is read next would pay for it
             first = first if first is not None else seconds
             shown = text.shown.strip()
+            said = values_of(shown) if choice.is_json else shown
             # an answer that was given up may be so because everything is at its end, the library too
             citations: tuple[Citation, ...] = ()
             if sources is not None and reason != "closed":
-                citations = self._cite(sources, shown, attended.shares if attended is not None else None)
+                citations = self._cite(sources, said, attended.shares if attended is not None else None)
             read = sources.read if sources is not None else None
             stands = (
                 sources is None
                 or reason == "closed"
-                or stands_in(sources.question, shown, (piece.text for piece in sources.pieces))
+                or stands_in(sources.question, said, (piece.text for piece in sources.pieces))
             )
             answers.append(
                 Answer(
@@ -526,6 +573,7 @@ class Reader:
                     read,
                     stands,
                     len(prompt),
+                    tuple(logprobs.certain),
                 )
             )
 
@@ -575,10 +623,21 @@ class Reader:
 
 @dataclass(frozen=True)
 class _Choice:
-    """How the tokens of an answer are chosen."""
+    """How the tokens of an answer are chosen, and what is told of them.
+
+    Attributes:
+        logprobs: how many of the likeliest tokens are told with each one's log-probability; None: nothing is.
+        is_json: the grammar is that of a response_format.
+    """
 
     options: SamplingOptions
     seed: int | None
+    logprobs: int | None = None
+    is_json: bool = False
+
+    def in_words(self) -> _Choice:
+        """The same without a grammar."""
+        return _Choice(replace(self.options, grammar=None), self.seed)
 
     def generate(self, llm: MesaLlama, prompt: list[int]) -> Iterator[int]:
         """The tokens that follow a prompt."""
@@ -627,6 +686,36 @@ class _Sources:
         return passages(n, self.pieces[n].text, self.pieces[n].span.start)
 
 
+class _Logprobs:
+    """The log-probabilities of an answer's tokens.
+
+    Args:
+        n: how many of the likeliest tokens are told with each; None: nothing is.
+
+    Attributes:
+        certain: of the tokens that are shown, so that none of a stop string is among them.
+    """
+
+    def __init__(self, llm: MesaLlama, n: int | None) -> None:
+        self.certain: list[TokenLogprob] = []
+        self._llm, self._n = llm, n
+        self._waiting: deque[tuple[int, TokenLogprob]] = deque()
+
+    def add(self, token: int, row: int, begin: int) -> None:
+        """Note a token that was chosen from the logits of a row of the context; begin: of its text, in characters."""
+        if self._n is None:
+            return
+        llm = self._llm
+        logprob, top = logprobs_of(llm, token, llm._get_logits(row), self._n)
+        likeliest = tuple((other, llm.token_bytes(other), its) for other, its in top)
+        self._waiting.append((begin, TokenLogprob(token, llm.token_bytes(token), logprob, likeliest)))
+
+    def take(self, n_characters: int) -> None:
+        """So many characters are certain."""
+        while self._waiting and self._waiting[0][0] < n_characters:
+            self.certain.append(self._waiting.popleft()[1])
+
+
 def _what_was_read(selection: Selection, computed: int, notes: Sequence[str]) -> Read:
     names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
     reused = max(0, selection.n_tokens - computed)
@@ -646,6 +735,7 @@ class _Text:
         written: all of it.
         shown: what was given to the caller: without white space at its beginning, the stop string and what follows that.
         complete: a stop string was met.
+        certain: characters of what was written that are no part of a stop string.
     """
 
     def __init__(self, stop: tuple[str, ...]) -> None:
@@ -655,6 +745,7 @@ class _Text:
         self.written = ""
         self.shown = ""
         self.complete = False
+        self.certain = 0
 
     def add(self, data: bytes) -> str:
         """What can be shown now."""
@@ -664,6 +755,8 @@ class _Text:
         """What is left to be shown."""
         piece = self._take(self._decoder.decode(b"", True))
         held, self._held = self._held.rstrip(), ""
+        if not self.complete:
+            self.certain = len(self.written)
         if self.complete or not held:
             return piece
         self.shown += held
@@ -677,12 +770,14 @@ class _Text:
         if not self.shown:
             text = text.lstrip()
         found = [at for at in (text.find(end) for end in self._stop) if at >= 0]
+        self.certain = len(self.written) - len(text) + (min(found) if found else 0)
         if found:
             self.complete, text = True, text[: min(found)].rstrip()
             self._held = ""
         else:
             self._held = self._hold(text)
             text = text[: len(text) - len(self._held)]
+            self.certain += len(text)
         self.shown += text
         return text
 

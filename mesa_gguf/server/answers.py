@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
 import time
 import uuid
 import warnings
@@ -12,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ..chat import grammar_of
 from ..library.library import Document
-from ..reading.prompts import Turn
-from ..reading.reader import MAX_TOKENS, Answer, Reader
+from ..reading.prompts import END, REMINDER, Turn
+from ..reading.reader import MAX_TOKENS, Answer, Reader, TokenLogprob
 from ..reading.shelf import ReadMode
 from .documents import Documents
 from .engine import Engine, GiveWay, Job, Work
@@ -72,24 +75,13 @@ class Answers:
             options |= dict(logprobs=True, top_logprobs=request.top_logprobs or 0)
         if request.response_format is not None:
             options["response_format"] = request.response_format.model_dump()
-        choice = request.tool_choice
-        if request.tools and choice != "none":
-            tools = [tool.model_dump(exclude_none=True) for tool in request.tools]
+        tools, chosen = _tools(request)
+        if tools:
             options["tools"] = tools
-            if choice == "required":
-                if len(tools) > 1:
-                    raise Problem(400, "tool_choice names one of several tools", "invalid_value", param="tool_choice")
-                choice = ToolChoice.model_validate(
-                    {"type": "function", "function": {"name": tools[0]["function"]["name"]}}
-                )
-            if isinstance(choice, ToolChoice):
-                if all(tool["function"]["name"] != choice.function.name for tool in tools):
-                    raise Problem(400, f"there is no tool {choice.function.name}", "invalid_value", param="tool_choice")
-                options["tool_choice"] = choice.model_dump()
-            elif choice is not None:
-                options["tool_choice"] = choice
-        elif isinstance(choice, ToolChoice) or choice == "required":
-            raise Problem(400, "tool_choice without tools", "invalid_value", param="tool_choice")
+            if chosen is not None:
+                options["tool_choice"] = {"type": "function", "function": {"name": chosen}}
+            elif request.tool_choice is not None:
+                options["tool_choice"] = "auto"
 
         def make(stream: bool, seed: int | None) -> Any:
             more = {} if seed is None else {"seed": seed}
@@ -129,21 +121,26 @@ class Answers:
         stream: bool,
     ) -> Work:
         """n choices of each prompt, one after the other."""
-        runs = [make for make in makers for _ in range(request.n or 1)]
+        n = request.n or 1
         usage = request.stream_options is not None and request.stream_options.include_usage
         head = self._head(kind, prefix, stream)
 
         def work(job: Job) -> Iterator[dict[str, Any]]:
             self._take_context()
             choices = []
-            for index, make in enumerate(runs):
+            for index in range(n * len(makers)):
                 seed = None if request.seed is None else (request.seed + index) & 0xFFFFFFFF
-                made = make(stream, seed)
-                if not stream:
-                    choices.append({**made["choices"][0], "index": index})
-                    continue
-                for chunk in made:
-                    yield {**head, "choices": [{**choice, "index": index} for choice in chunk["choices"]]}
+                with _prompt_counted(job, index % n == 0):
+                    made = makers[index // n](stream, seed)
+                    if not stream:
+                        choices.append({**made["choices"][0], "index": index})
+                        continue
+                    calls = _Calls()
+                    for chunk in made:
+                        yield {
+                            **head,
+                            "choices": [{**calls.once(choice), "index": index} for choice in chunk["choices"]],
+                        }
             if not stream:
                 yield {**head, "choices": [_annotated(choice) for choice in choices], "usage": _usage(job)}
             elif usage:
@@ -192,12 +189,6 @@ class Answers:
 
     def ask(self, request: ChatRequest, asked: Asked) -> Work:
         """The answer to a question about documents."""
-        for name in ("tools", "response_format", "logprobs"):
-            value = getattr(request, name)
-            if value and getattr(value, "type", None) != "text":
-                raise Problem(400, f"{name} cannot be used with documents", "unsupported", param=name)
-        if (request.n or 1) > 1:
-            raise Problem(400, "n is 1 with documents", "unsupported", param="n")
         reader, shelf = self.reader, self.documents.require()
         assert reader is not None
         stream, head = bool(request.stream), self._head("chat.completion", "chatcmpl", bool(request.stream))
@@ -207,21 +198,31 @@ class Answers:
         limit = request.max_completion_tokens or request.max_tokens
         if limit is not None:
             options["max_tokens"] = limit
-        if "seed" in options:
-            options["seed"] &= 0xFFFFFFFF
+        instructions = asked.instructions
+        tools, tool = _tools(request)
+        if tools:
+            before = REMINDER if instructions is None and not reader.form.is_plain else instructions
+            instructions = END.join(filter(None, (before, _described(tools, tool))))
+        form = None if request.response_format is None else request.response_format.model_dump()
+        if tool is not None:
+            form = {"type": "json_object", "schema": next(
+                found["function"]["parameters"] for found in tools if found["function"]["name"] == tool)}  # fmt: skip
+        if request.logprobs:
+            options["logprobs"] = request.top_logprobs or 0
+        n = request.n or 1
+        seed = options.pop("seed", None)
         documents = [document for document, _ in asked.documents]
         total = 0
 
-        def chunk(delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> dict[str, Any]:
-            return {
-                **head,
-                "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}],
-                **more,
-            }
+        def chunk(
+            delta: Mapping[str, Any], finish: str | None = None, index: int = 0, said: Any = None, **more: Any
+        ) -> dict[str, Any]:
+            choice = {"index": index, "delta": delta, "logprobs": said, "finish_reason": finish}
+            return {**head, "choices": [choice], **more}
 
         def work(job: Job) -> Iterator[dict[str, Any]]:
             nonlocal total
-            done_before = job.computed_chunks
+            done_before, index = job.computed_chunks, 0
 
             def progress(done: int, of: int) -> None:
                 nonlocal total
@@ -231,50 +232,65 @@ class Answers:
                     job.channel.put(("item", chunk({}, mesa={"progress": {
                         "state": "reading", "tokens_read": job.computed_chunks, "tokens": total}})))  # fmt: skip
                 job.check()
-                # what was read is kept: the others' turn, and then the rest
-                if self.engine.others_wait and done < of:
+                # what was read is kept: the others' turn, and then the rest; not between answers, of which something was said already
+                if self.engine.others_wait and done < of and index == 0:
                     raise GiveWay
 
+            if tool is not None:  # its schema, by its name in messages
+                grammar_of(form, f"the tool {tool}")
             self.documents.forget_gone(shelf)
             self.documents.check_there(documents)
             mode = asked.read
             if mode is None:
                 n_tokens = sum(row.n_tokens for document in documents for row in shelf.catalogue.rows(document))
-                tail = reader.form.tail(asked.question, history=asked.history, instructions=asked.instructions)
+                tail = reader.form.tail(asked.question, history=asked.history, instructions=instructions)
                 n_needed = (
                     len(shelf.catalogue.preamble) + n_tokens + len(tail) + options.get("max_tokens", MAX_TOKENS) + SPARE
                 )
                 mode = "all" if n_needed <= self.llm.n_ctx() else "auto"
-            with reader.ask(
-                asked.question,
-                documents=documents,
-                read=mode,
-                history=asked.history,
-                instructions=asked.instructions,
-                progress=progress,
-                **options,
-            ) as pieces:
-                if stream:
-                    yield chunk({"role": "assistant", "content": ""})
-                for piece in pieces:
+            choices: list[dict[str, Any]] = []
+            stands = True
+            for index in range(n):
+                done_before = job.computed_chunks
+                more = {} if seed is None else {"seed": (seed + index) & 0xFFFFFFFF}
+                with (
+                    _prompt_counted(job, index == 0),
+                    reader.ask(
+                        asked.question,
+                        documents=documents,
+                        read=mode,
+                        history=asked.history,
+                        instructions=instructions,
+                        response_format=form,
+                        progress=progress,
+                        **options,
+                        **more,
+                    ) as pieces,
+                ):
+                    spoken = _Spoken(tool, request.logprobs is True)
                     if stream:
-                        yield chunk({"content": piece})
-                answer = pieces.answer
+                        yield chunk(spoken.begin(), index=index)
+                    for piece in pieces:
+                        if stream:
+                            yield chunk(spoken.delta(piece), index=index, said=spoken.logprobs(pieces.logprobs))
+                    answer = pieces.answer
+                finish = answer.finish_reason if answer.finish_reason != "closed" else "stop"
+                reason = "tool_calls" if tool is not None and finish == "stop" else finish
+                said = {"annotations": self._annotations(answer, asked)}
+                about, told = _mesa(answer, job.computed_chunks), spoken.logprobs(answer.logprobs)
+                stands = stands and answer.stands
+                if stream:
+                    yield chunk(said, reason, index, told, mesa=about)
+                else:
+                    message = {**spoken.whole(answer.text), **said}
+                    choices.append({"index": index, "message": message, "logprobs": told, "finish_reason": reason})
             self.engine.metrics.computed.labels("document").inc(job.computed_chunks)
-            job.usage.cached -= min(
-                job.computed_chunks, job.usage.cached
-            )  # they were in the context, but read for this
-            finish = answer.finish_reason if answer.finish_reason != "closed" else "stop"
-            said = {"annotations": self._annotations(answer, asked)}
-            more = {"mesa": _mesa(answer, job.computed_chunks)}
+            # they were in the context, but read for this
+            job.usage.cached -= min(job.computed_chunks, job.usage.cached)
             usage = _usage(job)
             if not stream:
-                message = {"role": "assistant", "content": answer.text, **said}
-                choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-                yield {**head, "choices": [choice], "usage": usage, **more}
-                return
-            yield chunk(said, finish, **more)
-            if wants_usage:
+                yield {**head, "choices": choices, "usage": usage, "mesa": {**about, "stands": stands}}
+            elif wants_usage:
                 yield {**head, "choices": [], "usage": usage}
 
         return work
@@ -315,9 +331,126 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
+def _tools(request: ChatRequest) -> tuple[list[dict[str, Any]], str | None]:
+    """The tools that the model is told of, and the name of the one that it must call.
+
+    Raises:
+        Problem: it must call one that is not there.
+    """
+    choice = request.tool_choice
+    if not request.tools or choice == "none":
+        if isinstance(choice, ToolChoice) or choice == "required":
+            raise Problem(400, "tool_choice without tools", "invalid_value", param="tool_choice")
+        return [], None
+    tools = [tool.model_dump(exclude_none=True) for tool in request.tools]
+    if choice == "required":
+        if len(tools) > 1:
+            raise Problem(
+                400,
+                "tool_choice is required: with several tools name one of them",
+                "invalid_value",
+                param="tool_choice",
+            )
+        return tools, tools[0]["function"]["name"]
+    if not isinstance(choice, ToolChoice):
+        return tools, None
+    if all(tool["function"]["name"] != choice.function.name for tool in tools):
+        raise Problem(400, f"there is no tool {choice.function.name}", "invalid_value", param="tool_choice")
+    return tools, choice.function.name
+
+
+def _described(tools: Sequence[Mapping[str, Any]], chosen: str | None) -> str:
+    """Tools, for a question about documents: a chat template would have them before the documents, which are read already."""
+    lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
+    call = f"\nAnswer with a call of {chosen}: its arguments as JSON." if chosen is not None else ""
+    return f"Functions that can be called:\n{chr(10).join(lines)}{call}"
+
+
+class _Calls:
+    """Calls of tools in a stream as OpenAI has them: llama-cpp-python repeats id and name in each chunk, and clients add them up."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def once(self, choice: dict[str, Any]) -> dict[str, Any]:
+        delta = choice.get("delta")
+        if delta is None or "function_call" not in delta:
+            return choice
+        delta = {name: value for name, value in delta.items() if value is not None and name != "function_call"}
+        if "tool_calls" in delta:
+            if self._begun:
+                delta["tool_calls"] = [
+                    {"index": call["index"], "function": {"arguments": call["function"]["arguments"]}}
+                    for call in delta["tool_calls"]
+                ]
+            self._begun = True
+        return {**choice, "delta": delta}
+
+
+class _Spoken:
+    """An answer about documents as OpenAI has it: a text, or the call of a tool.
+
+    Args:
+        tool: that is called.
+        logprobs: they are told.
+    """
+
+    def __init__(self, tool: str | None, logprobs: bool) -> None:
+        self._tool, self._tells = tool, logprobs
+        self._id = f"call_{uuid.uuid4().hex}"
+        self._told = 0
+
+    def begin(self) -> dict[str, Any]:
+        if self._tool is None:
+            return {"role": "assistant", "content": ""}
+        call = {"index": 0, **self._call("")}
+        return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+    def delta(self, piece: str) -> dict[str, Any]:
+        if self._tool is None:
+            return {"content": piece}
+        return {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
+
+    def whole(self, text: str) -> dict[str, Any]:
+        if self._tool is None:
+            return {"role": "assistant", "content": text}
+        return {"role": "assistant", "content": None, "tool_calls": [self._call(text)]}
+
+    def _call(self, arguments: str) -> dict[str, Any]:
+        return {"id": self._id, "type": "function", "function": {"name": self._tool, "arguments": arguments}}
+
+    def logprobs(self, known: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        """Those that were not told yet."""
+        if not self._tells:
+            return None
+        new, self._told = known[self._told :], len(known)
+        return {"content": [_logprob(token) for token in new], "refusal": None}
+
+
+def _logprob(token: TokenLogprob) -> dict[str, Any]:
+    def entry(data: bytes, logprob: float) -> dict[str, Any]:
+        # a number that JSON has, where a token cannot be at all
+        return {"token": data.decode("utf-8", "replace"), "bytes": list(data), "logprob": max(logprob, -9999.0)}
+
+    top = [entry(data, logprob) for _, data, logprob in token.top]
+    return {**entry(token.data, token.logprob), "top_logprobs": top}
+
+
+@contextlib.contextmanager
+def _prompt_counted(job: Job, counts: bool) -> Iterator[None]:
+    """Further choices of a prompt are made of the same one: it is counted once."""
+    before = job.usage.prompt, job.usage.cached
+    yield
+    if not counts:
+        job.usage.prompt, job.usage.cached = before
+
+
 def _annotated(choice: dict[str, Any]) -> dict[str, Any]:
     message = choice.get("message")
-    return choice if message is None else {**choice, "message": {**message, "annotations": []}}
+    if message is None:
+        return choice
+    message = {name: value for name, value in message.items() if name != "function_call"}  # OpenAI's, before tool_calls
+    return {**choice, "message": {**message, "annotations": []}}
 
 
 def _usage(job: Job) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from .schemas import ChatRequest, FilePart, FileReference, Message, TextPart
 PASTED_CHARS = 8192  # of a text in a message, from which on it is a document: about what a question reads of one
 QUESTION_CHARS = 1000  # longest paragraph beside it that is taken for the question
 
+TOOL_ROLES = ("tool", "function")
+
 _DATA = re.compile(r"data:[^,]{0,256};base64,")
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _Result = TypeVar("_Result")
@@ -61,9 +63,10 @@ async def understand(request: ChatRequest, documents: Documents, seconds: float)
     reads = documents.shelf is not None
     found = _Found()
     questions: list[tuple[str, str]] = []  # role and text
+    called: dict[str, str] = {}  # tools by the ids of their calls
     for message in request.messages:
         text = await _text(message, documents, found, end, pastes=reads)
-        questions.append((message.role, text))
+        questions.append((message.role, _with_tools(message, text, called)))
     for file_id in request.documents or ():
         found.named = True
         found.add(await _loaded(documents, file_id, end), file_id)
@@ -80,6 +83,12 @@ async def understand(request: ChatRequest, documents: Documents, seconds: float)
             raise Problem(400, "read is for documents, and there are none", "no_documents", param="read")
         return None
     documents.require()
+    results: list[str] = []  # that tools gave since the question, which is asked again then
+    while len(questions) > 1 and questions[-1][0] in TOOL_ROLES:
+        results.insert(0, questions.pop()[1])
+    if results:
+        asked = next((text for role, text in reversed(questions) if role == "user" and text.strip()), "")
+        questions.append(("user", "\n\n".join([*results, asked]) if asked else ""))
     if not questions or questions[-1][0] != "user" or not questions[-1][1].strip():
         raise Problem(400, "the last message asks nothing: give it a text", "no_question", param="messages")
     history, instructions = _conversation(questions[:-1])
@@ -96,7 +105,7 @@ def _conversation(messages: list[tuple[str, str]]) -> tuple[tuple[Turn, ...], st
         text = text.strip()
         if role in ("system", "developer"):
             instructions += [text] if text else []
-        elif role == "user":
+        elif role == "user" or role in TOOL_ROLES:
             asked += [text] if text else []
         elif role == "assistant":
             if asked:
@@ -109,6 +118,29 @@ def _conversation(messages: list[tuple[str, str]]) -> tuple[tuple[Turn, ...], st
     if asked:  # a question that was not answered
         turns.append(Turn("\n\n".join(asked), ""))
     return tuple(turns), "\n\n".join(instructions) or None
+
+
+def _with_tools(message: Message, text: str, called: dict[str, str]) -> str:
+    """A message's text, with the tools that it calls, or as what a tool gave.
+
+    Args:
+        called: names of tools by the ids of their calls, of the messages before; more are added.
+    """
+    more = message.model_extra or {}
+    if message.role in TOOL_ROLES:
+        name = called.get(str(more.get("tool_call_id")), more.get("name"))
+        return f"{name if isinstance(name, str) else 'The function'} returned: {text}"
+    calls = more.get("tool_calls")
+    if message.role != "assistant" or not isinstance(calls, list):
+        return text
+    said = [text] if text.strip() else []
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            name = str(function.get("name"))
+            called[str(call.get("id"))] = name
+            said.append(f"{name}({function.get('arguments') or ''})")
+    return "\n".join(said)
 
 
 async def _text(message: Message, documents: Documents, found: _Found, end: float, *, pastes: bool) -> str:

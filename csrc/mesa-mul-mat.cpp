@@ -402,9 +402,9 @@ column_block column_of(const block_q8_K & x, int block) {
     return { x.d, type::HAS_MIN ? bits_of(x.d * sum) : -type::OFFSET * sum };
 }
 
-// columns [0, n) of a group, each `stride` bytes after the other
+// the n columns of a group
 template <class type>
-void pack_columns(const char * src, size_t stride, int n, int64_t n_units, uint8_t * out) {
+void pack_columns(const float * const * src, int n, int64_t n_units, uint8_t * out) {
     constexpr bool K = type::UNIT == QK_K;
     using block      = std::conditional_t<K, block_q8_K, std::conditional_t<type::HAS_MIN, block_q8_1, block_q8_0>>;
 
@@ -412,7 +412,7 @@ void pack_columns(const char * src, size_t stride, int n, int64_t n_units, uint8
     const auto round            = K ? round_to_q8_K : ggml_get_type_traits_cpu(rounded)->from_float;
     constexpr int AT_ONCE = 512 / type::UNIT, N_BLOCKS = type::UNIT / type::BLOCK, QUADS = type::BLOCK / 4;
     for (int c = 0; c < n; ++c) {
-        const float * x = (const float *) (src + c * stride);
+        const float * x = src[c];
         uint8_t * quads = out;
         for (int64_t u0 = 0; u0 < n_units; u0 += AT_ONCE) {
             const int64_t count = std::min<int64_t>(AT_ONCE, n_units - u0);
@@ -589,11 +589,20 @@ size_t scratch_size() {
     return GGML_PAD(sizeof(panel), 64) + SLAB * PANEL * sizeof(float);
 }
 
-// columns [c0, c0 + n) (c0 a multiple of COLUMNS) of a batch, all rows of a panel: `columns` is where column 0 of the batch is packed
-template <class type>
-void compute(const ggml_tensor * dst, const char * rows, int64_t row0, const uint8_t * columns, int64_t c0, int64_t n,
-        char * out, char * scratch) {
-    const ggml_tensor * src0 = dst->src[0];
+// columns to be worked off together: as many as leave each thread some items to take, of which a slab has n_panels
+int64_t slab_of(int64_t n_columns, int64_t n_panels, int n_threads) {
+    int64_t slab = SLAB;
+    while (n_panels * ((n_columns + slab - 1) / slab) < 4 * n_threads && slab > 8 * COLUMNS) {
+        slab /= 2;
+    }
+    return slab;
+}
+
+// columns [c0, c0 + n) (c0 a multiple of COLUMNS) of a matrix, all rows of a panel
+// columns: where column 0 of the matrix is packed; out(column): where its products go
+template <class type, class where>
+void compute(const ggml_tensor * src0, const char * rows, int64_t row0, const uint8_t * columns, int64_t c0, int64_t n,
+        const where & out, char * scratch) {
     constexpr int N_BLOCKS = type::UNIT / type::BLOCK, MAX_UNITS = MAX_WEIGHTS / type::UNIT;
     const int64_t n_units = src0->ne[0] / type::UNIT;
     const int n_rows      = (int) std::min<int64_t>(PANEL, src0->ne[1] - row0);
@@ -617,8 +626,7 @@ void compute(const ggml_tensor * dst, const char * rows, int64_t row0, const uin
             }
             if (step == n_steps - 1) {
                 for (int i = 0; i < n_columns; ++i) {
-                    memcpy(out + (c0 + c + i) * dst->nb[1] + row0 * sizeof(float), tile + i * PANEL,
-                            n_rows * sizeof(float));
+                    memcpy(out(c0 + c + i) + row0, tile + i * PANEL, n_rows * sizeof(float));
                 }
             }
         }
@@ -638,29 +646,143 @@ void mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     for (int64_t i = params->ith; i < n_groups * n_batches; i += params->nth) {
         const int64_t i1 = i % n_groups * COLUMNS, i2 = i / n_groups % src1->ne[2], i3 = i / n_groups / src1->ne[2];
         const char * src = (const char *) src1->data + i1 * src1->nb[1] + i2 * src1->nb[2] + i3 * src1->nb[3];
-        pack_columns<type>(src, src1->nb[1], (int) std::min<int64_t>(COLUMNS, n_columns - i1), n_units,
-                columns + i / n_groups * batch + i1 * column);
+        const int n      = (int) std::min<int64_t>(COLUMNS, n_columns - i1);
+        const float * group[COLUMNS];
+        for (int c = 0; c < n; ++c) {
+            group[c] = (const float *) (src + c * src1->nb[1]);
+        }
+        pack_columns<type>(group, n, n_units, columns + i / n_groups * batch + i1 * column);
     }
     if (params->ith == 0) {
         ggml_threadpool_chunk_set(params->threadpool, params->nth);
     }
     ggml_barrier(params->threadpool);
 
-    // as many slabs as give each thread some panels to take
     const int64_t n_panels = (src0->ne[1] + PANEL - 1) / PANEL;
-    int64_t slab           = SLAB;
-    while (n_panels * n_batches * ((n_columns + slab - 1) / slab) < 4 * params->nth && slab > 8 * COLUMNS) {
-        slab /= 2;
-    }
-    const int64_t n_slabs = (n_columns + slab - 1) / slab;
+    const int64_t slab     = slab_of(n_columns, n_panels * n_batches, params->nth);
+    const int64_t n_slabs  = (n_columns + slab - 1) / slab;
     const int64_t r2 = src1->ne[2] / src0->ne[2], r3 = src1->ne[3] / src0->ne[3];
     for (int64_t i = params->ith; i < n_panels * n_slabs * n_batches;
             i      = ggml_threadpool_chunk_add(params->threadpool, 1)) {
         const int64_t i0 = i % n_panels * PANEL, i1 = i / n_panels % n_slabs * slab, ib = i / n_panels / n_slabs;
         const int64_t i2 = ib % src1->ne[2], i3 = ib / src1->ne[2];
-        compute<type>(dst, (const char *) src0->data + i2 / r2 * src0->nb[2] + i3 / r3 * src0->nb[3], i0,
-                columns + ib * batch, i1, std::min(slab, n_columns - i1),
-                (char *) dst->data + i2 * dst->nb[2] + i3 * dst->nb[3], scratch);
+        char * out       = (char *) dst->data + i2 * dst->nb[2] + i3 * dst->nb[3];
+        const auto where = [&](int64_t c) { return (float *) (out + c * dst->nb[1]); };
+        compute<type>(src0, (const char *) src0->data + i2 / r2 * src0->nb[2] + i3 / r3 * src0->nb[3], i0,
+                columns + ib * batch, i1, std::min(slab, n_columns - i1), where, scratch);
+    }
+}
+
+// Experts: each column is multiplied with the matrices that ids [n_used, n_tokens] names for its token.
+
+// what an expert has to do, counted from that of the first expert; that of expert n_experts is all
+struct expert_start {
+    int32_t column; // of its columns: columns of an expert are packed together
+    int32_t group;
+    int32_t item;
+};
+
+struct expert_plan {
+    expert_start * starts; // [n_experts + 1]
+    int32_t * used;        // [n_used * n_tokens] of each column: n_used * token + which of its experts
+
+    static size_t size(const ggml_tensor * dst) {
+        return (dst->src[0]->ne[2] + 1) * sizeof(expert_start) + ggml_nelements(dst->src[2]) * sizeof(int32_t);
+    }
+
+    expert_plan(char * data, const ggml_tensor * dst) :
+            starts((expert_start *) data), used((int32_t *) (starts + dst->src[0]->ne[2] + 1)) {}
+
+    void make(const ggml_tensor * dst, int n_threads) {
+        const ggml_tensor * ids = dst->src[2];
+        const int64_t n_experts = dst->src[0]->ne[2];
+        const int64_t n_panels  = (dst->src[0]->ne[1] + PANEL - 1) / PANEL;
+        const auto each_use     = [&](auto && then) {
+            for (int64_t token = 0; token < ids->ne[1]; ++token) {
+                for (int64_t i = 0; i < ids->ne[0]; ++i) {
+                    const char * id      = (const char *) ids->data + token * ids->nb[1] + i * ids->nb[0];
+                    const int32_t expert = *(const int32_t *) id;
+                    GGML_ASSERT(expert >= 0 && expert < n_experts);
+                    then(expert, (int32_t) (token * ids->ne[0] + i));
+                }
+            }
+        };
+        std::fill_n(starts, n_experts + 1, expert_start{});
+        each_use([&](int32_t expert, int32_t) { ++starts[expert].column; });
+        expert_start next{};
+        for (int64_t e = 0; e <= n_experts; ++e) {
+            const int32_t n = starts[e].column;
+            starts[e]       = next;
+            next.column += n;
+            next.group += (n + COLUMNS - 1) / COLUMNS;
+            next.item += (int32_t) (n_panels * n_slabs(n, n_panels, n_threads));
+        }
+        // the column of an expert's start is moved on, and back
+        each_use([&](int32_t expert, int32_t use) { used[starts[expert].column++] = use; });
+        for (int64_t e = n_experts; e > 0; --e) {
+            starts[e].column = starts[e - 1].column;
+        }
+        starts[0].column = 0;
+    }
+
+    static int64_t n_slabs(int64_t n_columns, int64_t n_panels, int n_threads) {
+        const int64_t slab = slab_of(n_columns, n_panels, n_threads);
+        return (n_columns + slab - 1) / slab;
+    }
+};
+
+template <class type>
+void mul_mat_id(const ggml_compute_params * params, ggml_tensor * dst) {
+    const ggml_tensor *src0 = dst->src[0], *src1 = dst->src[1];
+    const int64_t n_units = src0->ne[0] / type::UNIT, n_used = dst->src[2]->ne[0];
+    const int32_t n_experts = (int32_t) src0->ne[2];
+    const size_t column     = src0->ne[0] / type::BLOCK * COLUMN_BYTES<type>;
+
+    uint8_t * columns = (uint8_t *) GGML_PAD((uintptr_t) params->wdata, 64);
+    char * plan_data  = (char *) columns + GGML_PAD(ggml_nelements(dst->src[2]) * column, 64);
+    char * scratch    = plan_data + GGML_PAD(expert_plan::size(dst), 64) + params->ith * scratch_size();
+
+    expert_plan plan(plan_data, dst);
+    if (params->ith == 0) {
+        plan.make(dst, params->nth);
+        ggml_threadpool_chunk_set(params->threadpool, params->nth);
+    }
+    ggml_barrier(params->threadpool);
+
+    const expert_start * starts = plan.starts;
+    int32_t e                   = 0; // items, and groups, come in the order of experts
+    for (int64_t i = params->ith; i < starts[n_experts].group; i += params->nth) {
+        while (i >= starts[e + 1].group) {
+            ++e;
+        }
+        const int64_t first = starts[e].column + (i - starts[e].group) * COLUMNS;
+        const int n         = (int) std::min<int64_t>(COLUMNS, starts[e + 1].column - first);
+        const float * group[COLUMNS];
+        for (int c = 0; c < n; ++c) {
+            const int64_t use = plan.used[first + c];
+            group[c]          = (const float *) ((const char *) src1->data + use % n_used % src1->ne[1] * src1->nb[1] +
+                                                 use / n_used * src1->nb[2]);
+        }
+        pack_columns<type>(group, n, n_units, columns + first * column);
+    }
+    ggml_barrier(params->threadpool);
+
+    const int64_t n_panels = (src0->ne[1] + PANEL - 1) / PANEL;
+    e                      = 0;
+    for (int64_t i = params->ith; i < starts[n_experts].item; i = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        while (i >= starts[e + 1].item) {
+            ++e;
+        }
+        const int64_t n_columns = starts[e + 1].column - starts[e].column;
+        const int64_t slab      = slab_of(n_columns, n_panels, params->nth);
+        const int64_t item      = i - starts[e].item;
+        const int64_t i0 = item % n_panels * PANEL, i1 = item / n_panels * slab;
+        const int32_t * used = plan.used + starts[e].column;
+        const auto where     = [&](int64_t c) {
+            return (float *) ((char *) dst->data + used[c] % n_used * dst->nb[1] + used[c] / n_used * dst->nb[2]);
+        };
+        compute<type>(src0, (const char *) src0->data + e * src0->nb[2], i0, columns + starts[e].column * column, i1,
+                std::min(slab, n_columns - i1), where, scratch);
     }
 }
 
@@ -684,9 +806,19 @@ int64_t min_columns(ggml_type type) {
 bool fits(const ggml_tensor * dst) {
     const ggml_tensor *src0 = dst->src[0], *src1 = dst->src[1];
     const int64_t n = min_columns(src0->type);
-    return n != 0 && src1->ne[1] >= n && src1->type == GGML_TYPE_F32 && dst->type == GGML_TYPE_F32 &&
-           src1->nb[0] == sizeof(float) && dst->nb[0] == sizeof(float) && src0->nb[0] == ggml_type_size(src0->type) &&
-           src0->ne[1] >= LANES / 2;
+    if (n == 0 || src1->type != GGML_TYPE_F32 || dst->type != GGML_TYPE_F32 || src1->nb[0] != sizeof(float) ||
+            dst->nb[0] != sizeof(float) || src0->nb[0] != ggml_type_size(src0->type) || src0->ne[1] < LANES / 2) {
+        return false;
+    }
+    if (dst->op == GGML_OP_MUL_MAT_ID) { // of an expert on average
+        return ggml_nelements(dst->src[2]) >= n * src0->ne[2];
+    }
+    return src1->ne[1] >= n;
+}
+
+template <class type>
+void multiply(const ggml_compute_params * params, ggml_tensor * dst) {
+    dst->op == GGML_OP_MUL_MAT_ID ? mul_mat_id<type>(params, dst) : mul_mat<type>(params, dst);
 }
 
 } // namespace
@@ -696,23 +828,27 @@ size_t mesa_mul_mat_work_size(const ggml_tensor * dst, int n_threads) {
     if (!mesa::fits(dst)) {
         return 0;
     }
-    const size_t columns = ggml_nelements(dst->src[1]) / 16 * (16 + 2 * sizeof(float)); // of the smallest blocks
-    return 64 + GGML_PAD(columns, 64) + n_threads * mesa::scratch_size();
+    const bool experts     = dst->op == GGML_OP_MUL_MAT_ID;
+    const int64_t n_values = experts ? ggml_nelements(dst->src[2]) * dst->src[0]->ne[0] : ggml_nelements(dst->src[1]);
+    const size_t columns   = n_values / 16 * (16 + 2 * sizeof(float)); // of the smallest blocks
+    const size_t plan      = experts ? GGML_PAD(mesa::expert_plan::size(dst), 64) : 0;
+    return 64 + GGML_PAD(columns, 64) + plan + n_threads * mesa::scratch_size();
 }
 
 bool mesa_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
-    if (params->use_ref || !mesa_kernels_on() || !mesa::fits(dst)) {
+    if ((dst->op != GGML_OP_MUL_MAT && dst->op != GGML_OP_MUL_MAT_ID) || params->use_ref || !mesa_kernels_on() ||
+            !mesa::fits(dst)) {
         return false;
     }
     switch (dst->src[0]->type) {
-        case GGML_TYPE_Q4_0: mesa::mul_mat<mesa::q4_0>(params, dst); break;
-        case GGML_TYPE_Q4_1: mesa::mul_mat<mesa::q4_1>(params, dst); break;
-        case GGML_TYPE_Q5_0: mesa::mul_mat<mesa::q5_0>(params, dst); break;
-        case GGML_TYPE_Q5_1: mesa::mul_mat<mesa::q5_1>(params, dst); break;
-        case GGML_TYPE_Q8_0: mesa::mul_mat<mesa::q8_0>(params, dst); break;
-        case GGML_TYPE_Q4_K: mesa::mul_mat<mesa::q4_K>(params, dst); break;
-        case GGML_TYPE_Q5_K: mesa::mul_mat<mesa::q5_K>(params, dst); break;
-        case GGML_TYPE_Q6_K: mesa::mul_mat<mesa::q6_K>(params, dst); break;
+        case GGML_TYPE_Q4_0: mesa::multiply<mesa::q4_0>(params, dst); break;
+        case GGML_TYPE_Q4_1: mesa::multiply<mesa::q4_1>(params, dst); break;
+        case GGML_TYPE_Q5_0: mesa::multiply<mesa::q5_0>(params, dst); break;
+        case GGML_TYPE_Q5_1: mesa::multiply<mesa::q5_1>(params, dst); break;
+        case GGML_TYPE_Q8_0: mesa::multiply<mesa::q8_0>(params, dst); break;
+        case GGML_TYPE_Q4_K: mesa::multiply<mesa::q4_K>(params, dst); break;
+        case GGML_TYPE_Q5_K: mesa::multiply<mesa::q5_K>(params, dst); break;
+        case GGML_TYPE_Q6_K: mesa::multiply<mesa::q6_K>(params, dst); break;
         default:             return false;
     }
     return true;
@@ -724,8 +860,8 @@ bool mesa_mul_mat_repacked(const ggml_compute_params * params, ggml_tensor * dst
     }
     switch (dst->src[0]->type) {
 #if MESA_LANES == 16 || defined(__AVXVNNI__)
-        case GGML_TYPE_Q4_0: mesa::mul_mat<mesa::q4_0_repacked>(params, dst); break;
-        case GGML_TYPE_Q4_K: mesa::mul_mat<mesa::q4_K_repacked>(params, dst); break;
+        case GGML_TYPE_Q4_0: mesa::multiply<mesa::q4_0_repacked>(params, dst); break;
+        case GGML_TYPE_Q4_K: mesa::multiply<mesa::q4_K_repacked>(params, dst); break;
 #endif
         default: return false;
     }

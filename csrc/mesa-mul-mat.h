@@ -1,5 +1,5 @@
-// Products of quantized weights and many columns on the CPU: what ggml-cpu computes GGML_OP_MUL_MAT with where this kernel can
-// (patches/0008-cpu-mul-mat.patch calls it).
+// Products of quantized weights and many columns on the CPU: what ggml-cpu computes GGML_OP_MUL_MAT and GGML_OP_MUL_MAT_ID (mixtures of
+// experts) with where this kernel can (patches/0008-cpu-mul-mat.patch calls it).
 
 #pragma once
 
@@ -12,7 +12,7 @@ extern "C" {
 struct ggml_compute_params;
 struct ggml_tensor;
 
-// false: ggml's own kernels are to do it; all threads of the graph get the same answer
+// false: another operation, or ggml's own kernels are to do it; all threads of the graph get the same answer
 bool mesa_mul_mat(const struct ggml_compute_params * params, struct ggml_tensor * dst);
 
 // the same of weights that ggml has repacked (Q4_0 and Q4_K, 8 rows together)

@@ -1,7 +1,7 @@
 """ggml's multiplication of matrices on the CPU, alone; and what it should give, with NumPy.
 
     python tests/mul_mat.py FILE                    the products of CASES into an .npz file
-    python tests/mul_mat.py --speed ROWSxWIDTHxCOLUMNS [TYPE...]     how many products a second, with two threads
+    python tests/mul_mat.py --speed ROWSxWIDTHxCOLUMNS[xEXPERTSxUSED] [TYPE...]     how many products a second of processor time
 
 With MESA_KERNELS=stock both are ggml's own.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -24,7 +24,7 @@ from mesa_gguf.rpc import bindings  # llama_cpp, with the library of this packag
 Floats = NDArray[np.float32]
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
-_F32 = 0
+_F32, _I32 = 0, 26
 _CPU = 0  # enum ggml_backend_dev_type
 
 
@@ -68,7 +68,11 @@ def _ggml(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """`groups` matrices of `rows` rows of `width` weights, each multiplied with `share` matrices of `columns` columns."""
+    """`groups` matrices of `rows` rows of `width` weights, each multiplied with `share` matrices of `columns` columns.
+
+    Where `used` is given the matrices are experts: each of `columns` tokens is multiplied with `used` of them, one column for all of them
+    (`share` = 1), or one for each.
+    """
 
     type: str
     rows: int
@@ -80,6 +84,7 @@ class Case:
     repacked: bool = False  # in the layout that ggml brings the weights into when it loads a model
     threads: int = 1
     seed: int = 0
+    used: int = 0
 
     @property
     def quantization(self) -> gguf.GGMLQuantizationType:
@@ -89,10 +94,17 @@ class Case:
         """Weights as ggml quantizes them [groups, rows, bytes], and columns [groups*share, columns, width]."""
         random = np.random.default_rng(self.seed)
         weights = random.normal(0.1, 1, (self.groups, self.rows, self.width)).astype(np.float32)
-        columns = random.normal(0.1, 1, (self.groups * self.share, self.columns, self.width)).astype(np.float32)
+        batches = (self.share if self.used else self.groups * self.share, self.columns)
+        columns = random.normal(0.1, 1, (*batches, self.width)).astype(np.float32)
         columns[..., : self.width // 3] *= np.float32(10)
         columns[:, 0, : self.width // 2] = 0  # blocks of zeros
         return quantize(weights, self.quantization), columns
+
+    def experts(self) -> NDArray[np.int32]:
+        """Which ones each token uses [columns, used]; the first ones more often."""
+        random = np.random.default_rng(self.seed + 1)
+        likely = random.random((self.columns, self.groups)) / (1 + np.arange(self.groups))
+        return np.argsort(-likely, axis=-1)[:, : self.used].astype(np.int32)
 
 
 def quantize(weights: Floats, kind: gguf.GGMLQuantizationType) -> NDArray[np.uint8]:
@@ -139,7 +151,7 @@ class _Op:
     def compute(
         self, tensor: int, shape: tuple[int, ...], times: list[float] | None = None, repacked: bool = False
     ) -> Floats:
-        """The tensor's values; computed eleven times over where `times` asks for the seconds that it takes."""
+        """The tensor's values; computed eleven times over where `times` asks for the seconds of the processor that it takes."""
         graph = _ggml("ggml_new_graph")(self.context)
         _ggml("ggml_build_forward_expand")(graph, tensor)
         kind = self._repacking() if repacked else None
@@ -153,11 +165,11 @@ class _Op:
             assert values.nbytes == _ggml("ggml_nbytes")(given)
             _ggml("ggml_backend_tensor_set")(given, values.ctypes.data, 0, values.nbytes)
         for _ in range(1 if times is None else 11):
-            start = time.perf_counter()
+            start = time.process_time()
             status = _ggml("ggml_backend_graph_compute")(self._backend, graph)
             assert status == 0
             if times is not None:
-                times.append(time.perf_counter() - start)
+                times.append(time.process_time() - start)
         out = np.empty(shape, np.float32)
         _ggml("ggml_backend_tensor_get")(tensor, out.ctypes.data, 0, out.nbytes)
         for buffer in buffers:
@@ -169,11 +181,16 @@ class _Op:
 
 
 def multiply(case: Case, times: list[float] | None = None) -> Floats:
-    """What ggml computes: [groups*share, columns, rows]."""
+    """What ggml computes: [groups*share, columns, rows], of experts [used, columns, rows]."""
     weights, columns = case.data()
     op = _Op(case.threads)
-    shape = (case.width, case.rows, case.groups)[: 2 if case.repacked else 3]
+    shape = (case.width, case.rows, case.groups)[: 2 if case.repacked and not case.used else 3]
     matrix = op.tensor(case.quantization, shape, weights, weights=True)
+    if case.used:
+        x = op.tensor(_F32, (case.width, case.share, case.columns), columns.swapaxes(0, 1))
+        ids = op.tensor(_I32, (case.used, case.columns), case.experts())
+        product = _ggml("ggml_mul_mat_id")(op.context, matrix, x, ids)
+        return op.compute(product, (case.columns, case.used, case.rows), times, case.repacked).swapaxes(0, 1)
     batches = case.groups * case.share
     if case.permuted:
         x = op.tensor(_F32, (case.width, batches, case.columns), columns.swapaxes(0, 1))
@@ -210,6 +227,16 @@ def rounded_k(columns: Floats) -> NDArray[np.float64]:
 
 def expected(case: Case) -> NDArray[np.float64]:
     weights, columns = case.data()
+    if case.used:
+        each = replace(case, used=0, share=case.share)
+        with_all = products(each, weights, np.tile(columns, (case.groups, 1, 1)))
+        with_all = with_all.reshape(case.groups, case.share, case.columns, case.rows)
+        slots = np.arange(case.used) % case.share
+        return with_all[case.experts().T, slots[:, None], np.arange(case.columns)]
+    return products(case, weights, columns)
+
+
+def products(case: Case, weights: NDArray[np.uint8], columns: Floats) -> NDArray[np.float64]:
     matrix = gguf.dequantize(weights, case.quantization).astype(np.float64)
     if case.type.endswith("K"):
         return rounded_k(columns) @ np.repeat(matrix, case.share, 0).swapaxes(1, 2)
@@ -245,10 +272,20 @@ CASES = [
             Case(name, 64, 256, 13, groups=2, share=3, permuted=True, threads=2, seed=i),
         )
     ),
+    *(
+        case
+        for i, name in enumerate(TYPES)
+        for case in (
+            Case(name, 96, 512, 40, groups=5, used=3, share=1, seed=i, threads=2),
+            Case(name, 40, 256, 30, groups=4, used=4, share=4, seed=i),
+        )
+    ),
     Case("Q4_0", 72, 1440, 21, repacked=True),
     Case("Q4_0", 40, 96, 9, share=2, repacked=True),
     Case("Q4_K", 72, 1280, 21, repacked=True),
     Case("Q4_K", 40, 256, 9, share=2, repacked=True),
+    Case("Q4_0", 72, 1440, 60, groups=6, used=2, repacked=True, threads=2),
+    Case("Q4_K", 72, 1280, 60, groups=6, used=2, share=2, repacked=True, threads=3),
 ]
 
 
@@ -256,13 +293,13 @@ def main(arguments: list[str]) -> None:
     if arguments[0] != "--speed":
         np.savez(arguments[0], *[multiply(case) for case in CASES])
         return
-    rows, width, columns = map(int, arguments[1].split("x"))
+    rows, width, columns, experts, used = [*map(int, arguments[1].split("x")), 1, 0][:5]
     for name in arguments[2:] or TYPES:
         times: list[float] = []
-        multiply(Case(name, rows, width, columns, threads=2, repacked=name in ("Q4_0", "Q4_K")), times)
-        print(
-            f"{name:5} {rows * width * columns / 1e9 / sorted(times)[len(times) // 2]:7.1f} billion products a second"
-        )
+        case = Case(name, rows, width, columns, experts, repacked=name in ("Q4_0", "Q4_K"), used=used)
+        multiply(case, times)
+        n = rows * width * columns * max(1, used)
+        print(f"{name:5} {n / 1e9 / sorted(times)[len(times) // 2]:7.1f} billion products a second")
 
 
 if __name__ == "__main__":

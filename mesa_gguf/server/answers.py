@@ -25,6 +25,7 @@ from .problems import Problem
 from .schemas import SAMPLING, ChatRequest, CompletionRequest, EmbeddingRequest, Sampling, ToolChoice
 from .served import ServedLlama
 
+CALL = "A function that can be called:\n{function}\nAnswer with a call of {name}: its arguments as JSON."
 SPARE = 64  # tokens between a text and the end of the context, for what stands around it
 
 
@@ -200,13 +201,14 @@ class Answers:
             options["max_tokens"] = limit
         instructions = asked.instructions
         tools, tool = _tools(request)
-        if tools:
-            before = REMINDER if instructions is None and not reader.form.is_plain else instructions
-            instructions = END.join(filter(None, (before, _described(tools, tool))))
         form = None if request.response_format is None else request.response_format.model_dump()
-        if tool is not None:
-            form = {"type": "json_object", "schema": next(
-                found["function"]["parameters"] for found in tools if found["function"]["name"] == tool)}  # fmt: skip
+        if tool is not None:  # others are not told of: none of them would be called
+            function = next(found["function"] for found in tools if found["function"]["name"] == tool)
+            form = {"type": "json_object", "schema": function["parameters"]}
+            before = REMINDER if instructions is None and not reader.form.is_plain else instructions
+            # a chat template would have it before the documents, which are read already
+            call = CALL.format(function=json.dumps(function, ensure_ascii=False), name=tool)
+            instructions = END.join(filter(None, (before, call)))
         if request.logprobs:
             options["logprobs"] = request.top_logprobs or 0
         n = request.n or 1
@@ -357,13 +359,6 @@ def _tools(request: ChatRequest) -> tuple[list[dict[str, Any]], str | None]:
     if all(tool["function"]["name"] != choice.function.name for tool in tools):
         raise Problem(400, f"there is no tool {choice.function.name}", "invalid_value", param="tool_choice")
     return tools, choice.function.name
-
-
-def _described(tools: Sequence[Mapping[str, Any]], chosen: str | None) -> str:
-    """Tools, for a question about documents: a chat template would have them before the documents, which are read already."""
-    lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
-    call = f"\nAnswer with a call of {chosen}: its arguments as JSON." if chosen is not None else ""
-    return f"Functions that can be called:\n{chr(10).join(lines)}{call}"
 
 
 class _Calls:

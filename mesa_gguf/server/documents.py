@@ -317,8 +317,9 @@ class Documents:
         self._keep_few_pasted()
         return document
 
-    def take_in_text(self, text: str) -> Document:
-        name = f"pasted-{hashlib.sha256(text.encode()).hexdigest()[:8]}.txt"
+    def take_in_text(self, text: str, name: str | None = None) -> Document:
+        """A text that came in a message as a document of the library, known by its content."""
+        name = name or f"pasted-{hashlib.sha256(text.encode()).hexdigest()[:8]}.txt"
         with self._adds():
             document = self.library.add_text(text, name, collection=PASTED)
         self._keep_few_pasted()

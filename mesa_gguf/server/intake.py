@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import html
 import re
 import time
 from collections import deque
@@ -29,6 +30,9 @@ QUESTION_CHARS = 1000  # longest paragraph beside it that is taken for the quest
 TOOL_ROLES = ("tool", "function")
 
 _DATA = re.compile(r"data:[^,]{0,256};base64,")
+_SOURCE = re.compile(r"(?:^|<context>)\s*(<source\b[^<>]*>)", re.MULTILINE)  # not one that instructions talk of
+_NEXT_SOURCE = re.compile(r"</source>\s*<source\b[^<>]*>")
+_SOURCE_NAME = re.compile(r'\bname="([^"]*)"')
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _Result = TypeVar("_Result")
 
@@ -42,6 +46,7 @@ def name_of(given: str | None, default: str = "document.txt") -> str:
 @dataclass
 class _Found:
     documents: dict[int, tuple[Document, str | None]] = field(default_factory=dict)
+    instructions: list[str] = field(default_factory=list)
     pasted: bool = False
     named: bool = False
 
@@ -92,6 +97,7 @@ async def understand(request: ChatRequest, documents: Documents, seconds: float)
     if not questions or questions[-1][0] != "user" or not questions[-1][1].strip():
         raise Problem(400, "the last message asks nothing: give it a text", "no_question", param="messages")
     history, instructions = _conversation(questions[:-1])
+    instructions = "\n\n".join([*([instructions] if instructions else []), *dict.fromkeys(found.instructions)]) or None
     read = request.read or (None if found.pasted and not found.named else "auto")
     return Asked(questions[-1][1].strip(), history, instructions, tuple(found.documents.values()), read)
 
@@ -164,12 +170,58 @@ async def _text(message: Message, documents: Documents, found: _Found, end: floa
         if len(text) >= PASTED_CHARS:
             check_text(text, "a message")
         # in a thread: the text may have megabytes
-        document, question = (text, "") if len(text) >= PASTED_CHARS and others else await _apart(split_pasted, text)
-        if document:
+        sources = await _apart(split_sources, text)
+        if sources is not None:
+            found.instructions += [sources.before] if sources.before else []
+            pasted, question = sources.documents, sources.question
+        else:
+            document, question = (
+                (text, "") if len(text) >= PASTED_CHARS and others else await _apart(split_pasted, text)
+            )
+            pasted = [(None, document)] if document else []
+        for name, document in pasted:
             found.pasted = True
-            found.add(await _apart(documents.take_in_text, document), None)
+            found.add(await _apart(documents.take_in_text, document, name), None)
         kept += [question] if question else []
     return "\n".join(kept)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Documents that a front end put into a message, as Open WebUI does: ``<source id="1" name="a.txt">…</source>``.
+
+    Attributes:
+        documents: each with its name, where it has one.
+        before: what stands before them: how to answer.
+        question: what stands behind them.
+    """
+
+    documents: list[tuple[str | None, str]]
+    before: str
+    question: str
+
+
+def split_sources(text: str) -> Sources | None:
+    """The sources in a long text; None where there are none, or no question behind them."""
+    if len(text) < PASTED_CHARS:
+        return None
+    first, end = _SOURCE.search(text), text.rfind("</source>")
+    if first is None or end < first.end():
+        return None
+    question = text[end + len("</source>") :].strip().removeprefix("</context>").strip()
+    if not question or len(question) >= PASTED_CHARS:
+        return None
+    documents = []
+    begin, tag = first.end(), first[1]
+    for border in (*_NEXT_SOURCE.finditer(text, first.end(), end), None):
+        name = _SOURCE_NAME.search(tag)
+        inner = text[begin : end if border is None else border.start()].strip()
+        if inner:
+            documents.append((None if name is None else name_of(html.unescape(name[1])), inner))
+        if border is not None:
+            begin, tag = border.end(), border[0]
+    before = text[: first.start(1)].strip().removesuffix("<context>").strip()
+    return Sources(documents, before, question) if documents else None
 
 
 def split_pasted(text: str) -> tuple[str, str]:
@@ -177,7 +229,7 @@ def split_pasted(text: str) -> tuple[str, str]:
 
     The question is the last paragraph or the first one, whichever looks like one: it has a question mark, or ends with a colon.
     """
-    if len(text) < PASTED_CHARS:
+    if len(text) < PASTED_CHARS or "<chat_history>" in text:  # what a front end asks about the conversation
         return "", text
     stripped = text.strip()
     begin = _PARAGRAPHS.search(stripped)

@@ -56,11 +56,8 @@ ints load(const uint8_t * p) {
 floats load(const float * p) {
     return _mm512_load_ps(p);
 }
-floats load_any(const float * p) {
-    return _mm512_loadu_ps(p);
-}
 void store(float * p, floats x) {
-    _mm512_storeu_ps(p, x);
+    _mm512_store_ps(p, x);
 }
 ints all(int32_t x) {
     return _mm512_set1_epi32(x);
@@ -93,11 +90,8 @@ ints load(const uint8_t * p) {
 floats load(const float * p) {
     return _mm256_load_ps(p);
 }
-floats load_any(const float * p) {
-    return _mm256_loadu_ps(p);
-}
 void store(float * p, floats x) {
-    _mm256_storeu_ps(p, x);
+    _mm256_store_ps(p, x);
 }
 ints all(int32_t x) {
     return _mm256_set1_epi32(x);
@@ -399,7 +393,7 @@ column_block column_of(const block_q8_K & x, int block) {
     for (int i = block * type::BLOCK / 16; i < (block + 1) * type::BLOCK / 16; ++i) {
         sum += x.bsums[i];
     }
-    return { x.d, type::HAS_MIN ? bits_of(x.d * sum) : -type::OFFSET * sum };
+    return { x.d, type::HAS_MIN ? bits_of((float) sum) : -type::OFFSET * sum };
 }
 
 // the n columns of a group
@@ -516,58 +510,80 @@ void unpack(const char * rows, size_t stride, int64_t row0, int n_rows, int64_t 
 
 // --- a tile --------------------------------------------------------------------------------------------------------------
 
+// dot products of block b of a panel and of columns, which are packed from `quads` on: exact
+template <class type, int N_PARTS, int N_COLUMNS>
+inline void dots(const panel & rows, int b, const int32_t * quads, ints (&dot)[N_COLUMNS][N_PARTS]) {
+    constexpr int QUADS = type::BLOCK / 4;
+    for (int c = 0; c < N_COLUMNS; ++c) {
+        for (int p = 0; p < N_PARTS; ++p) {
+            dot[c][p] = type::OFFSET != 0 ? all(quads[(QUADS + 1) * N_COLUMNS + c]) : all(0);
+        }
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < QUADS; ++g) {
+        ints weights[N_PARTS];
+        for (int p = 0; p < N_PARTS; ++p) {
+            weights[p] = load(&rows.codes[b * QUADS + g][p][0][0]);
+        }
+        for (int c = 0; c < N_COLUMNS; ++c) {
+            const ints column = all(quads[g * N_COLUMNS + c]);
+            for (int p = 0; p < N_PARTS; ++p) {
+                dot[c][p] = add_dots(dot[c][p], weights[p], column);
+            }
+        }
+    }
+}
+
 // sums [N_COLUMNS][n_parts][LANES] += panel x columns, or = where it is the first part of the rows
 template <class type, int N_PARTS, int N_COLUMNS>
 void multiply(const panel & rows, const uint8_t * columns, int count, bool first, float * sums, size_t stride) {
+    constexpr int QUADS = type::BLOCK / 4, N_BLOCKS = type::UNIT / type::BLOCK;
+    constexpr bool K =
+            type::UNIT == QK_K; // one scale of a column for a whole unit, whose sum is scaled when it is complete
     floats sum[N_COLUMNS][N_PARTS];
-    for (int c = 0; c < N_COLUMNS; ++c) {
-        for (int p = 0; p < N_PARTS; ++p) {
-            sum[c][p] = first ? all(0.0f) : load_any(sums + c * stride + p * LANES);
-        }
-    }
-    constexpr int QUADS = type::BLOCK / 4;
-    for (int b = 0; b < count; ++b) {
-        const int32_t * quads   = (const int32_t *) (columns + b * N_COLUMNS * COLUMN_BYTES<type>);
-        const float * scales    = (const float *) (quads + QUADS * N_COLUMNS);
-        const int32_t * offsets = quads + (QUADS + 1) * N_COLUMNS;
-        const float * factors   = (const float *) offsets;
-
-        ints dot[N_COLUMNS][N_PARTS];
+    const auto each = [&](auto && then) {
         for (int c = 0; c < N_COLUMNS; ++c) {
             for (int p = 0; p < N_PARTS; ++p) {
-                dot[c][p] = type::OFFSET != 0 ? all(offsets[c]) : all(0);
+                then(c, p, sums + c * stride + p * LANES);
             }
         }
-#pragma GCC unroll 8
-        for (int g = 0; g < QUADS; ++g) {
-            ints weights[N_PARTS];
+    };
+    if constexpr (!K) {
+        each([&](int c, int p, float * at) { sum[c][p] = first ? all(0.0f) : load(at); });
+    }
+    for (int u = 0; u < count; u += N_BLOCKS) {
+        if constexpr (K) {
+            each([&](int c, int p, float *) { sum[c][p] = all(0.0f); });
+        }
+        const float * scales = nullptr;
+        for (int b = u; b < u + N_BLOCKS; ++b) {
+            const int32_t * quads = (const int32_t *) (columns + b * N_COLUMNS * COLUMN_BYTES<type>);
+            scales                = (const float *) (quads + QUADS * N_COLUMNS);
+            const float * factors = scales + N_COLUMNS;
+            ints dot[N_COLUMNS][N_PARTS];
+            dots<type>(rows, b, quads, dot);
             for (int p = 0; p < N_PARTS; ++p) {
-                weights[p] = load(&rows.codes[b * QUADS + g][p][0][0]);
-            }
-            for (int c = 0; c < N_COLUMNS; ++c) {
-                const ints column = all(quads[g * N_COLUMNS + c]);
-                for (int p = 0; p < N_PARTS; ++p) {
-                    dot[c][p] = add_dots(dot[c][p], weights[p], column);
+                const floats scale = load(rows.scales[b][p]);
+                for (int c = 0; c < N_COLUMNS; ++c) {
+                    sum[c][p] = mul_add(to_floats(dot[c][p]), K ? scale : mul(scale, all(scales[c])), sum[c][p]);
+                }
+                if constexpr (type::HAS_MIN) {
+                    const floats min = load(rows.mins[b][p]);
+                    for (int c = 0; c < N_COLUMNS; ++c) {
+                        sum[c][p] = mul_add(min, all(factors[c]), sum[c][p]);
+                    }
                 }
             }
         }
-        for (int p = 0; p < N_PARTS; ++p) {
-            const floats scale = load(rows.scales[b][p]);
-            for (int c = 0; c < N_COLUMNS; ++c) {
-                sum[c][p] = mul_add(to_floats(dot[c][p]), mul(scale, all(scales[c])), sum[c][p]);
-            }
-            if constexpr (type::HAS_MIN) {
-                const floats min = load(rows.mins[b][p]);
-                for (int c = 0; c < N_COLUMNS; ++c) {
-                    sum[c][p] = mul_add(min, all(factors[c]), sum[c][p]);
-                }
-            }
+        if constexpr (K) {
+            each([&](int c, int p, float * at) {
+                const floats scale = all(scales[c]);
+                store(at, first && u == 0 ? mul(sum[c][p], scale) : mul_add(sum[c][p], scale, load(at)));
+            });
         }
     }
-    for (int c = 0; c < N_COLUMNS; ++c) {
-        for (int p = 0; p < N_PARTS; ++p) {
-            store(sums + c * stride + p * LANES, sum[c][p]);
-        }
+    if constexpr (!K) {
+        each([&](int c, int p, float * at) { store(at, sum[c][p]); });
     }
 }
 

@@ -276,16 +276,16 @@ CASES = [
         case
         for i, name in enumerate(TYPES)
         for case in (
-            Case(name, 96, 512, 40, groups=5, used=3, share=1, seed=i, threads=2),
-            Case(name, 40, 256, 30, groups=4, used=4, share=4, seed=i),
+            Case(name, 40, 512, 40, groups=3, used=2, share=1, seed=i, threads=2),
+            Case(name, 40, 256, 20, groups=3, used=3, share=3, seed=i),
         )
     ),
     Case("Q4_0", 72, 1440, 21, repacked=True),
     Case("Q4_0", 40, 96, 9, share=2, repacked=True),
     Case("Q4_K", 72, 1280, 21, repacked=True),
     Case("Q4_K", 40, 256, 9, share=2, repacked=True),
-    Case("Q4_0", 72, 1440, 60, groups=6, used=2, repacked=True, threads=2),
-    Case("Q4_K", 72, 1280, 60, groups=6, used=2, share=2, repacked=True, threads=3),
+    Case("Q4_0", 72, 1440, 30, groups=3, used=2, repacked=True, threads=2),
+    Case("Q4_K", 40, 1280, 30, groups=3, used=2, share=2, repacked=True, threads=2),
 ]
 
 

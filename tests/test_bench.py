@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -94,7 +95,9 @@ def test_llama_cpp_sees_the_real_shapes(
 
 
 def _tensor_bytes(shape: Shape, quant: str) -> list[int]:
-    return [shapes._n_bytes(tensor, shapes._tensor_type(tensor, quant)) for _, tensor in shape.tensors()]
+    return [
+        shapes._n_bytes(tensor, shapes._tensor_type(shape, name, tensor, quant)) for name, tensor in shape.tensors()
+    ]
 
 
 @pytest.mark.parametrize("quant", shapes.QUANTS)
@@ -115,6 +118,21 @@ def test_weights_are_random_and_of_a_sensible_size(tmp_path: Path, quant: str, m
             assert np.all(values == 1)
         else:
             assert 0.01 < values.std() < 1, name
+
+
+def test_types_are_mixed_as_llama_cpp_does() -> None:
+    """Of a 0.5B shape, whose rows of 896 weights are no whole blocks of the K-quants; and of a 1B shape."""
+
+    def kinds(name: str, quant: str) -> Counter[str]:
+        shape = SHAPES[name]
+        return Counter(
+            shapes._tensor_type(shape, part, tensor, quant).name for part, tensor in shape.tensors() if len(tensor) > 1
+        )
+
+    assert kinds("qwen2.5-0.5b", "q4_k_m") == {"Q5_0": 24 * 5 + 12, "Q8_0": 12 + 1, "Q4_K": 12, "Q6_K": 12}
+    assert kinds("qwen2.5-0.5b", "q6_k") == {"Q8_0": 24 * 6 + 1, "Q6_K": 24}
+    assert kinds("llama-3.2-1b", "q4_k_m") == {"Q4_K": 16 * 5 + 2 * 8, "Q6_K": 2 * 8 + 1}
+    assert kinds("llama-3.2-1b", "q5_0") == {"Q5_0": 16 * 7 + 1}
 
 
 def test_llama3_frequencies() -> None:

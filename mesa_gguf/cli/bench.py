@@ -88,7 +88,10 @@ def bench(
     quant: Annotated[
         str | None,
         option(
-            "--quant", metavar="TYPE", help="Type of the random weights: q8_0 (the default), q4_0 or f16.", panel=MODEL
+            "--quant",
+            metavar="TYPE",
+            help="Type of the random weights: q8_0 (the default), q4_0, q4_1, q5_0, q5_1, q6_k, f16, or as llama.cpp mixes q4_k_m and q5_k_m.",
+            panel=MODEL,
         ),
     ] = None,
     train_length: TrainLength = None,

@@ -19,7 +19,12 @@ from ...errors import ConfigError, missing_package
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-QUANTS = ("q8_0", "q4_0", "f16")
+MIXES = {"q4_k_m": ("q4_k", "q6_k"), "q5_k_m": ("q5_k", "q6_k")}
+"""As llama.cpp mixes types: of most matrices, and of those that it gives more bits."""
+
+QUANTS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", *MIXES, "q6_k", "f16")
+K_BLOCK = 256  # weights that share scales in the K-quants
+INSTEAD = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # in matrices whose rows are no whole blocks
 VERSION = 1  # of the files in the cache: raised when what is written changes
 PIECE = 2**23  # weights that are in memory at once
 
@@ -152,7 +157,8 @@ def model_bytes(name: str, quant: str) -> int:
     Raises:
         ConfigError: there is no such shape or type.
     """
-    return sum(_n_bytes(tensor, _tensor_type(tensor, quant)) for _, tensor in find_shape(name).tensors())
+    shape = find_shape(name)
+    return sum(_n_bytes(tensor, _tensor_type(shape, part, tensor, quant)) for part, tensor in shape.tensors())
 
 
 def write_model(
@@ -202,9 +208,9 @@ def _write_header(path: Path, shape: Shape, quant: str, name: str) -> GGUFWriter
     writer.add_file_type(gguf.LlamaFileType["MOSTLY_" + quant.upper()])
     writer.add_tokenizer_model("no_vocab")
     for tensor_name, tensor in shape.tensors():
-        kind = _tensor_type(tensor, quant)
+        kind = _tensor_type(shape, tensor_name, tensor, quant)
         # the writer takes a quantized tensor's shape in bytes
-        is_quantized = kind in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0)
+        is_quantized = kind.name.startswith("Q")
         numpy_type = np.uint8 if is_quantized else np.float32
         dims = gguf.quant_shape_to_byte_shape(tensor, kind) if is_quantized else tensor
         writer.add_tensor_info(tensor_name, dims, np.dtype(numpy_type), _n_bytes(tensor, kind), raw_dtype=kind)
@@ -225,11 +231,29 @@ def _check_quant(quant: str) -> None:
         raise ConfigError(f"random weights come in {', '.join(QUANTS)}, not in {quant}")
 
 
-def _tensor_type(tensor: tuple[int, ...], quant: str) -> GGMLQuantizationType:
+def _tensor_type(shape: Shape, name: str, tensor: tuple[int, ...], quant: str) -> GGMLQuantizationType:
     gguf = _gguf()
     _check_quant(quant)
-    kind: GGMLQuantizationType = gguf.GGMLQuantizationType[quant.upper() if len(tensor) > 1 else "F32"]
-    return kind
+    kind = "f32"
+    if len(tensor) > 1:
+        most, more = MIXES.get(quant, (quant, quant))
+        kind = more if _has_more_bits(shape, name) else most
+        if tensor[1] % K_BLOCK:
+            kind = INSTEAD.get(kind, kind)
+    found: GGMLQuantizationType = gguf.GGMLQuantizationType[kind.upper()]
+    return found
+
+
+def _has_more_bits(shape: Shape, name: str) -> bool:
+    """Whether llama.cpp gives a matrix of a mixture more bits: the output, and values and ffn_down of half of the layers."""
+    if name == ("token_embd.weight" if shape.tied else "output.weight"):
+        return True
+    _, _, rest = name.partition("blk.")
+    layer, _, matrix = rest.partition(".")
+    if matrix not in ("attn_v.weight", "ffn_down.weight"):
+        return False
+    n, eighth = int(layer), shape.n_layer // 8
+    return n < eighth or n >= 7 * shape.n_layer // 8 or (n - eighth) % 3 == 2
 
 
 def _n_bytes(tensor: tuple[int, ...], kind: GGMLQuantizationType) -> int:
@@ -254,22 +278,59 @@ def _data(
         yield rng.normal(0, 0.1, tensor).astype(np.float32)
     else:
         n_rows, n_cols = tensor
+        kind = _tensor_type(shape, name, tensor, quant)
         step = max(1, PIECE // n_cols)
         for start in range(0, n_rows, step):
-            yield _rows(rng, min(step, n_rows - start), n_cols, quant)
+            yield _rows(rng, min(step, n_rows - start), n_cols, kind)
 
 
-def _rows(rng: np.random.Generator, n_rows: int, n_cols: int, quant: str) -> npt.NDArray[Any]:
-    """Random rows of a matrix: uniform weights with a deviation of about 1/sqrt(n_cols)."""
+@dataclass(frozen=True)
+class Block:
+    """What is not random in a block of weights: its scale d, and what is subtracted.
+
+    Attributes:
+        spread: the deviation of random weights where d is 1.
+        scale: where d is, an f16.
+        least: where its min is, an f16 too; None: it has none.
+        mean: of the codes: the min that makes the weights' mean 0, where d is 1.
+    """
+
+    spread: float
+    scale: int = 0
+    least: int | None = None
+    mean: float = 0.0
+
+
+BLOCKS = {
+    "Q8_0": Block(73.9),
+    "Q4_0": Block(4.61),
+    "Q4_1": Block(4.61, least=2, mean=-7.5),
+    "Q5_0": Block(9.23),
+    "Q5_1": Block(9.23, least=2, mean=-15.5),
+    # scales and mins of 6 bits for each 32 weights, of 8 bits for each 16
+    "Q4_K": Block(258.3, least=2, mean=7.5),
+    "Q5_K": Block(526.9, least=2, mean=15.5),
+    "Q6_K": Block(1365.7, scale=208),
+}
+
+
+def _rows(rng: np.random.Generator, n_rows: int, n_cols: int, kind: GGMLQuantizationType) -> npt.NDArray[Any]:
+    """Random rows of a matrix: uniform codes, weights with a deviation of about 1/sqrt(n_cols)."""
     deviation = n_cols**-0.5
-    if quant == "f16":
+    if kind.name == "F16":
         integers = np.frombuffer(rng.bytes(2 * n_rows * n_cols), np.int16)
         return np.asarray(integers * np.float32(deviation * 3**0.5 / 2**15), np.float16)
-    # blocks of 32 values that share a scale; the deviations of uniform int8 and of uniform 0 … 15
-    n_bytes, spread = {"q8_0": (32, 73.9), "q4_0": (16, 4.61)}[quant]
-    blocks = np.empty((n_rows * n_cols // 32, 2 + n_bytes), np.uint8)
-    blocks[:, :2] = np.frombuffer(np.float16(deviation / spread).tobytes(), np.uint8)
-    blocks[:, 2:] = np.frombuffer(rng.bytes(len(blocks) * n_bytes), np.uint8).reshape(len(blocks), n_bytes)
+    block, (n_weights, n_bytes) = BLOCKS[kind.name], _gguf().GGML_QUANT_SIZES[kind]
+    fixed = {block.scale: deviation / block.spread}
+    if block.least is not None:
+        fixed[block.least] = block.mean * deviation / block.spread
+    blocks = np.empty((n_rows * n_cols // n_weights, n_bytes), np.uint8)
+    free = np.ones(n_bytes, bool)
+    for at, value in fixed.items():
+        free[at : at + 2] = False
+        blocks[:, at : at + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+    n_free = int(free.sum())
+    blocks[:, free] = np.frombuffer(rng.bytes(len(blocks) * n_free), np.uint8).reshape(len(blocks), n_free)
     return blocks
 
 

@@ -42,6 +42,7 @@ log = logging.getLogger("mesa_gguf.server")
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE_SECONDS = 15.0  # between signs of life where there is nothing to say
 POLL_SECONDS = 0.25  # of a document's progress
+TOGETHER_SECONDS = 0.005  # that a token waits for others, where they come faster than that
 MAX_FIELD = 64 * 1024  # bytes of a form's field that is no file
 
 _EXTENDED_NAME = re.compile(
@@ -134,7 +135,7 @@ class _Stream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            items, more = self._items, True
+            items, more, sent = self._items, True, 0.0
             while more and not self._gone.done():
                 lines = []
                 for kind, item in items:
@@ -149,6 +150,10 @@ class _Stream(Response):
                     lines.append(b": waiting\n\n")
                 await send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
                 if more:
+                    now = time.monotonic()
+                    if now - sent < 2 * TOGETHER_SECONDS:  # one that comes later does not wait
+                        await asyncio.sleep(TOGETHER_SECONDS)
+                    sent = now
                     items = await self._served._first(self._job, KEEP_ALIVE_SECONDS)
             await send({"type": "http.response.body", "body": b""})
         finally:

@@ -39,7 +39,7 @@ class Channel:
         self._loop = loop
         self._items: deque[Any] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._told = False  # the loop was told that there is something
+        self._told = False  # the loop was told that there is something, or will look by itself
 
     def put(self, item: Any) -> None:
         self._items.append(item)
@@ -59,6 +59,7 @@ class Channel:
 
         note: without asyncio.wait_for, which makes a task: this is what a streamed token costs.
         """
+        self._told = False  # before it is looked: one that comes from now on tells
         if not self._items:
             self._waiter = self._loop.create_future()
             timer = self._loop.call_later(timeout, self._wake)
@@ -67,7 +68,7 @@ class Channel:
             finally:
                 timer.cancel()
                 self._waiter = None
-        self._told = False  # before they are taken: one that comes meanwhile tells again
+        self._told = True  # until the next time: what comes meanwhile costs the model's thread nothing
         items = []
         while self._items:
             items.append(self._items.popleft())

@@ -20,6 +20,9 @@ _TYPES = {
 }
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))  # a stream encodes each token
+
+
 class Problem(Exception):
     """An answer that says what is wrong.
 
@@ -64,8 +67,7 @@ class Json(JSONResponse):
 
 def encode(content: Any) -> bytes:
     # backslashreplace: what UTF-8 cannot hold becomes \udXXX, which is JSON's own escape
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    return _ENCODER.encode(content).encode("utf-8", "backslashreplace")
 
 
 def problem_of(err: BaseException) -> Problem:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesa_gguf.server.intake import PASTED_CHARS, split_pasted, split_sources
+from mesa_gguf.server.intake import PASTED_CHARS, Sources, split_pasted, split_sources
 from server_process import CODES, Server, facts
 
 KEY = "sk-of-open-webui"
@@ -58,7 +58,7 @@ def in_context(sources: dict[str, str], question: str) -> str:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("webui")
-    with Server(folder, "--n-ctx", "8192", env={"MESA_API_KEY": KEY}) as running:
+    with Server(folder, "--n-ctx", "8192", "--max-tokens", "200", env={"MESA_API_KEY": KEY}) as running:
         yield running
 
 
@@ -136,9 +136,31 @@ def test_titles_are_made_while_a_chat_is_answered(server: Server) -> None:
     assert text and "mesa" not in found[0] and found[0]["choices"][0]["message"]["annotations"] == []
 
 
+def test_sources_may_stand_in_the_system_message(server: Server) -> None:
+    """With RAG_SYSTEM_CONTEXT; and as AnythingLLM has them."""
+    text = facts(170).replace("ferry", "yacht")
+    question = {"role": "user", "content": "What is the door code of Ben Moor?"}
+    tagged = in_context({"codes.txt": text}, "")
+    bracketed = f"You are a helpful assistant.\nContext:\n[CONTEXT 0]:\n{text.strip()}\n[END CONTEXT 0]\n\n"
+    computed = []
+    for system in (tagged, bracketed):
+        body = {"messages": [{"role": "system", "content": system}, question], "max_tokens": 24}
+        found = server.json("POST", "/v1/chat/completions", body, headers=HEADERS)
+        assert str(CODES["Ben Moor"]) in found["choices"][0]["message"]["content"]
+        computed.append(found["mesa"]["read"]["tokens_computed"])
+    assert computed[0] > 1000 and computed[1] == 0
+
+
+def test_an_answer_ends_where_it_names_no_limit(server: Server) -> None:
+    """It names none unless it is told to, and a small model may go on and on."""
+    body = request_of("Hello", logit_bias={str(token): -100 for token in range(3)})
+    del body["max_tokens"]
+    assert answered(server, body)[1]["usage"]["completion_tokens"] == 200
+    assert answered(server, {**body, "max_tokens": 210})[1]["usage"]["completion_tokens"] == 210
+
+
 def test_the_stop_button_closes_the_connection(server: Server) -> None:
-    body = request_of("Hello", temperature=2.0)
-    del body["max_tokens"]  # it sends none unless it is told to: the answer may go on to the end of the context
+    body = request_of("Hello", max_tokens=8000, temperature=2.0)
     asked = Request(
         f"{server.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json", **HEADERS}
     )
@@ -152,21 +174,33 @@ def test_the_stop_button_closes_the_connection(server: Server) -> None:
 # Its sources.
 
 
+def test_contexts_in_brackets_are_documents() -> None:
+    one, two = "a" * PASTED_CHARS, "[CONTEXT 7]:\nwithin\n[END CONTEXT 7]"
+    text = f"Be brief.\nContext:\n[CONTEXT 0]:\n{one}\n[END CONTEXT 0]\n\n[CONTEXT 1]:\n{two}\n[END CONTEXT 1]\n\nThat is all."
+    found = split_sources(text)
+    assert found == Sources([(None, one), (None, two)], "Be brief.", "That is all.")
+    assert split_sources(text.replace("[END", "[")) is None
+
+
 def test_sources_are_documents_and_the_guidelines_say_how_to_answer() -> None:
     one, two = "a" * PASTED_CHARS, "The code is 1.\n\nWhat is <b>?"
     found = split_sources(in_context({"a.txt": one, "../b&quot;.txt": two}, "What is it?\n\nSay."))
-    assert found is not None and found.before == GUIDELINES and found.question == "What is it?\n\nSay."
+    assert found is not None and found.before == GUIDELINES and found.behind == "What is it?\n\nSay."
     assert found.documents == [("a.txt", one), ('b".txt', two)]
     assert split_sources(in_context({"a.txt": "short"}, "What is it?")) is None
-    assert split_sources(in_context({"a.txt": one}, "")) is None
+    found = split_sources(in_context({"a.txt": one}, ""))
+    assert found is not None and found.behind == ""
     assert split_sources(one) is None
+    assert split_sources(in_context({f"{n}.txt": one for n in range(33)}, "Why?")) is None  # as many are kept in all
     assert split_pasted(f"<chat_history>\n{one}\n\nWhat?\n</chat_history>")[0] == ""
 
 
 @given(
     st.lists(
         st.text('ab<>/sourcename= \n"', max_size=40)
-        | st.sampled_from(["<source>", "</source>", "<context>", '<source name="', "\n"])
+        | st.sampled_from(
+            ["<source>", "</source>", "<context>", '<source name="', "\n", "\n[CONTEXT 1]:\n", "\n[END CONTEXT 1]"]
+        )
     ),
     st.booleans(),
 )
@@ -176,8 +210,32 @@ def test_any_text_with_tags_is_split_without_loss(parts: list[str], whole: bool)
     found = split_sources(text)
     if found is None:
         return
-    assert found.question and all(document for _, document in found.documents)
-    kept = "".join([found.before, *(document for _, document in found.documents), found.question])
+    assert all(document for _, document in found.documents)
+    kept = "".join([found.before, *(document for _, document in found.documents), found.behind])
     assert sum(map(kept.count, "xy")) >= PASTED_CHARS
     if whole:
-        assert found.question == "Why?" and found.before.startswith("### Task:")
+        assert found.behind == "Why?" and found.before.startswith("### Task:")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "\n",
+        " ",
+        "<",
+        "<source ",
+        "<source>",
+        "</source>\n",
+        "</source> <source>",
+        "<context>",
+        "\n[CONTEXT 1]:\n",
+        "[END CONTEXT 1]\n",
+        '<source name="',
+    ],
+)
+def test_no_text_takes_long(part: str) -> None:
+    text = f"\n<source>{part * (2_000_000 // len(part))}"
+    begin = time.monotonic()
+    for given_text in (text, f"{text}</source>"):
+        split_sources(given_text)
+    assert time.monotonic() - begin < 10

@@ -89,6 +89,16 @@ def serve(
         float,
         option("--timeout", min=1, metavar="SECONDS", help="Longest time of a request, waiting included.", panel=LOAD),
     ] = 600.0,
+    max_tokens: Annotated[
+        int | None,
+        option(
+            "--max-tokens",
+            min=1,
+            metavar="N",
+            help="Longest answer where a chat names none. Default: to the end of the context; 256 about documents.",
+            panel=LOAD,
+        ),
+    ] = None,
     max_upload: Annotated[
         int, option("--max-upload", min=1, metavar="MIB", help="Largest file that is taken, in MiB.", panel=LOAD)
     ] = 256,
@@ -139,7 +149,7 @@ def serve(
     from ..server.served import load
 
     settings = Settings(
-        host, port, api_key, tuple(allow_host or ()), tuple(allow_origin or ()), max_queue, timeout, Limits(upload=max_upload * MIB), plain
+        host, port, api_key, tuple(allow_host or ()), tuple(allow_origin or ()), max_queue, timeout, Limits(upload=max_upload * MIB), plain, max_tokens
     )  # fmt: skip
     settings.check()
     path = find_model(model)

@@ -50,9 +50,13 @@ class Answers:
 
     Args:
         name: the model's, in answers.
+        max_tokens: of an answer in a chat that names none; None: to the end of the context, or the reader's about documents.
     """
 
-    def __init__(self, engine: Engine, reader: Reader | None, documents: Documents, name: str) -> None:
+    def __init__(
+        self, engine: Engine, reader: Reader | None, documents: Documents, name: str, max_tokens: int | None = None
+    ) -> None:
+        self.max_tokens = max_tokens
         self.engine, self.reader, self.documents, self.name = engine, reader, documents, name
         self.llm: ServedLlama = engine.llm
 
@@ -63,6 +67,9 @@ class Answers:
         if self.llm.loaded_chunks():
             self.llm.reset()  # type: ignore[no-untyped-call]
 
+    def _limit(self, request: ChatRequest) -> int | None:
+        return request.max_completion_tokens or request.max_tokens or self.max_tokens
+
     #
     # without documents
     #
@@ -70,8 +77,9 @@ class Answers:
     def chat(self, request: ChatRequest) -> Work:
         messages = [_plain(message.model_dump(exclude_none=True)) for message in request.messages]
         options = _options(request)
-        if request.max_completion_tokens is not None:
-            options["max_tokens"] = request.max_completion_tokens
+        limit = self._limit(request)
+        if limit is not None:
+            options["max_tokens"] = limit
         if request.logprobs:
             options |= dict(logprobs=True, top_logprobs=request.top_logprobs or 0)
         if request.response_format is not None:
@@ -196,7 +204,7 @@ class Answers:
         wants_usage = request.stream_options is not None and request.stream_options.include_usage
         options = request.given(*SAMPLING, "seed", "stop")
         options.setdefault("temperature", 0.0)
-        limit = request.max_completion_tokens or request.max_tokens
+        limit = self._limit(request)
         if limit is not None:
             options["max_tokens"] = limit
         instructions = asked.instructions

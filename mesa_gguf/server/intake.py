@@ -25,14 +25,19 @@ from .problems import Problem
 from .schemas import ChatRequest, FilePart, FileReference, Message, TextPart
 
 PASTED_CHARS = 8192  # of a text in a message, from which on it is a document: about what a question reads of one
+MAX_SOURCES = 32  # of one message
 QUESTION_CHARS = 1000  # longest paragraph beside it that is taken for the question
 
+SYSTEM_ROLES = ("system", "developer")
 TOOL_ROLES = ("tool", "function")
 
 _DATA = re.compile(r"data:[^,]{0,256};base64,")
-_SOURCE = re.compile(r"(?:^|<context>)\s*(<source\b[^<>]*>)", re.MULTILINE)  # not one that instructions talk of
-_NEXT_SOURCE = re.compile(r"</source>\s*<source\b[^<>]*>")
+_SOURCE = re.compile(
+    r"(?:^|<context>)\s{0,9}(<source\b[^<>]{0,4096}>)", re.MULTILINE
+)  # not one that instructions talk of
+_NEXT_SOURCE = re.compile(r"</source>\s{0,9}<source\b[^<>]{0,4096}>")
 _SOURCE_NAME = re.compile(r'\bname="([^"]*)"')
+_BRACKET = re.compile(r"^\[CONTEXT ([0-9]{1,6})\]:\n", re.MULTILINE)
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _Result = TypeVar("_Result")
 
@@ -109,7 +114,7 @@ def _conversation(messages: list[tuple[str, str]]) -> tuple[tuple[Turn, ...], st
     asked: list[str] = []
     for role, text in messages:
         text = text.strip()
-        if role in ("system", "developer"):
+        if role in SYSTEM_ROLES:
             instructions += [text] if text else []
         elif role == "user" or role in TOOL_ROLES:
             asked += [text] if text else []
@@ -162,7 +167,8 @@ async def _text(message: Message, documents: Documents, found: _Found, end: floa
             await _add_file(part.file, documents, found, end)
         else:
             texts.append(part.text)
-    if not pastes or message.role != "user":
+    is_user = message.role == "user"
+    if not pastes or not (is_user or message.role in SYSTEM_ROLES):
         return "\n".join(texts)
     kept: list[str] = []
     for text in texts:
@@ -171,9 +177,13 @@ async def _text(message: Message, documents: Documents, found: _Found, end: floa
             check_text(text, "a message")
         # in a thread: the text may have megabytes
         sources = await _apart(split_sources, text)
-        if sources is not None:
+        if sources is not None and not is_user:
+            pasted, question = sources.documents, "\n\n".join(filter(None, (sources.before, sources.behind)))
+        elif sources is not None and (others or sources.behind) and len(sources.behind) < PASTED_CHARS:
             found.instructions += [sources.before] if sources.before else []
-            pasted, question = sources.documents, sources.question
+            pasted, question = sources.documents, sources.behind
+        elif not is_user:  # instructions, however long they are
+            pasted, question = [], text
         else:
             document, question = (
                 (text, "") if len(text) >= PASTED_CHARS and others else await _apart(split_pasted, text)
@@ -188,28 +198,30 @@ async def _text(message: Message, documents: Documents, found: _Found, end: floa
 
 @dataclass(frozen=True)
 class Sources:
-    """Documents that a front end put into a message, as Open WebUI does: ``<source id="1" name="a.txt">…</source>``.
+    """Documents that a front end put into a message, each between marks.
 
     Attributes:
         documents: each with its name, where it has one.
-        before: what stands before them: how to answer.
-        question: what stands behind them.
+        before, behind: what stands around them.
     """
 
     documents: list[tuple[str | None, str]]
     before: str
-    question: str
+    behind: str
 
 
 def split_sources(text: str) -> Sources | None:
-    """The sources in a long text; None where there are none, or no question behind them."""
+    """The sources in a long text, as Open WebUI has them (``<source id="1" name="a.txt">…</source>``) or AnythingLLM (``[CONTEXT 0]:``
+    … ``[END CONTEXT 0]``); None where there are none, or too many to keep."""
     if len(text) < PASTED_CHARS:
         return None
+    found = _tagged(text) or _bracketed(text)
+    return found if found is not None and len(found.documents) <= MAX_SOURCES else None
+
+
+def _tagged(text: str) -> Sources | None:
     first, end = _SOURCE.search(text), text.rfind("</source>")
     if first is None or end < first.end():
-        return None
-    question = text[end + len("</source>") :].strip().removeprefix("</context>").strip()
-    if not question or len(question) >= PASTED_CHARS:
         return None
     documents = []
     begin, tag = first.end(), first[1]
@@ -221,7 +233,28 @@ def split_sources(text: str) -> Sources | None:
         if border is not None:
             begin, tag = border.end(), border[0]
     before = text[: first.start(1)].strip().removesuffix("<context>").strip()
-    return Sources(documents, before, question) if documents else None
+    behind = text[end + len("</source>") :].strip().removeprefix("</context>").strip()
+    return Sources(documents, before, behind) if documents else None
+
+
+def _bracketed(text: str) -> Sources | None:
+    documents: list[tuple[str | None, str]] = []
+    begin = end = 0
+    for mark in _BRACKET.finditer(text):
+        if mark.start() < end:
+            continue  # within one
+        close = f"\n[END CONTEXT {mark[1]}]"
+        at = text.find(close, mark.end())
+        if at < 0:
+            break
+        if not documents:
+            begin = mark.start()
+        inner = text[mark.end() : at].strip()
+        if inner:
+            documents.append((None, inner))
+        end = at + len(close)
+    before = text[:begin].strip().removesuffix("Context:").strip()
+    return Sources(documents, before, text[end:].strip()) if documents else None
 
 
 def split_pasted(text: str) -> tuple[str, str]:

@@ -50,6 +50,7 @@ class Settings:
         max_waiting: requests in the queue.
         seconds: that a request may take, waiting included.
         plain: prompts without the model's chat template.
+        max_tokens: of an answer in a chat that names none; None: to the end of the context, or the reader's about documents.
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +62,7 @@ class Settings:
     seconds: float = 600.0
     limits: Limits = field(default_factory=Limits)
     plain: bool = False
+    max_tokens: int | None = None
 
     def check(self) -> None:
         """Raise ConfigError for what would let anyone in."""
@@ -140,7 +142,7 @@ def serve(
 
         documents = Documents(library, records, reader.shelf if reader is not None else None, open_catalogue, reason)
         engine = Engine(llm, metrics, documents if reader is not None else None, max_waiting=settings.max_waiting)
-        answers = Answers(engine, reader, documents, name or path.stem)
+        answers = Answers(engine, reader, documents, name or path.stem, settings.max_tokens)
         served = Served(engine, answers, documents, metrics, seconds=settings.seconds)
         app = make_app(
             served, key=settings.key, hosts=settings.allow_hosts, origins=settings.allow_origins, limits=settings.limits

@@ -7,14 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
+from langchain_core.messages import AIMessageChunk
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from schemathesis.checks import not_a_server_error
 
 from server_process import CODES, Server, facts
@@ -44,6 +45,30 @@ def test_langchain_about_a_document(server: Server) -> None:
         base_url=f"{server.url}/v1", api_key=SecretStr("none"), model="mesa", extra_body={"documents": [file_id]}
     )
     assert str(CODES["Eva Stone"]) in chat.invoke("What is the door code of Eva Stone?").content
+
+
+class Door(BaseModel):
+    """A door."""
+
+    code: Literal["48213"]
+
+
+def test_langchain_has_forms_and_tools(server: Server) -> None:
+    """Also about a document, and in streams, whose chunks it adds up."""
+    file_id = server.wait_for(server.upload(facts().encode(), "codes.txt")["id"])["id"]
+    for extra in ({}, {"documents": [file_id]}):
+        chat: Any = ChatOpenAI(
+            base_url=f"{server.url}/v1", api_key=SecretStr("none"), model="mesa", temperature=0, max_retries=0,
+            max_completion_tokens=48, extra_body=extra,
+        )  # fmt: skip
+        formed = chat.with_structured_output(Door, method="json_schema")
+        assert formed.invoke("What is the door code of Mara Lind?") == Door(code="48213")
+        calling = chat.bind_tools([Door], tool_choice="Door")
+        (call,) = calling.invoke("Open the door of Mara Lind.").tool_calls
+        assert call["name"] == "Door" and call["args"] == {"code": "48213"}
+        added = sum(calling.stream("Open the door of Mara Lind."), start=AIMessageChunk(content=""))
+        (call,) = added.tool_calls
+        assert call["name"] == "Door" and call["args"] == {"code": "48213"}
 
 
 def test_llm(server: Server, tmp_path: Path) -> None:

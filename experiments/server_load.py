@@ -73,7 +73,9 @@ class Client:
         prompt = f"The door code of {name} is {self.codes[name]}.\n\nQuestion: {question}\nAnswer:"
         body = {"prompt": prompt, "max_tokens": 24, "temperature": 0, "stop": "\n", "user": str(self.number)}
         if kind == "stream":
-            return "".join(event["choices"][0]["text"] for event in self.server.events(body, "/v1/completions"))
+            return "".join(
+                event["choices"][0]["text"] for event in self.server.events(body, "/v1/completions", timeout=600)
+            )
         found: str = self.server.json("POST", "/v1/completions", body, timeout=600)["choices"][0]["text"]
         return found
 

@@ -140,11 +140,19 @@ class Server:
         assert error["message"]
         return status, error
 
-    def events(self, body: Mapping[str, Any], path: str = "/v1/chat/completions") -> Iterator[dict[str, Any]]:
+    def events(
+        self,
+        body: Mapping[str, Any],
+        path: str = "/v1/chat/completions",
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 60.0,
+    ) -> Iterator[dict[str, Any]]:
         """The objects of a stream."""
         data = json.dumps({**body, "stream": True}).encode()
-        request = Request(f"{self.url}{path}", data=data, headers={"Content-Type": "application/json"})
-        with urlopen(request, timeout=60) as answer:
+        given = {"Content-Type": "application/json", **(headers or {})}
+        request = Request(f"{self.url}{path}", data=data, headers=given)
+        with urlopen(request, timeout=timeout) as answer:
             for line in answer:
                 if line.startswith(b"data: ") and line != b"data: [DONE]\n":
                     yield json.loads(line[6:])

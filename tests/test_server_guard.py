@@ -29,11 +29,29 @@ KEY = "correct-horse-battery-staple"
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
 
 
+ORIGIN = "https://page.example"
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(
-        tmp_path_factory.mktemp("guarded"), "--n-ctx", "4096", "--max-upload", "1", env={"MESA_API_KEY": KEY}
-    ) as running:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("guarded")
+
+
+@pytest.fixture(scope="module")
+def server(library: Path) -> Iterator[Server]:
+    options = (
+        "--n-ctx",
+        "4096",
+        "--max-upload",
+        "1",
+        "--max-queue",
+        "1",
+        "--allow-origin",
+        ORIGIN,
+        "--allow-host",
+        "box.example",
+    )
+    with Server(library, *options, env={"MESA_API_KEY": KEY}) as running:
         yield running
 
 
@@ -92,19 +110,15 @@ def test_its_own_page_may_ask(server: Server) -> None:
     assert server.ask("GET", "/v1/models", headers=keyed(**{"Sec-Fetch-Site": "same-origin"}))[0] == 200
 
 
-def test_a_page_that_was_allowed_may_ask(tmp_path: Path) -> None:
-    origin = "https://page.example"
-    with Server(tmp_path, "--n-ctx", "1024", "--allow-origin", origin, "--allow-host", "box.example") as server:
-        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-        status, answered, _ = server.ask("OPTIONS", "/v1/chat/completions", headers=headers)
-        assert status == 204 and answered["access-control-allow-origin"] == origin
-        status, answered, _ = server.ask("GET", "/v1/models", headers={"Origin": origin})
-        assert status == 200 and answered["access-control-allow-origin"] == origin
-        assert server.ask("GET", "/health", headers={"Host": "box.example"})[0] == 200
-        status, answered, _ = server.ask(
-            "OPTIONS", "/v1/models", headers={**headers, "Origin": "https://other.example"}
-        )
-        assert status == 403 and "access-control-allow-origin" not in answered
+def test_a_page_that_was_allowed_may_ask(server: Server) -> None:
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+    status, answered, _ = server.ask("OPTIONS", "/v1/chat/completions", headers=asked)
+    assert status == 204 and answered["access-control-allow-origin"] == ORIGIN
+    status, answered, _ = server.ask("GET", "/v1/models", headers=keyed(Origin=ORIGIN))
+    assert status == 200 and answered["access-control-allow-origin"] == ORIGIN
+    assert server.ask("GET", "/health", headers={"Host": "box.example"})[0] == 200
+    status, answered, _ = server.ask("OPTIONS", "/v1/models", headers={**asked, "Origin": "https://other.example"})
+    assert status == 403 and "access-control-allow-origin" not in answered
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/docs", "/v1/nothing", "/nothing", "/"])
@@ -247,12 +261,19 @@ QUICK = (
 )
 
 
-def test_slow_clients_are_hung_up_on(tmp_path: Path) -> None:
-    """With limits of a second: one that sends its headers byte by byte, one that sends its body so, and one that sends nothing at all.
-    Others are served meanwhile."""
-    with Server(tmp_path, "--n-ctx", "1024", program=QUICK) as server:
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With limits of a second."""
+    with Server(tmp_path_factory.mktemp("hasty"), "--n-ctx", "32768", "--timeout", "1", program=QUICK) as running:
+        yield running
+
+
+def test_slow_clients_are_hung_up_on(hasty: Server) -> None:
+    """One that sends its headers byte by byte, one that sends its body so, and one that sends nothing at all. Others are served meanwhile."""
+    server = hasty
+    with contextlib.ExitStack() as open_wires:
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
-        wires = [server.connect() for _ in range(3)]
+        wires = [open_wires.enter_context(server.connect()) for _ in range(3)]
         sent: list[Iterator[int]] = [iter(head), iter(b"{" * 1000), iter(())]
         wires[1].sendall(head)
         begin = time.monotonic()
@@ -271,8 +292,6 @@ def test_slow_clients_are_hung_up_on(tmp_path: Path) -> None:
                         ended[i] = (time.monotonic() - begin, wires[i].recv(1000))
                     except ConnectionError:
                         ended[i] = (time.monotonic() - begin, b"")
-        for wire in wires:
-            wire.close()
         assert len(ended) == 3 and all(0.5 < seconds < 4 for seconds, _ in ended.values()), ended
         assert b" 408 " in ended[1][1] and ended[0][1] == ended[2][1] == b""
 
@@ -295,53 +314,39 @@ def test_what_a_message_spells_stays_text(tmp_path: Path, smollm2: Path) -> None
 # Faults.
 
 
-def test_killed_while_reading_nothing_is_lost(tmp_path: Path) -> None:
+def test_killed_while_reading_and_answering_nothing_is_lost(tmp_path: Path) -> None:
     server = Server(tmp_path, "--n-ctx", "4096")
     file_id = server.upload(facts(600).encode(), "long.txt")["id"]
     while server.json("GET", f"/v1/files/{file_id}")["mesa"]["tokens_read"] == 0:
         time.sleep(0.02)
     server.json("PUT", "/page/conversations/c", {"title": "kept"})
-    server.kill()
-    with Server(tmp_path, "--n-ctx", "4096") as server:
-        file = server.wait_for(file_id)
-        assert file["status"] == "processed" and file["mesa"]["tokens_read"] == file["mesa"]["tokens"]
-        computed = float(metric(server, 'mesa_tokens_computed_total{of="document"}'))
-        assert computed < file["mesa"]["tokens"]  # it went on where it was
-        assert server.json("GET", "/page/conversations/c") == {"title": "kept"}
-        body = {
-            "messages": [{"role": "user", "content": "What is the door code of Ida Frost?"}],
-            "documents": [file_id],
-        }
-        assert (
-            str(CODES["Ida Frost"])
-            in server.json("POST", "/v1/chat/completions", body)["choices"][0]["message"]["content"]
-        )
-
-
-def metric(server: Server, name: str) -> str:
-    lines = server.ask("GET", "/metrics")[2].decode().splitlines()
-    return next(line.rsplit(" ", 1)[1] for line in lines if line.startswith(f"{name} "))
-
-
-def test_killed_while_answering(tmp_path: Path) -> None:
-    server = Server(tmp_path, "--n-ctx", "4096")
     events = server.events({"prompt": "The", "max_tokens": 3000, "temperature": 2}, "/v1/completions")
     next(events)
     server.kill()
     with contextlib.suppress(OSError):  # however the connection breaks
         assert not any(event["choices"][0]["finish_reason"] for event in events)
     with Server(tmp_path, "--n-ctx", "4096") as server:
-        assert server.json("POST", "/v1/completions", {"prompt": "The", "max_tokens": 1})["choices"]
+        file = server.wait_for(file_id)
+        assert file["status"] == "processed" and file["mesa"]["tokens_read"] == file["mesa"]["tokens"]
+        computed = float(metric(server, 'mesa_tokens_computed_total{of="document"}'))
+        assert computed < file["mesa"]["tokens"]  # it went on where it was
+        assert server.json("GET", "/page/conversations/c") == {"title": "kept"}
+        question = {"role": "user", "content": "What is the door code of Ida Frost?"}
+        answer = server.json("POST", "/v1/chat/completions", {"messages": [question], "documents": [file_id]})
+        assert str(CODES["Ida Frost"]) in answer["choices"][0]["message"]["content"]
 
 
-def test_two_servers_do_not_share_a_library(tmp_path: Path) -> None:
+def metric(server: Server, name: str) -> str:
+    lines = server.ask("GET", "/metrics", headers=keyed())[2].decode().splitlines()
+    return next(line.rsplit(" ", 1)[1] for line in lines if line.startswith(f"{name} "))
+
+
+def test_two_servers_do_not_share_a_library(server: Server, library: Path) -> None:
     """Each would sweep away what is being sent to the other."""
-    with Server(tmp_path) as first:
-        with pytest.raises(AssertionError, match="another server uses this library"):
-            Server(tmp_path)
-        first.kill()
-    with Server(tmp_path) as again:  # a process that was killed holds nothing back
-        assert again.ask("GET", "/health")[0] == 200
+    assert server.ask("GET", "/health")[0] == 200
+    with pytest.raises(AssertionError, match="another server uses this library"):
+        Server(library)
+    assert server.ask("GET", "/health")[0] == 200
 
 
 def test_it_ends_when_it_is_told_to(tmp_path: Path) -> None:
@@ -384,25 +389,25 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert server.ask("GET", "/health")[0] == 200
 
 
-def test_the_queue_has_an_end(tmp_path: Path) -> None:
-    with Server(tmp_path, "--n-ctx", "4096", "--max-queue", "1") as server:
-        long = server.events({"prompt": "The", "max_tokens": 3000, "temperature": 2}, "/v1/completions")
-        next(long)
-        waiting = server.events({"prompt": "The", "max_tokens": 1, "user": "b"}, "/v1/completions")
-        got: list[Any] = []
-        thread = threading.Thread(target=lambda: got.extend(waiting))
-        thread.start()
-        while metric(server, "mesa_queue_waiting") != "1.0":
-            time.sleep(0.02)
-        status, headers, data = server.ask("POST", "/v1/completions", {"prompt": "The", "max_tokens": 1})
-        assert status == 429 and int(headers["retry-after"]) >= 1
-        assert json.loads(data)["error"]["type"] == "rate_limit_error"
-        long.close()
-        thread.join()
-        assert got
+def test_the_queue_has_an_end(server: Server) -> None:
+    body: dict[str, Any] = {"prompt": "The", "max_tokens": 1}
+    long = server.events({**body, "max_tokens": 3000, "temperature": 2}, "/v1/completions", headers=keyed())
+    next(long)
+    waiting = server.events({**body, "user": "b"}, "/v1/completions", headers=keyed())
+    got: list[Any] = []
+    thread = threading.Thread(target=lambda: got.extend(waiting))
+    thread.start()
+    while metric(server, "mesa_queue_waiting") != "1.0":
+        time.sleep(0.02)
+    status, headers, data = server.ask("POST", "/v1/completions", body, headers=keyed())
+    assert status == 429 and int(headers["retry-after"]) >= 1
+    assert json.loads(data)["error"]["type"] == "rate_limit_error"
+    long.close()  # type: ignore[attr-defined]
+    thread.join()
+    assert got
 
 
-def test_a_request_has_an_end(tmp_path: Path) -> None:
+def test_a_request_has_an_end(hasty: Server) -> None:
     vocabulary = load_vocabulary(BUNDLED)
     endless = {
         "prompt": "The",
@@ -412,10 +417,9 @@ def test_a_request_has_an_end(tmp_path: Path) -> None:
         "logit_bias": {vocabulary.token_eos(): -100},
     }
     vocabulary.close()
-    with Server(tmp_path, "--n-ctx", "32768", "--timeout", "1") as server:
-        status, error = server.error("POST", "/v1/completions", endless)
-        assert status == 504 and error["code"] == "timeout"
-        assert server.json("POST", "/v1/completions", {"prompt": "The", "max_tokens": 1})["choices"]
+    status, error = hasty.error("POST", "/v1/completions", endless)
+    assert status == 504 and error["code"] == "timeout"
+    assert hasty.json("POST", "/v1/completions", {"prompt": "The", "max_tokens": 1})["choices"]
 
 
 # What is pasted.

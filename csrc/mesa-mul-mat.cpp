@@ -77,6 +77,9 @@ floats mul_add(floats a, floats b, floats c) {
 ints add_dots(ints sums, ints weights, ints column) {
     return _mm512_dpbusd_epi32(sums, weights, column);
 }
+__m256i add_dots(__m256i sums, __m256i weights, __m256i column) {
+    return _mm256_dpbusd_epi32(sums, weights, column);
+}
 #else
 using ints   = __m256i;
 using floats = __m256;
@@ -160,51 +163,44 @@ struct kind {
     static constexpr bool HAS_MIN = has_min;
     static constexpr int UNIT     = unit;
     static constexpr int BLOCK    = block;
+    static constexpr bool SMALL   = false; // a small_kind
 };
 
-struct q4_0 : kind<8, false> {
-    static void decode(
-            const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales, float *) {
-        const auto & x = block_of<block_q4_0>(rows, stride, row, unit);
-        write(codes, nibbles(x.qs));
-        *scales = _cvtsh_ss(x.d);
-    }
-};
-struct q4_1 : kind<0, true> {
+// what types of small blocks share: codes_of(block), and the scale in front of a block, with the min behind it
+template <class type, class block_type, int offset, bool has_min>
+struct small_kind : kind<offset, has_min> {
+    using block                 = block_type;
+    static constexpr bool SMALL = true;
     static void decode(const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales,
             float * mins) {
-        const auto & x = block_of<block_q4_1>(rows, stride, row, unit);
-        write(codes, nibbles(x.qs));
-        *scales = _cvtsh_ss(x.data.data.d);
-        *mins   = _cvtsh_ss(x.data.data.m);
-    }
-};
-struct q5_0 : kind<16, false> {
-    static void decode(
-            const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales, float *) {
-        const auto & x = block_of<block_q5_0>(rows, stride, row, unit);
-        write(codes, _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh)));
-        *scales = _cvtsh_ss(x.d);
-    }
-};
-struct q5_1 : kind<0, true> {
-    static void decode(const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales,
-            float * mins) {
-        const auto & x = block_of<block_q5_1>(rows, stride, row, unit);
-        write(codes, _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh)));
-        *scales = _cvtsh_ss(x.data.data.d);
-        *mins   = _cvtsh_ss(x.data.data.m);
-    }
-};
-struct q8_0 : kind<128, false> {
-    static void decode(
-            const char * rows, size_t stride, int64_t row, int64_t unit, uint8_t * codes, float * scales, float *) {
-        const auto & x = block_of<block_q8_0>(rows, stride, row, unit);
-        write(codes, _mm256_xor_si256(_mm256_loadu_si256((const __m256i *) x.qs), _mm256_set1_epi8((char) 0x80)));
-        *scales = _cvtsh_ss(x.d);
+        const auto & x = block_of<block>(rows, stride, row, unit);
+        write(codes, type::codes_of(x));
+        if constexpr (has_min) {
+            *scales = _cvtsh_ss(x.data.data.d);
+            *mins   = _cvtsh_ss(x.data.data.m);
+        } else {
+            *scales = _cvtsh_ss(x.d);
+        }
     }
 };
 
+struct q4_0 : small_kind<q4_0, block_q4_0, 8, false> {
+    static __m256i codes_of(const block & x) { return nibbles(x.qs); }
+};
+struct q4_1 : small_kind<q4_1, block_q4_1, 0, true> {
+    static __m256i codes_of(const block & x) { return nibbles(x.qs); }
+};
+struct q5_0 : small_kind<q5_0, block_q5_0, 16, false> {
+    static __m256i codes_of(const block & x) { return _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh)); }
+};
+struct q5_1 : small_kind<q5_1, block_q5_1, 0, true> {
+    static __m256i codes_of(const block & x) { return _mm256_or_si256(nibbles(x.qs), fifth_bits(x.qh)); }
+};
+struct q8_0 : small_kind<q8_0, block_q8_0, 128, false> {
+    static __m256i codes_of(const block & x) {
+        return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *) x.qs), _mm256_set1_epi8((char) 0x80));
+    }
+};
 // scales and mins of 6 bits, 8 of each in 12 bytes
 void unpack_6_bits(const uint8_t * packed, int i, int & scale, int & min) {
     if (i < 4) {
@@ -802,6 +798,153 @@ void mul_mat_id(const ggml_compute_params * params, ggml_tensor * dst) {
     }
 }
 
+// --- few columns ---------------------------------------------------------------------------------------------------------
+
+// So few columns that unpacking a panel does not pay: mostly one, which is how tokens are generated. ggml's vec_dot adds each block to the sum of
+// those before it; here blocks of a row have several sums by turns, so that none waits.
+
+constexpr int TURNS    = 4;
+constexpr int ROWS_MIN = 16; // of an item
+
+// 32 values of a column
+struct alignas(32) column_part {
+    int8_t codes[32];
+    union {
+        int32_t offsets[8]; // of sums that begin with them: where codes of weights are offset
+        float factors[8];   // by turns the scale, and what a block's min is multiplied with
+    };
+    float scale;
+};
+
+template <class type>
+void split_column(const float * x, int64_t from, int64_t to, column_part * out) {
+    using block                 = std::conditional_t<type::HAS_MIN, block_q8_1, block_q8_0>;
+    constexpr ggml_type rounded = type::HAS_MIN ? GGML_TYPE_Q8_1 : GGML_TYPE_Q8_0;
+    const auto round            = ggml_get_type_traits_cpu(rounded)->from_float;
+    for (int64_t u = from; u < to; ++u) {
+        block b;
+        round(x + u * 32, &b, 32);
+        column_part & part = out[u];
+        memcpy(part.codes, b.qs, 32);
+        if constexpr (type::HAS_MIN) {
+            part.scale = _cvtsh_ss(b.data.data.d);
+            for (int i = 0; i < 8; i += 2) {
+                part.factors[i]     = part.scale;
+                part.factors[i + 1] = _cvtsh_ss(b.data.data.s);
+            }
+        } else {
+            part.scale = _cvtsh_ss(b.d);
+            for (int i = 0; i < 8; ++i) {
+                const int8_t * q = b.qs + i * 4;
+                part.offsets[i]  = -type::OFFSET * (q[0] + q[1] + q[2] + q[3]);
+            }
+        }
+    }
+}
+
+float sum_of(__m256 x) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    sum        = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+// a block's products with the column's part, times the scales, are added to sum; those of the min to low, in every second lane
+template <class type>
+inline void add_block(const typename type::block & x, const column_part & part, __m256 & sum, __m256 & low) {
+    __m256i first = _mm256_setzero_si256();
+    __m256 scale;
+    if constexpr (type::HAS_MIN) {
+        int32_t scale_and_min;
+        memcpy(&scale_and_min, &x, 4);
+        const __m256 both = _mm256_mul_ps(_mm256_cvtph_ps(_mm_set1_epi32(scale_and_min)), _mm256_load_ps(part.factors));
+        low               = _mm256_add_ps(low, both);
+        scale             = _mm256_moveldup_ps(both);
+    } else {
+        first = _mm256_load_si256((const __m256i *) part.offsets);
+        scale = _mm256_mul_ps(_mm256_cvtph_ps(_mm_set1_epi16((int16_t) x.d)), _mm256_set1_ps(part.scale));
+    }
+    const __m256i codes = _mm256_load_si256((const __m256i *) part.codes);
+    sum                 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(add_dots(first, type::codes_of(x), codes)), scale, sum);
+}
+
+template <class type>
+float multiply_row(const char * row, const column_part * column, int64_t n_units) {
+    const auto * x = (const typename type::block *) row;
+    __m256 sums[TURNS], lows[TURNS];
+    for (int i = 0; i < TURNS; ++i) {
+        sums[i] = lows[i] = _mm256_setzero_ps();
+    }
+    int64_t u = 0;
+    for (; u + TURNS <= n_units; u += TURNS) {
+        for (int i = 0; i < TURNS; ++i) {
+            add_block<type>(x[u + i], column[u + i], sums[i], lows[i]);
+        }
+    }
+    for (; u < n_units; ++u) {
+        add_block<type>(x[u], column[u], sums[0], lows[0]);
+    }
+    float out = sum_of(_mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3])));
+    if constexpr (type::HAS_MIN) {
+        const __m256 low = _mm256_add_ps(_mm256_add_ps(lows[0], lows[1]), _mm256_add_ps(lows[2], lows[3]));
+        out += _mm256_cvtss_f32(_mm256_permute_ps(low, 1));
+    }
+    return out;
+}
+
+template <class type>
+void mul_mat_few(const ggml_compute_params * params, ggml_tensor * dst) {
+    const ggml_tensor *src0 = dst->src[0], *src1 = dst->src[1], *ids = dst->src[2];
+    const int64_t n_units = src0->ne[0] / 32, n_rows = src0->ne[1], n_columns = src1->ne[1];
+    const int ith = params->ith, nth = params->nth;
+
+    column_part * columns = (column_part *) GGML_PAD((uintptr_t) params->wdata, 64);
+    for (int64_t c = 0; c < n_columns; ++c) {
+        const float * x = (const float *) ((const char *) src1->data + c * src1->nb[1]);
+        split_column<type>(x, n_units * ith / nth, n_units * (ith + 1) / nth, columns + c * n_units);
+    }
+    if (ith == 0) {
+        ggml_threadpool_chunk_set(params->threadpool, nth);
+    }
+    ggml_barrier(params->threadpool);
+
+    const bool experts    = dst->op == GGML_OP_MUL_MAT_ID;
+    const int64_t n_used  = experts ? ids->ne[0] : 1;
+    const int64_t wanted  = n_rows * n_used / (8 * nth);
+    const int64_t step    = std::min(n_rows, std::max<int64_t>(ROWS_MIN, wanted / ROWS_MIN * ROWS_MIN));
+    const int64_t n_steps = (n_rows + step - 1) / step;
+    for (int64_t i = ith; i < n_steps * n_used; i = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+        const int64_t used = i / n_steps, i0 = i % n_steps * step, i1 = std::min(n_rows, i0 + step);
+        const char * rows = (const char *) src0->data;
+        char * out        = (char *) dst->data + used * dst->nb[1];
+        if (experts) {
+            const int32_t expert = *(const int32_t *) ((const char *) ids->data + used * ids->nb[0]);
+            GGML_ASSERT(expert >= 0 && expert < src0->ne[2]);
+            rows += expert * src0->nb[2];
+            for (int64_t r = i0; r < i1; ++r) {
+                ((float *) out)[r] =
+                        multiply_row<type>(rows + r * src0->nb[1], columns + used % n_columns * n_units, n_units);
+            }
+            continue;
+        }
+        for (int64_t r = i0; r < i1; ++r) {
+            for (int64_t c = 0; c < n_columns; ++c) {
+                ((float *) (out + c * dst->nb[1]))[r] =
+                        multiply_row<type>(rows + r * src0->nb[1], columns + c * n_units, n_units);
+            }
+        }
+    }
+}
+
+// whether ggml's own kernel for few columns falls behind the memory
+bool is_slow(const ggml_tensor * dst) {
+    switch (dst->src[0]->type) {
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q5_1: return true;
+        case GGML_TYPE_Q5_0: return dst->op == GGML_OP_MUL_MAT_ID || dst->src[1]->ne[1] == 1; // it has another for more
+        default:             return false;
+    }
+}
+
 // of so many columns on, unpacking the weights takes no longer than ggml's own kernel for them; 0: never
 int64_t min_columns(ggml_type type) {
     switch (type) {
@@ -819,69 +962,84 @@ int64_t min_columns(ggml_type type) {
     }
 }
 
-bool fits(const ggml_tensor * dst) {
+enum class way { ggml, few, many };
+
+way way_of(const ggml_tensor * dst) {
     const ggml_tensor *src0 = dst->src[0], *src1 = dst->src[1];
-    const int64_t n = min_columns(src0->type);
-    if (n == 0 || src1->type != GGML_TYPE_F32 || dst->type != GGML_TYPE_F32 || src1->nb[0] != sizeof(float) ||
-            dst->nb[0] != sizeof(float) || src0->nb[0] != ggml_type_size(src0->type) || src0->ne[1] < LANES / 2) {
-        return false;
+    if ((dst->op != GGML_OP_MUL_MAT && dst->op != GGML_OP_MUL_MAT_ID) || src1->type != GGML_TYPE_F32 ||
+            dst->type != GGML_TYPE_F32 || src1->nb[0] != sizeof(float) || dst->nb[0] != sizeof(float) ||
+            src0->nb[0] != ggml_type_size(src0->type) || src0->ne[1] < LANES / 2) {
+        return way::ggml;
     }
-    if (dst->op == GGML_OP_MUL_MAT_ID) { // of an expert on average
-        return ggml_nelements(dst->src[2]) >= n * src0->ne[2];
+    const int64_t n    = min_columns(src0->type);
+    const bool experts = dst->op == GGML_OP_MUL_MAT_ID; // n of each on average
+    if (n != 0 && (experts ? ggml_nelements(dst->src[2]) >= n * src0->ne[2] : src1->ne[1] >= n)) {
+        return way::many;
     }
-    return src1->ne[1] >= n;
+    const bool one_batch = experts ? dst->src[2]->ne[1] == 1 : src1->ne[2] * src1->ne[3] == 1;
+    return one_batch && is_slow(dst) ? way::few : way::ggml;
 }
 
 template <class type>
-void multiply(const ggml_compute_params * params, ggml_tensor * dst) {
-    dst->op == GGML_OP_MUL_MAT_ID ? mul_mat_id<type>(params, dst) : mul_mat<type>(params, dst);
+bool multiply(const ggml_compute_params * params, ggml_tensor * dst) {
+    const way by = way_of(dst);
+    if (by == way::many) {
+        dst->op == GGML_OP_MUL_MAT_ID ? mul_mat_id<type>(params, dst) : mul_mat<type>(params, dst);
+    } else if constexpr (type::SMALL) {
+        if (by == way::few) {
+            mul_mat_few<type>(params, dst);
+        }
+    }
+    return by != way::ggml;
 }
 
 } // namespace
 } // namespace mesa
 
 size_t mesa_mul_mat_work_size(const ggml_tensor * dst, int n_threads) {
-    if (!mesa::fits(dst)) {
+    const mesa::way by      = mesa::way_of(dst);
+    const ggml_tensor *src0 = dst->src[0], *src1 = dst->src[1];
+    if (by == mesa::way::few) {
+        return 64 + src1->ne[1] * (src0->ne[0] / 32) * sizeof(mesa::column_part);
+    }
+    if (by == mesa::way::ggml) {
         return 0;
     }
     const bool experts     = dst->op == GGML_OP_MUL_MAT_ID;
-    const int64_t n_values = experts ? ggml_nelements(dst->src[2]) * dst->src[0]->ne[0] : ggml_nelements(dst->src[1]);
+    const int64_t n_values = experts ? ggml_nelements(dst->src[2]) * src0->ne[0] : ggml_nelements(src1);
     const size_t columns   = n_values / 16 * (16 + 2 * sizeof(float)); // of the smallest blocks
     const size_t plan      = experts ? GGML_PAD(mesa::expert_plan::size(dst), 64) : 0;
     return 64 + GGML_PAD(columns, 64) + plan + n_threads * mesa::scratch_size();
 }
 
 bool mesa_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
-    if ((dst->op != GGML_OP_MUL_MAT && dst->op != GGML_OP_MUL_MAT_ID) || params->use_ref || !mesa_kernels_on() ||
-            !mesa::fits(dst)) {
+    if ((dst->op != GGML_OP_MUL_MAT && dst->op != GGML_OP_MUL_MAT_ID) || params->use_ref || !mesa_kernels_on()) {
         return false;
     }
     switch (dst->src[0]->type) {
-        case GGML_TYPE_Q4_0: mesa::multiply<mesa::q4_0>(params, dst); break;
-        case GGML_TYPE_Q4_1: mesa::multiply<mesa::q4_1>(params, dst); break;
-        case GGML_TYPE_Q5_0: mesa::multiply<mesa::q5_0>(params, dst); break;
-        case GGML_TYPE_Q5_1: mesa::multiply<mesa::q5_1>(params, dst); break;
-        case GGML_TYPE_Q8_0: mesa::multiply<mesa::q8_0>(params, dst); break;
-        case GGML_TYPE_Q4_K: mesa::multiply<mesa::q4_K>(params, dst); break;
-        case GGML_TYPE_Q5_K: mesa::multiply<mesa::q5_K>(params, dst); break;
-        case GGML_TYPE_Q6_K: mesa::multiply<mesa::q6_K>(params, dst); break;
+        case GGML_TYPE_Q4_0: return mesa::multiply<mesa::q4_0>(params, dst);
+        case GGML_TYPE_Q4_1: return mesa::multiply<mesa::q4_1>(params, dst);
+        case GGML_TYPE_Q5_0: return mesa::multiply<mesa::q5_0>(params, dst);
+        case GGML_TYPE_Q5_1: return mesa::multiply<mesa::q5_1>(params, dst);
+        case GGML_TYPE_Q8_0: return mesa::multiply<mesa::q8_0>(params, dst);
+        case GGML_TYPE_Q4_K: return mesa::multiply<mesa::q4_K>(params, dst);
+        case GGML_TYPE_Q5_K: return mesa::multiply<mesa::q5_K>(params, dst);
+        case GGML_TYPE_Q6_K: return mesa::multiply<mesa::q6_K>(params, dst);
         default:             return false;
     }
-    return true;
 }
 
 bool mesa_mul_mat_repacked(const ggml_compute_params * params, ggml_tensor * dst) {
-    if (params->use_ref || !mesa_kernels_on() || !mesa::fits(dst)) {
+    if (params->use_ref || !mesa_kernels_on() || mesa::way_of(dst) != mesa::way::many) {
         return false;
     }
     switch (dst->src[0]->type) {
 #if MESA_LANES == 16 || defined(__AVXVNNI__)
-        case GGML_TYPE_Q4_0: mesa::multiply<mesa::q4_0_repacked>(params, dst); break;
-        case GGML_TYPE_Q4_K: mesa::multiply<mesa::q4_K_repacked>(params, dst); break;
+        case GGML_TYPE_Q4_0: return mesa::multiply<mesa::q4_0_repacked>(params, dst);
+        case GGML_TYPE_Q4_K: return mesa::multiply<mesa::q4_K_repacked>(params, dst);
 #endif
         default: return false;
     }
-    return true;
 }
 
 #else // another CPU: ggml's own kernels

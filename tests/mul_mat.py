@@ -252,6 +252,7 @@ def products(case: Case, weights: NDArray[np.uint8], columns: Floats) -> NDArray
 
 SMALL_BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 K_QUANTS = ("Q4_K", "Q5_K", "Q6_K")
+ONE_COLUMN = ("Q4_1", "Q5_0", "Q5_1")  # have a kernel for it, too
 TYPES = SMALL_BLOCKS + K_QUANTS
 CASES = [
     *(
@@ -262,6 +263,9 @@ CASES = [
             Case(name, 37, 1536, 8, threads=2, seed=i),
             Case(name, 9, 32, 4, seed=i),
             Case(name, 64, 96, 13, groups=2, share=3, permuted=True, threads=2, seed=i),
+            Case(name, 150, 576, 1, threads=2, seed=i),
+            Case(name, 50, 160, 3, seed=i),
+            Case(name, 50, 160, 1, groups=4, used=3, share=3, threads=2, seed=i),
         )
     ),
     *(

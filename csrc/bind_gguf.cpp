@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 static py::object gguf_value(const gguf_context * g, int64_t id) {
     switch (gguf_get_kv_type(g, id)) {
@@ -70,6 +72,49 @@ static py::dict read_gguf(const std::string & path) {
     res["tensors"]  = tensors;
     res["n_bytes"]  = gguf_get_data_offset(g.get()) + end;
     return res;
+}
+
+// Rows of a matrix as floats, whatever its type is [n_rows, ne0]; only they are read from the file. None if the file has no such matrix.
+static py::object tensor_rows(const std::string & path, const std::string & name, const std::vector<int64_t> & rows) {
+    ggml_context * tensors = nullptr;
+    std::unique_ptr<gguf_context, decltype(&gguf_free)> g(
+            gguf_init_from_file(path.c_str(), { /*.no_alloc =*/true, /*.ctx =*/&tensors }), gguf_free);
+    std::unique_ptr<ggml_context, decltype(&ggml_free)> owner(tensors, ggml_free);
+    if (!g) {
+        throw std::runtime_error("its header is damaged or cut short");
+    }
+    const ggml_tensor * tensor = ggml_get_tensor(tensors, name.c_str());
+    const int64_t id           = gguf_find_tensor(g.get(), name.c_str());
+    if (!tensor || id < 0) {
+        return py::none();
+    }
+    const auto to_float = ggml_get_type_traits(tensor->type)->to_float;
+    if (!to_float && tensor->type != GGML_TYPE_F32) {
+        return py::none();
+    }
+    const int64_t n_row  = tensor->ne[0];
+    const size_t n_bytes = ggml_row_size(tensor->type, n_row);
+    const size_t start   = gguf_get_data_offset(g.get()) + gguf_get_tensor_offset(g.get(), id);
+
+    std::ifstream file(path, std::ios::binary);
+    std::vector<char> packed(n_bytes);
+    py::array_t<float> res({ (py::ssize_t) rows.size(), (py::ssize_t) n_row });
+    for (size_t i = 0; i < rows.size(); ++i) {
+        if (rows[i] < 0 || rows[i] >= tensor->ne[1]) {
+            throw std::invalid_argument(
+                    name + " has " + std::to_string(tensor->ne[1]) + " rows, and no row " + std::to_string(rows[i]));
+        }
+        if (!file.seekg((std::streamoff) (start + n_bytes * rows[i])) || !file.read(packed.data(), n_bytes)) {
+            throw std::runtime_error("it is cut short");
+        }
+        float * row = res.mutable_data(i);
+        if (to_float) {
+            to_float(packed.data(), row, n_row);
+        } else {
+            std::memcpy(row, packed.data(), n_bytes);
+        }
+    }
+    return std::move(res);
 }
 
 // What llama.cpp does with a file before the first prompt, short of touching its weights. It aborts on some damaged files, so
@@ -176,6 +221,7 @@ void bind_gguf(py::module_ & m) {
     m.attr("RPC_PROTOCOL") = py::make_tuple(RPC_PROTO_MAJOR_VERSION, RPC_PROTO_MINOR_VERSION, RPC_PROTO_PATCH_VERSION);
 
     m.def("read_gguf", &read_gguf, py::arg("path"));
+    m.def("tensor_rows", &tensor_rows, py::arg("path"), py::arg("name"), py::arg("rows"));
     m.def("rehearse", &rehearse, py::arg("path"), py::arg("overrides"), py::arg("loaded"));
     m.def("row_size", &row_size, py::arg("type"), py::arg("n"));
     m.def("type_name", [](int type) {

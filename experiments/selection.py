@@ -3,14 +3,11 @@
     python experiments/selection.py -m model.gguf --seeds 1 2 -o selection.json
 
 Facts are put into real text (mesa_gguf.lab.facts) and asked for literally and in other words; other words keep the name that the fact is about, where
-it has one, and share no word with it where it has none.
+it has one, and share no word with it where it has none. With --fresh the facts without names are those below, which nothing was chosen by.
 
-    words        BM25 over the chunks (SQLite's FTS5), as `auto` selects
-    likelihood 8 the 8 best of these, ordered by log p(question | chunk)
-    likelihood   all chunks, ordered by that
-    hidden       the mean of the model's last hidden states: the chunk with the passage that is nearest to the question
-    tokens       the model's input embeddings: each word of the question finds the nearest token of a chunk, rare words counting more
-    words, X     words first, and X for the second half of the tokens
+    words    BM25 over the chunks (SQLite's FTS5), and the words of the sentence that fits best
+    near     where few words match: chunks with passages whose words are near those of the question (mesa_gguf.reading.similar)
+    compared the same, and the nearest passages ordered by log p(question | passage), as `auto` does
 """
 
 from __future__ import annotations
@@ -19,46 +16,72 @@ import argparse
 import json
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
-
 from mesa_gguf import Library, MesaLlama
+from mesa_gguf.lab import facts
+from mesa_gguf.lab.evaluate.scoring import wilson
 from mesa_gguf.lab.facts import Haystack, default_text, load_text, make_document
-from mesa_gguf.library.index import terms_of
-from mesa_gguf.reading.citations import passages
+from mesa_gguf.reading import shelf as shelf_module
 from mesa_gguf.reading.prompts import PromptForm
+from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Shelf
 
-BUDGET = 2048
-BEST = 8
-
-
-def taken(order: list[int], sizes: list[int], budget: int = BUDGET) -> list[int]:
-    """The first chunks of an order, as far as they fit."""
-    found: list[int] = []
-    total = 0
-    for i in order:
-        total += sizes[i]
-        if found and total > budget:
-            break
-        found.append(i)
-    return found
-
-
-def input_embeddings(path: Path) -> Any:
-    """Those of the vocabulary, centred, of length 1 [n_vocab, n_embd]."""
-    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
-    table = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-    table -= table.mean(axis=0)
-    return table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
-
-
-def unit(vectors: Any) -> Any:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+# written after the method was chosen
+FRESH = tuple(
+    facts.Kind(name, value, statement, question, paraphrase, "it is")
+    for name, value, statement, question, paraphrase in (
+        ("sheriff", "colour", "the sheriff's horse has a {v} mane", "What mane has the sheriff's horse?",
+         "Which hue is the hair of the animal that the lawman rides?"),
+        ("quilt", "cloth", "grandmother sewed the quilt out of {v}", "What did grandmother sew the quilt out of?",
+         "Which textile did the old lady stitch into a blanket?"),
+        ("landlord", "hundreds", "the monthly rent of the attic is {v} crowns", "What is the monthly rent of the attic?",
+         "How much must a tenant pay to live under the roof?"),
+        ("pilot", "town", "because of fog the aeroplane landed in {v}", "Where did the aeroplane land because of fog?",
+         "At which airport did the jet come down when nobody could see?"),
+        ("wine", "year", "the oldest bottle in the count's cellar dates from {v}", "What does the oldest bottle in the count's cellar date from?",
+         "What vintage is the nobleman's most ancient wine?"),
+        ("lawyer", "person", "the defendant was represented by {v}", "Who represented the defendant?",
+         "Which attorney spoke for the accused in court?"),
+        ("glacier", "tens", "each year the glacier shrinks by {v} metres", "By how many metres does the glacier shrink each year?",
+         "How fast does the ice on the mountain melt annually?"),
+        ("baby", "date", "the baby took her first steps on {v}", "When did the baby take her first steps?",
+         "On what day did the infant begin to walk?"),
+        ("novel", "person", "the novel that won the prize was written by {v}", "Who wrote the novel that won the prize?",
+         "Which author got an award for a book?"),
+        ("castle", "beasts", "the tapestries in the castle show {v}", "What do the tapestries in the castle show?",
+         "Which creatures are woven into the wall hangings of the fortress?"),
+        ("burglar", "time", "the burglar broke the window at {v}", "When did the burglar break the window?",
+         "What was the hour that the thief smashed the glass?"),
+        ("sailor", "animal", "on his arm the sailor has a tattoo of a {v}", "Of what has the sailor a tattoo on his arm?",
+         "What picture is inked into the skin of the seaman?"),
+        ("cheese", "herb", "the shepherd flavours his cheese with {v}", "With what does the shepherd flavour his cheese?",
+         "Which seasoning is in the dairy product from the man with the sheep?"),
+        ("fire", "street", "the fire started in a garage on {v}", "On which street did the fire start in a garage?",
+         "Where did the blaze break out among parked cars?"),
+        ("piano", "material", "the lid of the grand piano is inlaid with {v}", "With what is the lid of the grand piano inlaid?",
+         "Which substance decorates the cover of the big keyboard instrument?"),
+        ("president", "country", "the first state visit of the president was to {v}", "Where was the first state visit of the president to?",
+         "Which nation did the head of government travel to at the start?"),
+        ("tailor", "weekday", "the tailor delivers trousers every {v}", "When does the tailor deliver trousers?",
+         "On what day does the man with needle and thread bring pants?"),
+        ("earthquake", "thousands", "the earthquake damaged {v} houses", "How many houses did the earthquake damage?",
+         "What number of homes suffered when the ground shook?"),
+        ("student", "language", "for her exam the student learns {v}", "What does the student learn for her exam?",
+         "Which foreign tongue does the girl at university study before the test?"),
+        ("storm", "tree", "the storm uprooted a {v} beside the school", "What did the storm uproot beside the school?",
+         "Which plant fell in the gale next to the classrooms?"),
+        ("salary", "thousands", "the director earns {v} francs", "How many francs does the director earn?",
+         "What wage does the boss get?"),
+        ("puppy", "fruits", "the puppy is afraid of {v}", "What is the puppy afraid of?",
+         "Which food scares the young hound?"),
+        ("magazine", "month", "the magazine will stop printing in {v}", "When will the magazine stop printing?",
+         "At what time does the periodical cease publication?"),
+        ("clinic", "drink", "in the hospital the patients get {v} for breakfast", "What do the patients get for breakfast in the hospital?",
+         "Which beverage are sick people served in the morning?"),
+    )
+)  # fmt: skip
 
 
 def main() -> None:
@@ -67,22 +90,21 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="*", help="files or folders; default: Python's documentation")
     parser.add_argument("--seeds", nargs="+", default=["1"])
     parser.add_argument("--tokens", type=int, default=16384, help="of a document")
+    parser.add_argument("--fresh", action="store_true", help="the facts of this file")
+    parser.add_argument("--near-only", action="store_true", help="without the model's weights: not compared")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--without", nargs="*", default=[], choices=["likelihood", "hidden", "tokens"])
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
 
+    if args.fresh:
+        facts.UNLIKE = FRESH  # type: ignore[misc]
     threads = dict(n_threads=args.threads, n_threads_batch=args.threads)
-    llm = MesaLlama(args.model, n_ctx=1536, **threads)
-    hidden = (
-        None
-        if "hidden" in args.without
-        else MesaLlama(args.model, n_ctx=256, embedding=True, pooling_type=1, **threads)
-    )  # mean
-    table = None if "tokens" in args.without else input_embeddings(args.model)
+    llm = load_vocabulary(args.model) if args.near_only else MesaLlama(args.model, n_ctx=1536, **threads)
     form = PromptForm(llm)
     haystack = Haystack(load_text(args.text) if args.text else default_text())
     results: list[dict[str, Any]] = []
+    methods = ("words", "near") if args.near_only else ("words", "near", "compared")
+    weak = shelf_module.WEAK_EVIDENCE
     for seed in args.seeds:
         start = time.perf_counter()
         made = make_document(
@@ -92,72 +114,37 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, Library(folder) as library:
             document = library.add_text(made.text, "document")
             catalogue = Catalogue(llm, form, library)
-            shelf = Shelf(llm, catalogue)
-            text = library.text(document)
-            rows = catalogue.rows(document)
-            pieces = [catalogue.piece(document, row) for row in rows]
-            sizes = [row.n_tokens for row in rows]
-            number = {row.id: i for i, row in enumerate(rows)}
-            if hidden is not None:
-                own = [[p.text for p in passages(0, piece.text)] for piece in pieces]
-                vectors = [np.asarray(hidden.embed(texts)) for texts in own]
-                middle = np.concatenate(vectors).mean(axis=0)
-            frequency = Counter(token for piece in pieces for token in set(piece.tokens))
-            asked: list[dict[str, Any]] = []
+            likelihoods = None if args.near_only else Shelf(llm, catalogue).likelihoods
             for question in made.questions:
                 fact = made.facts[question.facts[0]]
-                at = text.index(fact.sentence)
-                gold = next(i for i, row in enumerate(rows) if row.start <= at < row.stop)
-                found = library.index.search(question.text, catalogue._cut, [document.id], 256)
-                words = list(dict.fromkeys([*(number[span] for span, _ in found), *range(len(rows))]))
-                orders = {"words": words}
-                if hidden is not None:
-                    vector = unit(np.asarray(hidden.embed(question.text)) - middle)
-                    near = [float((unit(own - middle) @ vector).max()) for own in vectors]
-                    orders["hidden"] = sorted(range(len(rows)), key=lambda i: -near[i])
-                if table is not None:
-                    tokens = [t for term in terms_of(question.text) for t in form.tokenize(f" {term}")]
-                    weight = np.array([np.log(1 + len(rows) / (1 + frequency[t])) for t in tokens])
-                    soft = [float((table[tokens] @ table[piece.tokens].T).max(axis=1) @ weight) for piece in pieces]
-                    orders["tokens"] = sorted(range(len(rows)), key=lambda i: -soft[i])
-                asked.append(
-                    dict(question=question, gold=gold, orders=orders, score=np.zeros(len(rows)), alike=fact.is_alike)
-                )
-            if "likelihood" not in args.without:
-                for i, piece in enumerate(pieces):  # each is loaded once
-                    head, _, _ = shelf.put_together([piece])
-                    for one in asked:
-                        llm.n_tokens = len(head)
-                        one["score"][i] = llm.log_likelihoods(form.tail(one["question"].text)).sum()
-                for one in asked:
-                    score, words = one["score"], one["orders"]["words"]
-                    one["orders"]["likelihood"] = sorted(range(len(rows)), key=lambda i: -score[i])
-                    one["orders"][f"likelihood {BEST}"] = [
-                        *sorted(words[:BEST], key=lambda i: -score[i]),
-                        *words[BEST:],
-                    ]
-            for one in asked:
-                by = {name: one["gold"] in taken(order, sizes) for name, order in one["orders"].items()}
-                first = taken(one["orders"]["words"], sizes, BUDGET // 2)
-                for name in ("likelihood", "hidden", "tokens"):
-                    if name in one["orders"]:
-                        both = list(dict.fromkeys([*first, *one["orders"][name]]))
-                        by[f"words, {name}"] = one["gold"] in taken(both, sizes)
-                kind = one["question"].form if one["question"].form == "literal" else "other words, the name"
-                if kind != "literal" and not one["alike"]:
-                    kind = "other words"
-                results.append(dict(seed=seed, kind=kind, **by))
-        if args.output:
-            args.output.write_text(json.dumps(results, indent=1))
-        print(f"after document {seed}: {len(rows)} chunks, {time.perf_counter() - start:.0f} s")
-        names = [name for name in results[0] if name not in ("seed", "kind")]
-        for kind in ("literal", "other words, the name", "other words"):
+                kind = "literal" if question.form == "literal" else "with the name" if fact.is_alike else "other words"
+                row: dict[str, Any] = dict(seed=seed, kind=kind, question=question.text)
+                for method in methods:
+                    shelf_module.WEAK_EVIDENCE = 0.0 if method == "words" else weak
+                    begin = time.process_time()
+                    selection = catalogue.select(
+                        question.text, [document], "auto", likelihoods=likelihoods if method == "compared" else None
+                    )
+                    row[method] = any(fact.sentence in piece.text for piece in selection.pieces)
+                    row[f"{method} CPU seconds"] = round(time.process_time() - begin, 4)
+                    row[f"{method} passages"] = selection.compared
+                results.append(row)
+                if args.output:
+                    args.output.write_text(json.dumps(results, indent=1))
+            n_chunks = len(catalogue.rows(document))
+        print(f"after document {seed}: {n_chunks} chunks, {time.perf_counter() - start:.0f} s")
+        for kind in ("literal", "with the name", "other words"):
             of = [result for result in results if result["kind"] == kind]
-            print(
-                f"  {kind}, {len(of)}:",
-                ", ".join(f"{n} {sum(r[n] for r in of) / len(of):.2f}" for n in names),
-                flush=True,
-            )
+            print(f"  {kind}, {len(of)}:")
+            for method in methods:
+                n = sum(result[method] for result in of)
+                low, high = wilson(n, len(of))
+                seconds = sorted(result[f"{method} CPU seconds"] for result in of)[len(of) // 2]
+                compared = sum(result[f"{method} passages"] > 0 for result in of)
+                print(
+                    f"    {method:9} {n / len(of):.2f} [{low:.2f}, {high:.2f}], {seconds:.2f} CPU seconds, {compared} compared",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -340,9 +340,14 @@ def n_ctx_for(
 ) -> int:
     """The n_ctx that a question about documents and its answer need, in tokens."""
     from ..reading.reader import context_for
+    from ..reading.shelf import AUTO_TOKENS
 
     selection = catalogue.select(question, documents, mode, history=history)
     n_read = max(len(piece.tokens) for piece in selection.pieces) if mode == "each" else selection.room
+    if (
+        mode not in ("all", "each") and len(selection.pieces) < selection.of_chunks
+    ):  # others may be read, of as many tokens
+        n_read = max(n_read, AUTO_TOKENS if mode == "auto" else int(mode))
     if mode == "each":  # the answers together come last
         n_read = max(n_read, len(selection.pieces) * (max_tokens + 32))
     n_tail = len(catalogue.form.tail(question, history=history, instructions=instructions))

@@ -293,8 +293,8 @@ class Reader:
             response_format: the answer is JSON, as in `create_chat_completion`: {"type": "json_object"}, or {"type": "json_schema",
                 "json_schema": {"schema": …}}. Citations are for its values. "each" asks each chunk in words.
             logprobs: the answer has the log-probabilities of its tokens, each with so many of the likeliest in its place.
-            progress: called with (tokens read, tokens to read) after each chunk that is read, and after each answer of "each". What it
-                raises ends the reading there; what was read is kept.
+            progress: called with (tokens read, tokens to read) after each chunk that is read, each passage that is compared with the
+                question, and each answer of "each". What it raises ends the reading there; what was read is kept.
             begin: of the work on this question, by time.perf_counter(), where some was done before; for the answer's times.
             **sampling: top_k, top_p, min_p, repeat_penalty, grammar, logit_bias and the others of `MesaLlama.sample`.
 
@@ -349,12 +349,24 @@ class Reader:
         asked = _Asked(check_text(question, "the question"), tail, tuple(history), max_tokens, choice, ends)
         chosen = self._chosen(documents, collection)
         room = self.llm.n_ctx() - len(self.shelf.catalogue.preamble) - len(tail) - max_tokens
-        selection = self.shelf.catalogue.select(asked.question, chosen, read, room=room, history=history)
-        self._stop()
-        self.reading, self._document = None, []
+
+        def likelihoods(question: str, passages: Sequence[str]) -> list[float]:
+            assert self.shelf is not None
+            self._leave()
+            return self.shelf.likelihoods(question, passages, progress)
+
+        selection = self.shelf.catalogue.select(
+            asked.question, chosen, read, room=room, history=history, likelihoods=likelihoods
+        )
+        self._leave()
         if selection.mode == "each" and len(selection.pieces) > 1:
             return self._each(asked, selection, progress, begin)
         return self._of_chunks(asked, selection, progress, begin)
+
+    def _leave(self) -> None:
+        """The context is used for something else than the last answer and the document that was read."""
+        self._stop()
+        self.reading, self._document = None, []
 
     def _chosen(self, documents: Sequence[Document] | None, collection: str | None) -> list[Document]:
         assert self.library is not None
@@ -720,7 +732,9 @@ def _what_was_read(selection: Selection, computed: int, notes: Sequence[str]) ->
     names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
     reused = max(0, selection.n_tokens - computed)
     n_read = len(selection.pieces)
-    return Read(str(selection.mode), n_read, selection.of_chunks, names, computed, reused, tuple(notes))
+    return Read(
+        str(selection.mode), n_read, selection.of_chunks, names, computed, reused, tuple(notes), selection.compared
+    )
 
 
 def _tokens(given: object) -> list[int]:

@@ -27,7 +27,8 @@ from ..model.fingerprint import model_fingerprint
 from ..model.header import check_model
 from ..model.tuning import tuned
 from .citations import closest_sentence
-from .prompts import PromptForm, Turn
+from .prompts import END, QUESTION, PromptForm, Turn
+from .similar import SimilarPassages, WordVectors, evidence
 
 CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
 LEAST_CHUNK_TOKENS = 256
@@ -41,9 +42,17 @@ ENOUGH_WORDS = (
 ANSWER_WORDS = 8  # of a turn's answer: what "it" and "she" may be; a long answer would outweigh the question
 NAMED_WEIGHT = 0.5  # of what the sentence that the question fits best says besides, for a second hop
 TURN_WEIGHT = 0.5  # of a turn's score, beside that of the turn or question after it
+WEAK_EVIDENCE = 0.4  # share of a question's words in the best passage, below which other words are looked for
+NO_EVIDENCE = 0.2  # below which the chunk that the words find may be left out for them
+ASKED_WORDS = 32  # of a longer question enough are found
+COMPARED_PASSAGES = 16  # that the question's likelihood is computed for: one of about 90 tokens each
+PASSAGE_TOKENS = 128  # longest of them
+MOST_CHARS = 2**23  # of documents that other words are looked for in: two million tokens
+N_LIKELIHOODS = 4096  # that are remembered
 
 ReadMode = Literal["auto", "all", "each"] | int
 Progress = Callable[[int, int], None]
+Likelihoods = Callable[[str, Sequence[str]], Sequence[float]]  # of a question after each of some passages, log p
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a question reads: chunks in the order of documents and text, of how many there are."""
+    """What a question reads: chunks in the order of documents and text, of how many there are.
+
+    Attributes:
+        compared: passages that the question's likelihood was computed for.
+    """
 
     mode: ReadMode
     pieces: tuple[Piece, ...]
     of_chunks: int
+    compared: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -90,6 +104,7 @@ class Read:
         tokens_computed: tokens of chunks that had to be read now.
         tokens_reused: those that were kept, or in the context already.
         notes: what was noticed, a line each: chunks whose files were damaged, or could not be kept.
+        compared: passages that were compared with the question, because its words are not those of the documents.
     """
 
     mode: str
@@ -99,10 +114,12 @@ class Read:
     tokens_computed: int
     tokens_reused: int
     notes: tuple[str, ...] = ()
+    compared: int = 0
 
     def __str__(self) -> str:
         names = ", ".join(self.documents) if len(self.documents) <= 3 else f"{len(self.documents)} documents"
-        return f"read {self.chunks} of {self.of_chunks} chunks of {names}"
+        why = f", of {self.compared} passages that may tell it in other words" if self.compared else ""
+        return f"read {self.chunks} of {self.of_chunks} chunks of {names}{why}"
 
 
 def check_mode(mode: object) -> ReadMode:
@@ -142,6 +159,8 @@ class Catalogue:
         self._rows: dict[int, list[SpanRow]] = {}
         self._pieces: dict[int, Piece] = {}
         self._text: tuple[int, str] | None = None  # of one document, by its number
+        self._vectors = WordVectors(path, vocabulary.n_vocab(), form.tokenize)
+        self._similar: tuple[list[int], SimilarPassages] | None = None  # of some chunks, by their numbers
 
     def rows(self, document: Document) -> list[SpanRow]:
         """The chunks of a document in order; it is cut when it is asked for first."""
@@ -184,6 +203,7 @@ class Catalogue:
         """Let go of what is in memory of a document, by its number."""
         if self._text is not None and self._text[0] == document:
             self._text = None
+        self._similar = None
         for row in self._rows.pop(document, []):
             self._pieces.pop(row.id, None)
 
@@ -195,15 +215,18 @@ class Catalogue:
         *,
         room: int | None = None,
         history: Sequence[Turn] = (),
+        likelihoods: Likelihoods | None = None,
     ) -> Selection:
         """The chunks that a question reads.
 
         Args:
             room: tokens that a context has for them; "auto" takes no more, but one chunk at least.
             history: the turns before the question, which a short one ("And who wrote it?") is matched with.
+            likelihoods: looks at the passages that are nearest to a question whose words the documents hardly have.
 
         "auto" and a number of tokens take everything where it is no longer than that, else the chunks that match the question
-        best (BM25) as far as they fit; where no word matches, the beginning.
+        best (BM25) as far as they fit. Where few of its words match, chunks with passages of words that mean nearly the same come
+        first (similar.py): those after which the question is likeliest, if that can be computed. Where nothing matches, the beginning.
 
         Raises:
             PromptError: the mode is none, or the documents are empty.
@@ -211,12 +234,12 @@ class Catalogue:
         mode = check_mode(mode)
         for _ in range(TRIES):
             n_forgotten = self.library.index.n_forgotten
-            selection = self._select(question, documents, mode, room, history)
+            selection = self._select(question, documents, mode, room, history, likelihoods)
             if self.library.index.n_forgotten == n_forgotten:
                 return selection
             self._rows.clear()  # the index was damaged: the documents are cut anew
             self._pieces.clear()
-            self._text = None
+            self._text = self._similar = None
         raise LibraryError(
             f"{self.library.folder}: the index is damaged each time that it is read: see whether the disk is"
         )
@@ -228,11 +251,13 @@ class Catalogue:
         mode: ReadMode,
         room: int | None,
         history: Sequence[Turn],
+        likelihoods: Likelihoods | None,
     ) -> Selection:
         every = [(document, row) for document in documents for row in self.rows(document)]
         if not every:
             raise PromptError("the documents are empty")
         budget = mode if mode != "auto" else AUTO_TOKENS if room is None else min(AUTO_TOKENS, room)
+        compared = 0
         if isinstance(budget, str) or sum(row.n_tokens for _, row in every) <= budget:
             chosen = every
         else:
@@ -248,6 +273,8 @@ class Catalogue:
                     if span in place:
                         scores[place[span]] = scores.get(place[span], 0.0) + NAMED_WEIGHT * score
             ranked = sorted(scores, key=lambda i: -scores[i])
+            if not history or self._n_matched(question, numbers) >= ENOUGH_WORDS:
+                ranked, compared = self._in_other_words(question, every, numbers, ranked, likelihoods)
             taken: list[int] = []
             n_tokens = 0
             for i in dict.fromkeys([*ranked, *range(len(every))]):
@@ -256,7 +283,54 @@ class Catalogue:
                     break
                 taken.append(i)
             chosen = [every[i] for i in sorted(taken)]
-        return Selection(mode, tuple(self.piece(document, row) for document, row in chosen), len(every))
+        return Selection(mode, tuple(self.piece(document, row) for document, row in chosen), len(every), compared)
+
+    def _in_other_words(
+        self,
+        question: str,
+        every: Sequence[tuple[Document, SpanRow]],
+        documents: Sequence[int],
+        ranked: list[int],
+        likelihoods: Likelihoods | None,
+    ) -> tuple[list[int], int]:
+        """Chunks in the order in which they are read, and how many passages the question's likelihood was computed for.
+
+        Args:
+            ranked: those that have words of the question, the best first.
+        """
+
+        def text(i: int) -> str:
+            document, row = every[i]
+            return self._text_of(document)[row.start : row.stop]
+
+        if len(terms_of(question)) > ASKED_WORDS or sum(row.stop - row.start for _, row in every) > MOST_CHARS:
+            return ranked, 0
+        matched = evidence(
+            question,
+            [text(i) for i in ranked[:3]],
+            len(every),
+            lambda word: len(self.library.index.search(word, self._cut, documents, N_CANDIDATES)),
+        )
+        if matched >= WEAK_EVIDENCE:
+            return ranked, 0
+        chunks = [row.id for _, row in every]
+        if self._similar is None or self._similar[0] != chunks:
+            self._similar = chunks, SimilarPassages([text(i) for i in range(len(every))])
+        try:
+            found = self._similar[1].nearest(question, self._vectors)
+        except RuntimeError:  # the model's file is gone: what is in memory answers still
+            return ranked, 0
+        compared = found[:COMPARED_PASSAGES]
+        compared += [near for near in found[COMPARED_PASSAGES:] if ranked and near.source == ranked[0]]
+        if likelihoods is None:
+            compared = []
+        else:
+            likely = dict(zip(compared, likelihoods(question, [near.text for near in compared])))
+            compared.sort(key=lambda near: -likely[near])
+        order = [near.source for near in (*compared, *found)]
+        if ranked and matched >= NO_EVIDENCE:
+            order.insert(1, ranked[0])
+        return list(dict.fromkeys([*order, *ranked])), len(compared)
 
     def _named(self, question: str, said: str, documents: Sequence[int]) -> list[tuple[int, float]]:
         """The chunks that match the words of a sentence that the question has not."""
@@ -275,7 +349,7 @@ class Catalogue:
             return self.library.index.search(text, self._cut, documents, limit)
 
         scores: dict[int, float] = dict(search(question, N_CANDIDATES))
-        n_words = sum(bool(search(word, 1)) for word in terms_of(question)) if history else 0
+        n_words = self._n_matched(question, documents) if history else 0
         weight = 1.0
         for turn in reversed(history):
             if n_words >= ENOUGH_WORDS:
@@ -284,8 +358,12 @@ class Catalogue:
             answered = " ".join(terms_of(turn.answer)[:ANSWER_WORDS])
             for span, score in search(f"{turn.question} {answered}", N_CANDIDATES):
                 scores[span] = scores.get(span, 0.0) + weight * score
-            n_words += sum(bool(search(word, 1)) for word in terms_of(turn.question))
+            n_words += self._n_matched(turn.question, documents)
         return scores
+
+    def _n_matched(self, question: str, documents: Sequence[int]) -> int:
+        """How many words of a question stand in documents."""
+        return sum(bool(self.library.index.search(word, self._cut, documents, 1)) for word in terms_of(question))
 
 
 class Shelf:
@@ -310,6 +388,7 @@ class Shelf:
         self._preamble: bytes | None = None  # its rows
         self._unkept: dict[str, bytes] = {}  # rows that the library could not take
         self._mended = self.library.mended  # what was said of that when the library was opened
+        self._likelihoods: dict[tuple[str, str], float] = {}  # of a question after a passage
 
     def key(self, piece: Piece) -> str:
         """The name of a chunk's rows in the library."""
@@ -479,3 +558,38 @@ class Shelf:
             return self.llm.save_chunk(n, n + len(piece.tokens))
         finally:
             self.llm.n_tokens = min(n, self.llm.n_tokens)
+
+    def likelihoods(self, question: str, passages: Sequence[str], progress: Progress | None = None) -> list[float]:
+        """How likely a question is after each of some passages, read behind the preamble alone: log p. 0 for all, where there is no room for it.
+
+        What was computed is remembered, so that an interruption loses one passage at most.
+
+        Args:
+            progress: called with (tokens read, tokens to read) after each passage; what it raises ends the reading there.
+        """
+        tokenize = self.catalogue.form.tokenize
+        start = len(tokenize(f"{END}{QUESTION.format(question='')}".rstrip()))
+        asked = tokenize(f"{END}{QUESTION.format(question=question)}")
+        own = {passage: tokenize(passage.strip())[:PASSAGE_TOKENS] for passage in passages}
+        if len(asked) <= start or len(asked) + PASSAGE_TOKENS > self.catalogue.chunk_tokens:
+            return [0.0] * len(passages)
+        missing = [passage for passage in own if (question, passage) not in self._likelihoods]
+        total, done = sum(len(own[passage]) + len(asked) for passage in missing), 0
+        n = len(self.catalogue.preamble)
+        found = {(question, passage): self._likelihoods.get((question, passage), 0.0) for passage in own}
+        for passage in missing:
+            if self._loaded or not self._has_preamble():
+                self._begin()
+            self.llm.n_tokens = n
+            try:
+                self.llm.eval(own[passage])
+                value = float(self.llm.log_likelihoods(asked)[start - 1 :].sum())
+            finally:
+                self.llm.n_tokens = min(n, self.llm.n_tokens)
+            found[question, passage] = self._likelihoods[question, passage] = value
+            done += len(own[passage]) + len(asked)
+            if progress is not None:
+                progress(done, total)
+        while len(self._likelihoods) > N_LIKELIHOODS:
+            del self._likelihoods[next(iter(self._likelihoods))]
+        return [found[question, passage] for passage in passages]

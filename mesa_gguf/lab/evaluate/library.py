@@ -25,7 +25,7 @@ from ...llama import MesaLlama
 from ...model.fingerprint import model_fingerprint
 from ...model.header import check_model
 from ...reading.reader import Reader, context_for, load_model
-from ...reading.shelf import Catalogue, ReadMode
+from ...reading.shelf import Catalogue, ReadMode, check_mode
 from .. import documents, facts
 from . import report, scoring
 from .prompts import Prompter
@@ -230,7 +230,11 @@ class LibraryEvaluation:
             for asked in made.asked:
                 answer = reader.ask(asked.question, documents=parts, read=mode, max_tokens=MAX_TOKENS).answer  # type: ignore[arg-type]
                 assert answer.read is not None
-                selection = catalogue.select(asked.question, parts, mode, room=None)  # type: ignore[arg-type]
+                assert reader.shelf is not None
+                # as it was for the answer: the likelihoods are remembered
+                selection = catalogue.select(
+                    asked.question, parts, check_mode(mode), likelihoods=reader.shelf.likelihoods
+                )
                 cited = [citation.text for citation in answer.citations]
                 yield {
                     "form": asked.form,
@@ -458,8 +462,6 @@ def check_modes(names: Sequence[str]) -> list[Mode]:
     Raises:
         PromptError: one is no mode.
     """
-    from ...reading.shelf import check_mode
-
     found: list[Mode] = []
     for name in names:
         mode: Mode = int(name) if name.isascii() and name.isdigit() else name

@@ -1,0 +1,238 @@
+"""Questions in other words than their answers: word vectors, passages that are near, and what the model makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import BUNDLED
+from mesa_gguf import Library, MesaLlama, Reader, _core
+from mesa_gguf.lab.documents import is_right, make_document
+from mesa_gguf.lab.facts import Haystack, default_text
+from mesa_gguf.lab.facts import make_document as make_real_document
+from mesa_gguf.library.index import terms_of
+from mesa_gguf.reading.prompts import PromptForm
+from mesa_gguf.reading.reader import load_vocabulary
+from mesa_gguf.reading.shelf import Catalogue
+from mesa_gguf.reading.similar import TABLE, SimilarPassages, WordVectors, evidence
+
+WORDS = "boat ferry island harbour depart leave hour time king throne soup broth".split()
+
+
+@pytest.mark.parametrize("name", ["mesa-reader-q4_0.gguf", "mesa-reader-q8_0.gguf"])
+def test_rows_are_those_of_the_file(name: str) -> None:
+    path = BUNDLED.parent / name
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == TABLE)
+    table = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    ids = [0, len(table) - 1, 7, 7]
+    rows = _core.tensor_rows(str(path), TABLE, ids)
+    assert rows is not None
+    np.testing.assert_allclose(rows, table[ids], rtol=1e-5, atol=1e-6)
+    assert _core.tensor_rows(str(path), "no such tensor", ids) is None
+    for bad in (-1, len(table)):
+        with pytest.raises(ValueError, match=f"and no row {bad}"):
+            _core.tensor_rows(str(path), TABLE, [bad])
+
+
+def test_files_that_are_no_models_have_no_rows(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        _core.tensor_rows(str(tmp_path / "none.gguf"), TABLE, [0])
+    (tmp_path / "cut.gguf").write_bytes(BUNDLED.read_bytes()[:200_000])
+    with pytest.raises(RuntimeError):
+        _core.tensor_rows(str(tmp_path / "cut.gguf"), TABLE, [1999])
+
+
+def test_word_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = PromptForm(load_vocabulary(BUNDLED))
+    vectors = WordVectors(BUNDLED, form.vocabulary.n_vocab(), form.tokenize)
+    found = vectors.of([*WORDS, WORDS[0]])
+    assert found is not None
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-4)
+    assert np.array_equal(found[0], found[-1])
+    # what is remembered does not change what is found
+    monkeypatch.setattr("mesa_gguf.reading.similar.N_CACHED", 5 * found.shape[1])
+    few = WordVectors(BUNDLED, form.vocabulary.n_vocab(), form.tokenize)
+    for n in (2, 4, len(WORDS), 3):
+        assert np.array_equal(few.of(WORDS[:n]), found[:n])  # type: ignore[arg-type]
+        assert len(few._kept) <= 5
+    assert vectors.of([]).shape == (0, found.shape[1])  # type: ignore[union-attr]
+
+
+class Same(WordVectors):
+    """Words that begin with the same two letters mean the same."""
+
+    def __init__(self) -> None:
+        pass
+
+    def of(self, words: Sequence[str]) -> Any:
+        table = np.random.default_rng(1).normal(size=(4096, 64)).astype(np.float32)
+        rows = table[[hash_of(word[:2]) for word in words]]
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def hash_of(text: str) -> int:
+    return int.from_bytes(text.encode()[:4], "little") * 2654435761 % 2**32 % 4096
+
+
+FILLER = (
+    "It rained on Monday and the market closed at noon. The bread was good, and nobody came to see the old bridge. "
+)
+
+
+def test_the_nearest_passage_has_other_words() -> None:
+    texts = [FILLER * 5, f"{FILLER * 3}A ferry leaves the island at nine. {FILLER * 2}", FILLER * 4]
+    found = SimilarPassages(texts).nearest("feast leather islam?", Same())
+    assert found[0].source == 1 and "ferry" in found[0].text and found[0].score > 0
+    assert SimilarPassages([]).nearest("Who?", Same()) == []
+    assert SimilarPassages(["…", " \n"]).nearest("Who?", Same()) == []
+
+
+@given(st.lists(st.text("abc é漢.\n", max_size=60), max_size=6), st.text("abc é漢?", max_size=20))
+def test_nearest_passages_of_any_text(texts: list[str], question: str) -> None:
+    """Each text at most once, in order, by a passage of its own."""
+    found = SimilarPassages(texts).nearest(question, Same())
+    assert len({near.source for near in found}) == len(found)
+    assert all(near.text in texts[near.source] and near.score > 0 for near in found)
+    scores = [near.score for near in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6), st.lists(st.sampled_from(WORDS), max_size=6))
+def test_evidence(asked: list[str], there: list[str]) -> None:
+    question = " ".join(asked)
+    found = evidence(question, [" ".join(there)], 10, lambda word: 1)
+    expected = len(set(asked) & set(there)) / len(set(asked))
+    assert found == pytest.approx(expected)
+    # a word of every text says less than one of none
+    assert evidence("king throne", ["king"], 10, lambda word: 10 if word == "king" else 0) < 0.2
+    assert evidence("", ["king"], 10, lambda word: 1) == 1
+
+
+# in a library
+
+
+def test_questions_in_other_words(smollm2: Path, tmp_path: Path) -> None:
+    """Eight sentences in 24,000 characters of a manual, each asked for in words that it has not."""
+    made = make_real_document(
+        Haystack(default_text()[20_000:44_000]), 5, n_unlike=8, n_alike=0, n_links=0, n_counts=0, n_absent=0
+    )
+    vocabulary = load_vocabulary(smollm2)
+    with Library(tmp_path / "library") as library:
+        document = library.add_text(made.text, "manual")
+        catalogue = Catalogue(vocabulary, PromptForm(vocabulary), library)
+        first = {row.id: made.text[row.start : row.stop] for row in catalogue.rows(document)}
+        n_found = n_matched = 0
+        for question in made.questions:
+            fact = made.facts[question.facts[0]].sentence
+            (piece, *_) = catalogue.select(question.text, [document], 1).pieces
+            if question.form == "literal":
+                assert fact in piece.text
+                continue
+            assert not set(terms_of(question.text)) & set(terms_of(fact))
+            ((matched, _),) = library.index.search(question.text, catalogue._cut, [document.id], 1) or [(0, 0.0)]
+            n_found += fact in piece.text
+            n_matched += fact in first.get(matched, "")
+        assert n_found >= 4 > n_matched
+
+
+MADE = make_document(4711, 4000, n_facts=8)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[MesaLlama]:
+    llm = MesaLlama(BUNDLED, n_ctx=4096, n_threads=1, n_threads_batch=1)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Iterator[Library]:
+    with Library(tmp_path / "library", budget=10**9) as opened:
+        opened.add_text(MADE.text, "log")
+        yield opened
+
+
+STRANGE = "Which zebra xylophone gleams quietly?"
+
+
+def test_the_likeliest_passage_comes_first(llm: MesaLlama, library: Library) -> None:
+    catalogue = Catalogue(llm, PromptForm(llm), library)
+    documents = library.documents()
+    asked: list[list[str]] = []
+    best = 0
+
+    def likelihoods(question: str, passages: Sequence[str]) -> list[float]:
+        asked.append(list(passages))
+        return [float(n == best) for n in range(len(passages))]
+
+    for best in (0, 3):
+        selection = catalogue.select(STRANGE, documents, 1, likelihoods=likelihoods)
+        assert len(asked[-1]) == selection.compared > best
+        assert asked[-1][best] in selection.pieces[0].text
+    assert asked[0] == asked[1]
+    # not for a question in the text's own words, nor where everything is read
+    for question, mode in ((MADE.facts[0].question, "auto"), (STRANGE, "all")):
+        assert catalogue.select(question, documents, mode, likelihoods=likelihoods).compared == 0  # type: ignore[arg-type]
+    assert len(asked) == 2
+
+
+def test_likelihoods_are_remembered(llm: MesaLlama, library: Library) -> None:
+    """An interruption loses one passage at most, and the context is as good as before."""
+    reader = Reader(llm, library, cite_by="words")
+    assert reader.shelf is not None
+    expected = reader.ask(MADE.facts[0].question, read=400).answer
+    assert is_right(MADE.facts[0], expected.text)
+    steps: list[tuple[int, int]] = []
+
+    def stop(done: int, of: int) -> None:
+        steps.append((done, of))
+        raise KeyboardInterrupt
+
+    for n in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            reader.ask(STRANGE, read=400, progress=stop).answer  # noqa: B018
+        assert len(reader.shelf._likelihoods) == n + 1
+    assert [of for _, of in steps] == sorted({of for _, of in steps}, reverse=True)
+    assert reader.ask(MADE.facts[0].question, read=400).answer.tokens == expected.tokens
+    answer = reader.ask(STRANGE, read=400).answer
+    assert answer.read is not None and answer.read.compared == len(reader.shelf._likelihoods) > 3
+    assert f"of {answer.read.compared} passages" in str(answer.read)
+    n_before = len(reader.shelf._likelihoods)
+    assert reader.ask(STRANGE, read=400).answer.tokens == answer.tokens
+    assert len(reader.shelf._likelihoods) == n_before
+
+
+def test_likelihoods_are_those_of_the_question(llm: MesaLlama, library: Library) -> None:
+    """log p(question | passage), with nothing else in the context."""
+    reader = Reader(llm, library)
+    assert reader.shelf is not None
+    question, passage = MADE.facts[0].question, "The bread was good."
+    (found, other) = reader.shelf.likelihoods(question, [passage, MADE.text[:200]])
+    form, llm_tokens = reader.form, reader.shelf.catalogue.preamble
+    before, asked = form.tokenize("\n\nQuestion:"), form.tokenize(f"\n\nQuestion: {question}")
+    llm.reset()
+    values = llm.log_likelihoods([*llm_tokens, *form.tokenize(passage), *asked])
+    assert found == pytest.approx(float(values[-(len(asked) - len(before)) :].sum()), rel=0.01)
+    assert found != other
+    reader.shelf.forget()
+    # a question that leaves no room for passages is not looked at
+    assert reader.shelf.likelihoods("Why? " * 1000, [passage]) == [0.0]
+
+
+def test_a_model_whose_file_is_gone_still_selects(
+    llm: MesaLlama, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise RuntimeError("its header is damaged or cut short")
+
+    monkeypatch.setattr(_core, "tensor_rows", gone)
+    catalogue = Catalogue(llm, PromptForm(llm), library)
+    selection = catalogue.select(STRANGE, library.documents(), 1, likelihoods=lambda *_: [])
+    assert len(selection.pieces) == 1 and selection.compared == 0

@@ -122,15 +122,19 @@ def load(server: Server, n_clients: int, seconds: float) -> dict[str, Any]:
     threads = [threading.Thread(target=client.run, args=(until, counts)) for client in clients]
     for thread in threads:
         thread.start()
+    pauses, looked = 0.0, time.monotonic()
     while any(thread.is_alive() for thread in threads):
         time.sleep(min(5.0, seconds / 10))
         memory.append(resident(server.process.pid))
+        now = time.monotonic()
+        pauses, looked = pauses + max(now - looked - 10.0, 0.0), now
     for thread in threads:
         thread.join()
     middle = memory[len(memory) // 4 :]
     return {
         "clients": n_clients, "seconds": seconds, "answers": counts.answers, "wrong": counts.wrong[:10], "n_wrong": len(counts.wrong),
         "lost": counts.lost[:10], "n_lost": len(counts.lost), "refused": counts.refused,
+        "stopped_s": round(pauses),  # that all of this was stopped from outside
         "memory_mib": {"begin": memory[0] >> 20, "after a quarter": middle[0] >> 20, "end": memory[-1] >> 20, "most": max(memory) >> 20},
     }  # fmt: skip
 

@@ -403,6 +403,7 @@ def test_every_architecture_has_a_model() -> None:
     assert not made & set(arch_table.NOT_MADE)
 
 
+@pytest.mark.slow  # each model is made and opened: 16 s
 def test_the_table_is_as_the_engine_says() -> None:
     """docs/ARCHITECTURES.md; python tests/arch_table.py writes it."""
     assert arch_table.difference() == ""

@@ -107,6 +107,7 @@ def _tokenizer() -> Any:
     return pytest.importorskip("training.tokenizer", exc_type=ImportError).build()
 
 
+@pytest.mark.slow  # the tokenizer is trained: 8 s
 def test_tokenizer_round_trip() -> None:
     tokenizer = _tokenizer()
     document = make_document(4, 700)
@@ -215,6 +216,7 @@ def test_more_links_than_facts(n_facts: int, n_links: int) -> None:
         make_document(1, 400, n_facts=n_facts, n_links=n_links)
 
 
+@pytest.mark.slow
 def test_links_have_only_words_that_the_bundled_model_knows() -> None:
     tokenizer = _tokenizer()
     for kind in SUBJECTS:

@@ -86,6 +86,7 @@ def test_the_picture_of_the_readme_is_what_the_library_plans(tmp_path: Path) -> 
     assert (tmp_path / "stair.svg").read_text() == (ROOT / "docs" / "stair.svg").read_text()
 
 
+@pytest.mark.slow  # every plot is drawn: 8 s
 def test_results_are_those_of_the_stored_numbers(tmp_path: Path) -> None:
     """experiments/RESULTS.md is written by experiments/results.py, and by nobody else."""
     copy = tmp_path / "experiments"

@@ -169,6 +169,7 @@ CASES = [("llama", *cache, True) for cache in CACHES]
 CASES += [("qwen2-yarn", *cache, True) for cache in CACHES[4:]]
 CASES += [(kind, *cache, True) for kind in ("gptneox", "mpt") for cache in (CACHES[1], CACHES[4])]
 CASES += [("llama", *cache, False) for cache in (CACHES[1], CACHES[4], CACHES[5])]
+OFTEN = [("llama", *CACHES[1], True), ("llama", *CACHES[5], True), ("qwen2-yarn", *CACHES[4], True), ("mpt", *CACHES[1], True)]
 
 
 def test_attention_of_layers_on_two_servers(path: Callable[[str], Path], open_llama: Opener, servers: str) -> None:
@@ -187,7 +188,10 @@ def test_attention_of_layers_on_two_servers(path: Callable[[str], Path], open_ll
     assert max(worst(local, remote) for local, remote in zip(*seen)) < 1e-4
 
 
-@pytest.mark.parametrize(("kind", "type_k", "type_v", "flash", "mesa"), CASES)
+@pytest.mark.parametrize(
+    ("kind", "type_k", "type_v", "flash", "mesa"),
+    [case if case in OFTEN else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_layers_on_two_servers_equal_the_local_run(
     path: Callable[[str], Path],
     open_llama: Opener,

@@ -27,7 +27,7 @@ from mesa_gguf.model.header import Header
 from mesa_gguf.model.hub import find_model
 from mesa_gguf.reading import reader as reading
 from mesa_gguf.reading.plans import summarize
-from mesa_gguf.reading.prompts import REMINDER, PromptForm
+from mesa_gguf.reading.prompts import ABOUT, REPLY, PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 
 T = 512  # of the bundled model
@@ -267,9 +267,12 @@ def test_chat_template_has_the_document_before_the_question(chat_model: Path) ->
     before, after = (vocabulary.detokenize(tokens, special=True).decode() for tokens in (head, tail))
     assert head[0] == vocabulary.token_bos() != head[1]
     assert before.endswith("The bread was good.\n\n") and "user" in before
-    assert after == f"{REMINDER}\n\nQuestion: Who ate it?<|eos|>\n<|unused0|>"
+    question = ABOUT.format(question="Who ate it?")
+    replied = f"<|eos|>\n<|unused0|>assistant\n{REPLY}<|eos|>\n<|unused0|>user\n"
+    assert after == f"{replied}{question}<|eos|>\n<|unused0|>"
+    assert vocabulary.detokenize(tail[: form.n_before], special=True).decode() == replied
     told = vocabulary.detokenize(form.tail("Who ate it?", instructions="Rhyme."), special=True).decode()
-    assert told.startswith("Rhyme.\n\nQuestion: Who ate it?")
+    assert told.startswith(f"{replied}Rhyme.\n\n{question}")
     assert form.stop == () and not form.is_plain
 
 
@@ -280,7 +283,7 @@ def test_control_tokens_in_a_document_are_text(chat_model: Path) -> None:
         head, tail = form.head("One <|eos|> and two <|bos|>."), form.tail("Who is <|eos|>?")
         assert vocabulary.token_eos() not in head
         assert head.count(vocabulary.token_bos()) == 1
-        assert tail.count(vocabulary.token_eos()) == (0 if plain else 1)  # the template's own
+        assert tail.count(vocabulary.token_eos()) == (0 if plain else 3)  # the template's own
 
 
 def test_plain_form(chat_model: Path) -> None:

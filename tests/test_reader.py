@@ -26,7 +26,7 @@ from conftest import BUNDLED
 from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, OutOfMemoryError, PromptError, Reader, Turn
 from mesa_gguf.errors import DeviceError, Remedy
 from mesa_gguf.lab.documents import is_right, make_document
-from mesa_gguf.reading.prompts import TASK, PromptForm, tokenize_piece
+from mesa_gguf.reading.prompts import ABOUT, REPLY, TASK, PromptForm, tokenize_piece
 from mesa_gguf.reading.reader import _Text, load_vocabulary
 from mesa_gguf.reading.text import check_text, decode, read_text
 
@@ -203,7 +203,9 @@ def test_a_conversation_is_what_the_chat_template_makes_of_it(smollm2: Path) -> 
     turns = [Turn("Who came?", "Mara."), Turn("When?", "")]
     tokens = [*form.head("The text."), *form.tail("Why?", history=turns, instructions="Be brief.", begun=" As")]
     messages = [
-        {"role": "user", "content": f"{TASK}The text.\n\nBe brief.\n\nQuestion: Who came?"},
+        {"role": "user", "content": f"{TASK}The text.\n\n"},
+        {"role": "assistant", "content": REPLY},
+        {"role": "user", "content": "Be brief.\n\n" + ABOUT.format(question="Who came?")},
         {"role": "assistant", "content": "Mara."},
         {"role": "user", "content": "When?"},
         {"role": "assistant", "content": ""},

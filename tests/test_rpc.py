@@ -169,7 +169,12 @@ CASES = [("llama", *cache, True) for cache in CACHES]
 CASES += [("qwen2-yarn", *cache, True) for cache in CACHES[4:]]
 CASES += [(kind, *cache, True) for kind in ("gptneox", "mpt") for cache in (CACHES[1], CACHES[4])]
 CASES += [("llama", *cache, False) for cache in (CACHES[1], CACHES[4], CACHES[5])]
-OFTEN = [("llama", *CACHES[1], True), ("llama", *CACHES[5], True), ("qwen2-yarn", *CACHES[4], True), ("mpt", *CACHES[1], True)]
+OFTEN = [
+    ("llama", *CACHES[1], True),
+    ("llama", *CACHES[5], True),
+    ("qwen2-yarn", *CACHES[4], True),
+    ("mpt", *CACHES[1], True),
+]
 
 
 def test_attention_of_layers_on_two_servers(path: Callable[[str], Path], open_llama: Opener, servers: str) -> None:

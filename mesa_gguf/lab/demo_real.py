@@ -61,7 +61,7 @@ def run_real_demo(path: Path, length: float, seed: int, threads: int | None, wat
     form = PromptForm(load_vocabulary(path))
     document = make_document(
         Haystack(default_text()), seed, n_tokens, lambda text: len(form.tokenize(text)),
-        n_unlike=N_QUESTIONS // 2, n_alike=N_QUESTIONS // 2, n_links=0, n_counts=0, n_absent=0,
+        n_unlike=N_QUESTIONS, n_alike=0, n_links=0, n_counts=0, n_absent=0,
     )  # fmt: skip
     questions = [question for question in document.questions if question.form == "literal"]
     questions.sort(key=lambda question: question.facts)

@@ -21,8 +21,10 @@ from .text import check_text
 TASK = "Answer the question that follows this text.\n\n"  # first, so that it lies in the first chunk, which every chunk reads
 END = "\n\n"  # of a document
 QUESTION = "Question: {question}"
-# behind a document, for models that are talked to: small ones go on with the text otherwise (experiments/SETTINGS.md)
-REMINDER = "The text ends here. Answer this question from the text above, briefly."
+# for models that are talked to: the document is a message, this the reply, the question another message. Small models go on with the
+# text, or say the task again, where a message has both (experiments/SETTINGS.md)
+REPLY = "I have read the text. What is your question about it?"
+ABOUT = "Question about the text: {question}"
 ANSWER = "\nAnswer:"
 
 # what stands for the texts from outside while the chat template is rendered; nobody writes that, and no template changes it
@@ -45,9 +47,10 @@ class Turn:
 class PromptForm:
     """How documents and questions become prompts for a model.
 
-    With a chat template, document and question are one message of the user. Without one, or with plain=True, they follow
-    each other, then comes ``Answer:``, and the model goes on with a line. Earlier turns of a conversation, and the caller's
-    instructions, stand behind the documents: what lies before those is the same for every question.
+    With a chat template, the document is one message of the user and the question another; between them the model says
+    that it has read the text. Without one, or with plain=True, they follow each other, then comes ``Answer:``, and the model
+    goes on with a line. Earlier turns of a conversation, and the caller's instructions, stand behind the documents: what lies
+    before those is the same for every question.
 
     Args:
         vocabulary: the model; its weights are not needed (`load_vocabulary`).
@@ -56,6 +59,7 @@ class PromptForm:
     Attributes:
         vocabulary: the model.
         stop: strings that end an answer, besides the model's own end of generation.
+        n_before: tokens of a tail before what is said of the question.
 
     Raises:
         ModelError: the model's chat template cannot be rendered.
@@ -66,6 +70,10 @@ class PromptForm:
         template = vocabulary.metadata.get("tokenizer.chat_template")
         self._template = None if plain or template is None else _Template(vocabulary, template)
         self.stop: tuple[str, ...] = ("\n",) if self.is_plain else ()
+        self.n_before = 0
+        if self._template is not None:
+            before, behind, _ = self._template.around(1)
+            self.n_before = len(before) + len(self.tokenize(REPLY)) + len(behind)
 
     @property
     def is_plain(self) -> bool:
@@ -105,8 +113,7 @@ class PromptForm:
         Args:
             begun: what the answer begins with.
             history: questions that were asked before, and their answers; the first one follows the document.
-            instructions: how to answer; they stand between the document and the first question. Default: that the text ends, and to answer
-                briefly from it; nothing where no chat template is used.
+            instructions: how to answer; they stand before the first question.
 
         Raises:
             PromptError: the question is empty, or a text is not text.
@@ -115,12 +122,9 @@ class PromptForm:
         turns = [_check_turn(turn, f"history[{n}]") for n, turn in enumerate(history)]
         asked = check_text(question, "the question")
         questions = [turn.question for turn in turns] + [asked]
-        questions[0] = QUESTION.format(question=questions[0])
-        before = None if self.is_plain else REMINDER
+        questions[0] = (QUESTION if self.is_plain else ABOUT).format(question=questions[0])
         if instructions is not None:
-            before = check_text(instructions, "instructions")
-        if before is not None:
-            questions[0] = f"{before}{END}{questions[0]}"
+            questions[0] = f"{check_text(instructions, 'instructions')}{END}{questions[0]}"
         tokens: list[int] = []
         if self._template is None:
             for n, turn in enumerate(turns):
@@ -128,10 +132,12 @@ class PromptForm:
                 tokens += self.tokenize(f"{questions[n]}{ANSWER}") + self.tokenize(answer)
                 questions[n + 1] = f"\n{QUESTION.format(question=questions[n + 1])}"
             return tokens + self.tokenize(f"{questions[-1]}{ANSWER}{begun}")
-        around = self._template.around(len(turns))
-        for n, turn in enumerate(turns):
-            tokens += self.tokenize(questions[n]) + around[2 * n] + self.tokenize(turn.answer) + around[2 * n + 1]
-        return [*tokens, *self.tokenize(questions[-1]), *around[-1], *self.tokenize(begun)]
+        texts = [REPLY]
+        for question, turn in zip(questions, turns, strict=False):
+            texts += [question, turn.answer]
+        for around, text in zip(self._template.around(1 + len(turns)), [*texts, questions[-1]], strict=False):
+            tokens += around + self.tokenize(text)
+        return [*tokens, *self._template.around(1 + len(turns))[-1], *self.tokenize(begun)]
 
     def follow_up(self, question: str, answer: str) -> list[int]:
         """The tokens of a further question, after those of an answer that stays in the context.
@@ -155,7 +161,7 @@ class _Template:
 
     Attributes:
         head: before the user's first message.
-        tail: between a message of the user and the answer.
+        tail: between a message of the user and the answer, where it is the only one.
         between: between an answer and the user's next message.
     """
 
@@ -194,8 +200,6 @@ class _Template:
 
         note: rendered as it is, because templates may treat the last messages otherwise than those before.
         """
-        if n_turns == 0:
-            return [self.tail]
         if len(self._around) != 2 * n_turns + 1:
             marks = [_MARK.format(n) for n in range(2 * n_turns + 1)]
             rest = self._render([(("user", "assistant")[n % 2], mark) for n, mark in enumerate(marks)])

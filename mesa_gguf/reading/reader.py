@@ -599,8 +599,9 @@ class Reader:
             begin += len(piece.tokens)
         attended = Attended(np.concatenate(starts), begin)
         chunks = [piece.span.id for piece in sources.pieces]
-        if self.llm.n_tokens == begin and len(prompt) > begin + N_CALM:
-            self.llm.eval(prompt[begin : begin + N_CALM])
+        calm = begin + self.form.n_before + N_CALM
+        if self.llm.n_tokens == begin and len(prompt) > calm:
+            self.llm.eval(prompt[begin:calm])
             self._calm = chunks, attended.of(self.llm.attention())
         if self._calm is not None and self._calm[0] == chunks:
             attended.calm = self._calm[1]

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..chat import grammar_of
 from ..library.library import Document
-from ..reading.prompts import END, REMINDER, Turn
+from ..reading.prompts import END, Turn
 from ..reading.reader import MAX_TOKENS, Answer, Reader, TokenLogprob
 from ..reading.shelf import ReadMode
 from .documents import Documents
@@ -213,10 +213,9 @@ class Answers:
         if tool is not None:  # others are not told of: none of them would be called
             function = next(found["function"] for found in tools if found["function"]["name"] == tool)
             form = {"type": "json_object", "schema": function["parameters"]}
-            before = REMINDER if instructions is None and not reader.form.is_plain else instructions
             # a chat template would have it before the documents, which are read already
             call = CALL.format(function=json.dumps(function, ensure_ascii=False), name=tool)
-            instructions = END.join(filter(None, (before, call)))
+            instructions = END.join(filter(None, (instructions, call)))
         if request.logprobs:
             options["logprobs"] = request.top_logprobs or 0
         n = request.n or 1

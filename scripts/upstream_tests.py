@@ -44,10 +44,11 @@ LEFT_OUT = {
 }
 # programs that llama.cpp builds beside its tests and does not run as such
 NOT_TESTS = (
-    "test-backend-ops (compares a device's operations with the CPU's: with a CPU alone there is nothing to compare), "
     "test-quantize-stats, test-gbnf-validator, test-chat-analysis, test-fusion, test-export-graph-ops, test-double-float; "
     "test-rpc-multi-server (it comes with the tools; tests/test_rpc.py does it here)"
 )
+# what the kernels of this project compute on the CPU: test-backend-ops compares them with ggml's own
+OPERATIONS = ("MUL_MAT", "MUL_MAT_ID", "FLASH_ATTN_EXT")
 # test -> the program that it runs, where their names differ
 PROGRAMS = (
     (re.compile(r"test-tokenizer-0-.*"), "test-tokenizer-0"),
@@ -98,6 +99,30 @@ def run_ctest(name: str, pattern: str, jobs: int | None) -> Results:
         case.attrib["name"]: status.get(case.attrib["status"], "skipped")
         for case in ElementTree.parse(report).getroot().iter("testcase")
     }
+
+
+def run_operations(jobs: int | None) -> Results:
+    """test-backend-ops, patched, with the CPU as the device: what it computes against what it computes as the reference.
+
+    The reference (ggml_backend_cpu_set_use_ref) is ggml's own kernels, so this compares ours with them. Unpatched it would compare these
+    operations with themselves.
+    """
+    build(TREE, {"MESA_BUILD_TESTS": "ON", **BUILDS["patched"]}, ["test-backend-ops"], jobs)
+    program = next(path for path in TREE.rglob("test-backend-ops") if path.is_file())
+    command = [program, "test", "-b", "CPU", "-o", ",".join(OPERATIONS), "-j", jobs or os.cpu_count() or 1]
+    print("+", *command, flush=True)
+    log = FOLDER / "operations.log"
+    with log.open("w") as file:
+        done = subprocess.run([str(word) for word in command], check=False, stdout=file, stderr=subprocess.STDOUT)
+    results: Results = {}
+    for line in log.read_text(errors="replace").splitlines():
+        if match := re.fullmatch(r"  (\w+\(.*\)): (?:.* )?\x1b\[1;3[12]m(OK|FAIL)\x1b\[0m", line):
+            test = match[1]
+            while test in results:  # some are there twice
+                test += " again"
+            results[test] = "passed" if match[2] == "OK" else "failed"
+    results["all of them"] = "passed" if done.returncode == 0 and results else "failed"
+    return results
 
 
 # ----------------------------------------------------------------------------------------------- llama-cpp-python
@@ -185,7 +210,7 @@ def compare(title: str, columns: dict[str, Results]) -> list[str]:
         outcomes = {name: results.get(test, "missing") for name, results in columns.items()}
         if len(set(outcomes.values())) > 1 or "failed" in outcomes.values():
             print(f"    {test}: {', '.join(f'{name} {outcome}' for name, outcome in outcomes.items())}")
-        if outcomes["unpatched"] == "passed" and set(outcomes.values()) != {"passed"}:
+        if outcomes.get("unpatched", "passed") == "passed" and set(outcomes.values()) != {"passed"}:
             worse.append(test)
     return worse
 
@@ -193,7 +218,9 @@ def compare(title: str, columns: dict[str, Results]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--only", choices=["ctest", "python"], help="one of the two suites; python needs the builds of ctest"
+        "--only",
+        choices=["ctest", "operations", "python"],
+        help="one of them: llama.cpp's tests, its test-backend-ops, or llama-cpp-python's tests, which need the builds of ctest",
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="compile on N cores")
     parser.add_argument(
@@ -201,10 +228,13 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
-    tables = {}
+    tables: dict[str, dict[str, Results]] = {}
     if arguments.only != "python":
-        tables["llama.cpp (ctest)"] = {name: run_ctest(name, arguments.pattern, arguments.jobs) for name in BUILDS}
-    if arguments.only != "ctest":
+        if arguments.only != "operations":
+            tables["llama.cpp (ctest)"] = {name: run_ctest(name, arguments.pattern, arguments.jobs) for name in BUILDS}
+        if arguments.only != "ctest":
+            tables["llama.cpp (test-backend-ops)"] = {"patched": run_operations(arguments.jobs)}
+    if arguments.only in (None, "python"):
         unpack(FOLDER / "llama-cpp-python")
         tables["llama-cpp-python (pytest)"] = {
             **{name: run_python_tests(name) for name in BUILDS},
@@ -212,7 +242,7 @@ def main() -> int:
         }
 
     worse = [test for title, columns in tables.items() for test in compare(title, columns)]
-    if arguments.only != "python":
+    if arguments.only in (None, "ctest"):
         print("\nLeft out of llama.cpp's:", *(f"  {test}: {reason}" for test, reason in LEFT_OUT.items()), sep="\n")
         print(f"  Not tests: {NOT_TESTS}")
     if worse:

@@ -177,6 +177,34 @@ static bool is_v_trans(const llama_kv_cache & kv) {
     return v->nb[1] > v->nb[2]; // as build_attn_mha tells
 }
 
+// the layers whose attention is over the whole cache
+static std::vector<int32_t> layers_that_see_everything(const llama_model & model) {
+    const auto & hparams = model.hparams;
+
+    std::vector<int32_t> res;
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (!hparams.is_swa(il) && hparams.n_head(il) > 0 && hparams.n_head_kv(il) > 0) {
+            res.push_back((int32_t) il);
+        }
+    }
+    return res;
+}
+
+// n at most: evenly of those between 40 and 80 % of the depth; where there are fewer, those that are nearest to that, too
+static std::vector<int32_t> choose_layers(std::vector<int32_t> layers, int32_t n_layer, size_t n) {
+    const auto away = [&](int32_t il) { return std::max(0.0, std::abs((il + 0.5) / n_layer - 0.6) - 0.2); };
+
+    std::stable_sort(layers.begin(), layers.end(), [&](int32_t a, int32_t b) { return away(a) < away(b); });
+    const size_t n_middle = std::count_if(layers.begin(), layers.end(), [&](int32_t il) { return away(il) < 1e-9; });
+
+    std::vector<int32_t> res;
+    for (size_t i = 0; i < std::min(n, layers.size()); ++i) {
+        res.push_back(layers[n < n_middle ? (2 * i + 1) * n_middle / (2 * n) : i]);
+    }
+    std::sort(res.begin(), res.end());
+    return res;
+}
+
 int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params) {
     if (!has(ctx)) {
         return -1;
@@ -268,6 +296,11 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
     m->on_cpu  = model.devices.empty();
     m->n_pad   = m->v_trans || m->on_cpu ? 1 : 256;
 
+    if (m->params.read_budget > 0) {
+        m->read_by.layers = choose_layers(layers_that_see_everything(model), (int32_t) model.hparams.n_layer(), 8);
+        m->read_by.kind   = LLAMA_MESA_ATTENTION_MEAN;
+    }
+
     ctx->set_mesa(m);
 
     // builds the graphs, which shows how each layer rotates
@@ -345,6 +378,9 @@ int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t *
     }
 
     const int32_t n_total = m->n_past() + n_tokens;
+    if (n_tokens > 1) { // one alone is a generated one
+        m->n_announced = n_total;
+    }
 
     // the text fits again, but some of it was read in chunks or on the stair: that is read anew, plainly
     if (n_total <= m->params.reading_length && m->n_by_hand == 0 && m->loaded.empty() &&
@@ -476,34 +512,6 @@ int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens,
 // attention
 //
 
-// the layers whose attention is over the whole cache
-static std::vector<int32_t> layers_that_see_everything(const llama_model & model) {
-    const auto & hparams = model.hparams;
-
-    std::vector<int32_t> res;
-    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        if (!hparams.is_swa(il) && hparams.n_head(il) > 0 && hparams.n_head_kv(il) > 0) {
-            res.push_back((int32_t) il);
-        }
-    }
-    return res;
-}
-
-// n at most: evenly of those between 40 and 80 % of the depth; where there are fewer, those that are nearest to that, too
-static std::vector<int32_t> choose_layers(std::vector<int32_t> layers, int32_t n_layer, size_t n) {
-    const auto away = [&](int32_t il) { return std::max(0.0, std::abs((il + 0.5) / n_layer - 0.6) - 0.2); };
-
-    std::stable_sort(layers.begin(), layers.end(), [&](int32_t a, int32_t b) { return away(a) < away(b); });
-    const size_t n_middle = std::count_if(layers.begin(), layers.end(), [&](int32_t il) { return away(il) < 1e-9; });
-
-    std::vector<int32_t> res;
-    for (size_t i = 0; i < std::min(n, layers.size()); ++i) {
-        res.push_back(layers[n < n_middle ? (2 * i + 1) * n_middle / (2 * n) : i]);
-    }
-    std::sort(res.begin(), res.end());
-    return res;
-}
-
 // false, and the last error is set
 static bool set_attention(llama_context & ctx, llama_mesa & m, std::vector<int32_t> layers, int32_t kind) {
     m.attention        = {};
@@ -592,6 +600,9 @@ int32_t llama_mesa_get_attention(llama_context * ctx, float * weights, int64_t n
     if (rows.layers.empty()) {
         return fail("nobody asked for what tokens attend to: call llama_mesa_attention_enable first");
     }
+    if (m->reads_less(m->n_past() - 1)) {
+        return fail("the last token in the context did not read everything (read_budget), and what it attended to is not known");
+    }
     if (rows.n_keys == 0 || rows.n_keys != m->n_past()) {
         return fail(
                 "what the last token in the context attended to is not known: it was not read alone, or not just now");
@@ -603,4 +614,61 @@ int32_t llama_mesa_get_attention(llama_context * ctx, float * weights, int64_t n
         std::copy(rows.data.begin(), rows.data.end(), weights);
     }
     return rows.n_keys;
+}
+
+//
+// reading less
+//
+
+int32_t llama_mesa_get_read_ranges(llama_context * ctx, int32_t * ranges, int32_t n_max) {
+    const llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (!m->reads_less(m->n_past() - 1)) {
+        return 0;
+    }
+    auto read = m->read.ranges;
+    if (!read.empty() && read.back().to == m->read.n_keys) {
+        read.back().to = m->n_past();
+    } else {
+        read.push_back({ m->read.n_keys, m->n_past() });
+    }
+    for (int32_t i = 0; ranges && i < std::min((int32_t) read.size(), n_max); ++i) {
+        ranges[2 * i]     = read[i].from;
+        ranges[2 * i + 1] = read[i].to;
+    }
+    return (int32_t) read.size();
+}
+
+int32_t llama_mesa_set_read_ranges(llama_context * ctx, const int32_t * ranges, int32_t n_ranges) {
+    llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (!ranges) {
+        m->read = {};
+        return 0;
+    }
+    if (m->params.method != mesa::method_mesa) {
+        return fail(std::string("ranges are chosen for the method mesa: ") + mesa::method_name(m->params.method) +
+                    " reads everything");
+    }
+    llama_mesa_read read;
+    read.n_keys  = m->n_past();
+    read.by_hand = true;
+
+    int32_t end = 0;
+    for (int32_t i = 0; i < n_ranges; ++i) {
+        const mesa::range r = { ranges[2 * i], ranges[2 * i + 1] };
+        if (r.from < end || r.to < r.from || r.to > read.n_keys) {
+            return fail("the range " + std::to_string(r.from) + " to " + std::to_string(r.to) +
+                        " is out of order: ranges follow each other, within the " + std::to_string(read.n_keys) +
+                        " tokens in the context");
+        }
+        end = r.to;
+        read.ranges.push_back(r);
+    }
+    m->read = std::move(read);
+    return 0;
 }

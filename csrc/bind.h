@@ -15,6 +15,7 @@ namespace py = pybind11;
 
 using i32_array  = py::array_t<int32_t>;
 using i32_arg    = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+using f32_arg    = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using breaks_arg = std::optional<py::array_t<uint8_t, py::array::c_style | py::array::forcecast>>;
 
 // a NumPy array that owns the vector's memory: no copy

@@ -177,6 +177,29 @@ void bind_context(py::module_ & m) {
         return res;
     }, py::arg("ctx"));
 
+    m.def("read_ranges", [](uintptr_t ctx) {
+        auto * c = to_ctx(ctx);
+        std::vector<int32_t> ranges(2 * check<std::runtime_error>(llama_mesa_get_read_ranges(c, nullptr, 0)));
+        llama_mesa_get_read_ranges(c, ranges.data(), (int32_t) ranges.size() / 2);
+        std::vector<std::pair<int32_t, int32_t>> res;
+        for (size_t i = 0; i < ranges.size(); i += 2) {
+            res.emplace_back(ranges[i], ranges[i + 1]);
+        }
+        return res;
+    }, py::arg("ctx"));
+
+    m.def("set_read_ranges",
+            [](uintptr_t ctx, const std::optional<std::vector<std::pair<int32_t, int32_t>>> & ranges) {
+        std::vector<int32_t> flat;
+        for (const auto & [from, to] : ranges.value_or(std::vector<std::pair<int32_t, int32_t>>())) {
+            flat.push_back(from);
+            flat.push_back(to);
+        }
+        flat.push_back(0); // no range is not NULL
+        check<std::invalid_argument>(llama_mesa_set_read_ranges(
+                to_ctx(ctx), ranges ? flat.data() : nullptr, (int32_t) (flat.size() / 2)));
+    }, py::arg("ctx"), py::arg("ranges"));
+
     m.attr("ATTENTION_MEAN")  = (int32_t) LLAMA_MESA_ATTENTION_MEAN;
     m.attr("ATTENTION_MAX")   = (int32_t) LLAMA_MESA_ATTENTION_MAX;
     m.attr("ATTENTION_HEADS") = (int32_t) LLAMA_MESA_ATTENTION_HEADS;

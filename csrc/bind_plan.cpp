@@ -1,6 +1,7 @@
 // Plans, positions and masks as NumPy arrays.
 
 #include "bind.h"
+#include "budget.h"
 #include "mask.h"
 #include "plan.h"
 
@@ -113,7 +114,7 @@ void bind_plan(py::module_ & m) {
             .def(py::init([](int32_t train_length, int32_t first_chunk, int32_t chunk, int32_t last_chunk,
                                   int32_t stair_width, int32_t room, bool log_scaling, const std::string & method,
                                   int32_t window, int32_t n_sinks, float stair_bias, int32_t log_length,
-                                  std::optional<int32_t> reading_length) {
+                                  std::optional<int32_t> reading_length, int32_t read_budget, int32_t read_every) {
         mesa::params p;
         p.method         = to_method(method);
         p.window         = window;
@@ -128,6 +129,8 @@ void bind_plan(py::module_ & m) {
         p.stair_width    = stair_width;
         p.room           = room;
         p.log_scaling    = log_scaling;
+        p.read_budget    = read_budget;
+        p.read_every     = read_every;
         mesa::validate(p);
         return p;
     }),
@@ -135,14 +138,16 @@ void bind_plan(py::module_ & m) {
                     py::arg("last_chunk"), py::arg("stair_width") = 0, py::arg("room") = 0,
                     py::arg("log_scaling") = true, py::arg("method") = "mesa", py::arg("window") = 0,
                     py::arg("n_sinks") = 0, py::arg("stair_bias") = 0.0f, py::arg("log_length") = 0,
-                    py::arg("reading_length") = py::none())
+                    py::arg("reading_length") = py::none(), py::arg("read_budget") = 0,
+                    py::arg("read_every") = mesa::params::read_every_default)
             .def_static("fill",
                     [](int32_t train_length, const std::string & method, std::optional<int32_t> first_chunk,
                             std::optional<int32_t> chunk, std::optional<int32_t> last_chunk,
                             std::optional<int32_t> stair_width, std::optional<int32_t> room,
                             std::optional<bool> log_scaling, std::optional<int32_t> window,
                             std::optional<int32_t> n_sinks, std::optional<float> stair_bias,
-                            std::optional<int32_t> log_length, std::optional<int32_t> reading_length) {
+                            std::optional<int32_t> log_length, std::optional<int32_t> reading_length,
+                            std::optional<int32_t> read_budget, std::optional<int32_t> read_every) {
         auto p           = mesa::params_unset(train_length, to_method(method));
         p.first_chunk    = first_chunk.value_or(mesa::unset);
         p.chunk          = chunk.value_or(mesa::unset);
@@ -155,6 +160,8 @@ void bind_plan(py::module_ & m) {
         p.stair_bias     = stair_bias.value_or(mesa::unset);
         p.log_length     = log_length.value_or(mesa::unset);
         p.reading_length = reading_length.value_or(mesa::unset);
+        p.read_budget    = read_budget.value_or(mesa::unset);
+        p.read_every     = read_every.value_or(mesa::unset);
         p                = mesa::fill(p);
         mesa::validate(p);
         return p;
@@ -164,7 +171,8 @@ void bind_plan(py::module_ & m) {
                     py::arg("last_chunk") = py::none(), py::arg("stair_width") = py::none(),
                     py::arg("room") = py::none(), py::arg("log_scaling") = py::none(), py::arg("window") = py::none(),
                     py::arg("n_sinks") = py::none(), py::arg("stair_bias") = py::none(),
-                    py::arg("log_length") = py::none(), py::arg("reading_length") = py::none())
+                    py::arg("log_length") = py::none(), py::arg("reading_length") = py::none(),
+                    py::arg("read_budget") = py::none(), py::arg("read_every") = py::none())
             .def_static("default",
                     [](int32_t train_length, const std::string & method) {
         return mesa::params_default(train_length, to_method(method));
@@ -173,6 +181,8 @@ void bind_plan(py::module_ & m) {
             .def_readonly("window", &mesa::params::window)
             .def_readonly("n_sinks", &mesa::params::n_sinks)
             .def_readonly("stair_bias", &mesa::params::stair_bias)
+            .def_readonly("read_budget", &mesa::params::read_budget)
+            .def_property_readonly("read_every", &mesa::params::read_interval)
             .def_property_readonly("log_length", &mesa::params::n_unscaled)
             .def_property_readonly("chunked", &mesa::params::chunked)
             .def_readonly("train_length", &mesa::params::train_length)
@@ -246,6 +256,17 @@ void bind_plan(py::module_ & m) {
         return mesa::extend(p, old, n_past, n_tokens, data);
     },
             py::arg("params"), py::arg("plan"), py::arg("n_past"), py::arg("n_tokens"), py::arg("breaks") = py::none());
+
+    m.def("choose_ranges", [](const mesa::params & p, const mesa::plan & pl, const f32_arg & scores) {
+        check_n((int32_t) scores.size());
+        std::vector<std::pair<int32_t, int32_t>> res;
+        for (const auto & r : mesa::choose(p, pl, (int32_t) scores.size(), scores.data())) {
+            res.emplace_back(r.from, r.to);
+        }
+        return res;
+    }, py::arg("params"), py::arg("plan"), py::arg("scores"));
+
+    m.attr("READ_BLOCK") = (int32_t) mesa::read_block;
 
     m.def("log_scale", [](int32_t log_length, int32_t start, int32_t stop) {
         check_range(start, stop);

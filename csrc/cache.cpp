@@ -303,6 +303,10 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
         return false;
     }
 
+    if (batch.n_tokens > 1) {
+        m.n_announced = std::max(m.n_announced, n_end);
+    }
+
     if (n_end > m.n_by_hand && n_end > m.plan.last_start() && !mesa::fits(m.params, m.plan, n_end)) {
         try {
             m.set_plan(mesa::advance(m.params, m.plan, n_past, n_end));
@@ -354,7 +358,9 @@ bool llama_context::mesa_reserve() {
     const bool ok = reserve(n_tokens, n_outputs);
     mesa_window   = false;
 
-    return ok && (cparams.mesa->attention.layers.empty() || reserve(1, 1)) && reserve(n_tokens, n_outputs);
+    const bool single = !cparams.mesa->attention.layers.empty() || !cparams.mesa->read_by.layers.empty();
+
+    return ok && (!single || reserve(1, 1)) && reserve(n_tokens, n_outputs);
 }
 
 //
@@ -431,7 +437,12 @@ void llama_mesa_state_apply(llama_context & lctx, const llama_mesa * m_new) {
         m.loaded    = m_new->loaded;
         m.changes   = m_new->changes;
         m.n_by_hand = m_new->n_by_hand;
+        m.read      = m_new->read;
+
+        m.n_announced = m_new->n_announced;
     } else {
+        m.read        = {};
+        m.n_announced = 0;
         m.start_anew();
         m.plan = {};
         m.changes.clear();

@@ -71,6 +71,7 @@ public:
 
     // outputs, by llama_mesa_attention_rows::layers: F32 [n_kv, 1], or [n_kv, 1, n_head]
     std::vector<ggml_tensor *> attention;
+    std::vector<ggml_tensor *> read_by;
 };
 
 template <typename T>
@@ -104,6 +105,9 @@ bool llama_mesa_set_mask(const llama_mesa * m, ggml_tensor * dst, const llama_ub
     const auto fill = [&](auto && mask, auto * data) {
         for (uint32_t ii = 0; ii < ubatch.n_tokens; ++ii) {
             mask.row(ubatch.pos[ii], 0, dst->ne[0], data + ii * dst->ne[0]);
+        }
+        if (ubatch.n_tokens == 1 && m->reads_less(ubatch.pos[0])) {
+            mesa::hide(m->read.ranges, m->read.n_keys, data, to<std::remove_pointer_t<decltype(data)>>(-INFINITY));
         }
     };
     // note: as llama.cpp does, into the buffer itself: of a long text the mask is large
@@ -260,6 +264,10 @@ llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, cons
     if (inp->g.attention) {
         inp->attention.resize(cparams.mesa->attention.layers.size());
         cparams.mesa->attention.built.assign(inp->attention.size(), 0);
+    }
+    if (inp->g.choose) {
+        inp->read_by.resize(cparams.mesa->read_by.layers.size());
+        cparams.mesa->read_by.built.assign(inp->read_by.size(), 0);
     }
 
     auto * ctx0 = gctx.ctx0;
@@ -591,17 +599,20 @@ ggml_tensor * llama_mesa_build_attn(const llm_graph_context & gctx, llm_graph_in
 
 void llama_mesa_build_attention(const llm_graph_context & gctx, llm_graph_input_mesa * inp, ggml_tensor * q,
         ggml_tensor * k, ggml_tensor * kq_b, ggml_tensor * kq_mask, ggml_tensor * sinks, float kq_scale, int il) {
-    if (!inp || !inp->g.attention) {
+    if (!inp) {
         return;
     }
-    const auto & wanted = inp->m.attention;
+    auto & m = *gctx.cparams.mesa;
 
-    const auto it = std::find(wanted.layers.begin(), wanted.layers.end(), il);
-    if (it == wanted.layers.end()) {
+    const auto place = [il](bool on, const llama_mesa_attention_rows & wanted) {
+        const auto it = std::find(wanted.layers.begin(), wanted.layers.end(), il);
+        return on && it != wanted.layers.end() ? (int) (it - wanted.layers.begin()) : -1;
+    };
+    const int i_attention = place(inp->g.attention, m.attention);
+    const int i_read      = place(inp->g.choose, m.read_by);
+    if (i_attention < 0 && i_read < 0) {
         return;
     }
-
-    gctx.cparams.mesa->attention.built[it - wanted.layers.begin()] = 1;
 
     auto * ctx0 = gctx.ctx0;
 
@@ -624,32 +635,40 @@ void llama_mesa_build_attention(const llm_graph_context & gctx, llm_graph_input_
     kq = ggml_soft_max_ext(ctx0, kq, kq_mask, kq_scale, hparams.f_max_alibi_bias);
     ggml_soft_max_add_sinks(kq, sinks);
 
-    ggml_tensor * rows = kq; // [n_kv, 1, n_head]
-    if (wanted.kind != LLAMA_MESA_ATTENTION_HEADS) {
-        const auto op     = wanted.kind == LLAMA_MESA_ATTENTION_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
-        const auto n_head = (int) kq->ne[2];
+    const auto output = [&](int32_t kind) {
+        ggml_tensor * rows = kq; // [n_kv, 1, n_head]
+        if (kind != LLAMA_MESA_ATTENTION_HEADS) {
+            const auto op     = kind == LLAMA_MESA_ATTENTION_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
+            const auto n_head = (int) kq->ne[2];
 
-        rows = ggml_reshape_2d(ctx0, kq, kq->ne[0], n_head);
-        rows = ggml_pool_2d(ctx0, rows, op, 1, n_head, 1, n_head, 0, 0); // [n_kv, 1]
+            rows = ggml_reshape_2d(ctx0, kq, kq->ne[0], n_head);
+            rows = ggml_pool_2d(ctx0, rows, op, 1, n_head, 1, n_head, 0, 0); // [n_kv, 1]
+        }
+        gctx.cb(rows, "mesa_attention", il);
+        ggml_set_output(rows);
+        ggml_build_forward_expand(gctx.gf, rows);
+        return rows;
+    };
+    if (i_attention >= 0) {
+        m.attention.built[i_attention] = 1;
+        inp->attention[i_attention]    = output(m.attention.kind);
     }
-    gctx.cb(rows, "mesa_attention", il);
-    ggml_set_output(rows);
-    ggml_build_forward_expand(gctx.gf, rows);
-
-    inp->attention[it - wanted.layers.begin()] = rows;
+    if (i_read >= 0) {
+        m.read_by.built[i_read] = 1;
+        inp->read_by[i_read]    = output(m.read_by.kind);
+    }
 }
 
-static void read_attention(llama_context & lctx, const llm_graph_input_mesa & inp, int32_t n_keys) {
-    auto & res = lctx.get_cparams().mesa->attention;
-
+static void read_attention(llama_context & lctx, const std::vector<ggml_tensor *> & outputs,
+        llama_mesa_attention_rows & res, int32_t n_keys) {
     ggml_backend_sched_synchronize(lctx.get_sched());
 
     res.n_keys = n_keys;
-    res.n_rows = (int32_t) ggml_nrows(inp.attention.front());
-    res.data.resize((size_t) inp.attention.size() * res.n_rows * n_keys);
+    res.n_rows = (int32_t) ggml_nrows(outputs.front());
+    res.data.resize((size_t) outputs.size() * res.n_rows * n_keys);
 
     float * dst = res.data.data();
-    for (const ggml_tensor * rows : inp.attention) {
+    for (const ggml_tensor * rows : outputs) {
         for (int32_t r = 0; r < res.n_rows; ++r) {
             ggml_backend_tensor_get(rows, dst, r * rows->ne[0] * sizeof(float), n_keys * sizeof(float));
             dst += n_keys;
@@ -660,11 +679,25 @@ static void read_attention(llama_context & lctx, const llm_graph_input_mesa & in
 void llama_mesa_ubatch_end(llama_context & lctx, const llm_graph_result & res, const llama_ubatch & ubatch) {
     auto & m = *lctx.get_cparams().mesa;
 
+    const auto & g       = lctx.get_cparams().mesa_graph;
+    const int32_t n_keys = (int32_t) ubatch.pos[0] + 1;
+
     m.attention.n_keys = 0;
-    if (lctx.get_cparams().mesa_graph.attention) {
+    if (g.attention || g.choose) {
         for (const auto & input : res.inputs) {
-            if (const auto * inp = dynamic_cast<const llm_graph_input_mesa *>(input.get())) {
-                read_attention(lctx, *inp, ubatch.pos[0] + 1);
+            const auto * inp = dynamic_cast<const llm_graph_input_mesa *>(input.get());
+            if (inp && g.attention) {
+                read_attention(lctx, inp->attention, m.attention, n_keys);
+            }
+            if (inp && g.choose) {
+                read_attention(lctx, inp->read_by, m.read_by, n_keys);
+
+                // what all layers draw from it together
+                std::vector<float> scores(n_keys, 0.0f);
+                for (size_t i = 0; i < m.read_by.data.size(); ++i) {
+                    scores[i % n_keys] += m.read_by.data[i];
+                }
+                m.choose_read(n_keys, scores);
             }
         }
     }
@@ -698,7 +731,7 @@ static const uint32_t n_nodes_layer     = 40;
 static const uint32_t n_nodes_attention = 14;
 
 uint32_t llama_mesa_n_nodes_max(const llama_mesa & m, uint32_t n_layer) {
-    return n_nodes_layer * n_layer + n_nodes_attention * (uint32_t) m.attention.layers.size();
+    return n_nodes_layer * n_layer + n_nodes_attention * (uint32_t) (m.attention.layers.size() + m.read_by.layers.size());
 }
 
 llama_mesa_woven::llama_mesa_woven(const llama_mesa * m, const llama_ubatch *& ubatch) {

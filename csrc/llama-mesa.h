@@ -23,7 +23,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 8
+#define LLAMA_MESA_VERSION 9
 
 #define LLAMA_MESA_UNSET (-1) // of a number in llama_mesa_params: llama_mesa_fill_params chooses it
 
@@ -59,6 +59,8 @@ struct llama_mesa_params {
     float stair_bias; // logits of keys on the stair, or last_chunk tokens behind, are lowered by stair_bias*ln(E); 0: not. Without effect on ALiBi models
     int32_t log_length;     // the scale of queries is 1 for the first log_length tokens; 0: reading_length
     int32_t reading_length; // R <= T: a longer text is read in chunks, and distances are kept below R
+    int32_t read_budget;    // keys that a generated token reads at most beside the first chunk and the last tokens; 0: all. Method mesa
+    int32_t read_every;     // one in so many generated tokens reads everything, and chooses for those that follow; 0: 16
 };
 
 // LLAMA_MESA_VERSION of the library
@@ -187,6 +189,21 @@ LLAMA_API int32_t llama_mesa_get_attention_layers(struct llama_context * ctx, in
 // n_rows: NULL, or where the number of rows of a layer goes, n_head or 1.
 LLAMA_API int32_t llama_mesa_get_attention(
         struct llama_context * ctx, float * weights, int64_t n_max, int32_t * n_rows);
+
+// Reading less. With read_budget a generated token (one that is decoded alone, and is not part of a text that was announced by
+// llama_mesa_prompt) reads the first chunk, the last_chunk tokens before it, and of what lies between as much as the budget allows: the blocks
+// that drew most attention from the last token that read everything. That is the first one behind a text, and every read_every-th from there on.
+// Layers with a sliding window read what they always do. What is left out costs nothing on the CPU with flash attention; elsewhere it is masked
+// and no faster. Where the budget covers all, nothing differs from reading everything. While a token reads less, llama_mesa_get_attention
+// knows nothing of it.
+
+// What the last token in the context read: fills at most n_max pairs (first token, the token after the last), returns their number.
+// 0: everything.
+LLAMA_API int32_t llama_mesa_get_read_ranges(struct llama_context * ctx, int32_t * ranges, int32_t n_max);
+
+// Choose by hand what generated tokens read of the tokens that are in the context now; later ones are read anyhow. In order, and apart.
+// Holds, whatever read_budget is, until it is set again, or some of those tokens are removed; NULL: as read_budget has it. Method mesa.
+LLAMA_API int32_t llama_mesa_set_read_ranges(struct llama_context * ctx, const int32_t * ranges, int32_t n_ranges);
 
 #ifdef __cplusplus
 }

@@ -466,6 +466,13 @@ int attention::live_keys(
                 }
             }
         }
+        ggml_fp16_t any = 0;
+        for (int c = 0; c < BLOCK; c++) {
+            any |= seen[c];
+        }
+        if (any == 0) { // of a long text of which little is read that is most of them
+            continue;
+        }
         for (int c = 0; c < n_keys; c++) {
             live[n_live] = (int32_t) (start + c);
             n_live += seen[c] != 0;
@@ -494,14 +501,14 @@ void attention::item_few(int item, int next, float * data) const {
         bool plain       = true;
         const int n_live = live_keys(from, to, 0, n_q, 0, n_head_kv * n_group, batch, live, plain);
         for (int r = 0; r < n_rows; r++) {
-            partial[r * partial_size()]     = -INFINITY;
-            partial[r * partial_size() + 1] = 0.0f;
-            memset(partial + r * partial_size() + 2, 0, n_v * sizeof(float));
+            partial[r * partial_size()] = -INFINITY;
         }
-        if (n_live == 0) {
+        if (n_live == 0) { // the rest is not looked at
             continue;
         }
         for (int r = 0; r < n_rows; r++) {
+            partial[r * partial_size() + 1] = 0.0f;
+            memset(partial + r * partial_size() + 2, 0, n_v * sizeof(float));
             const float * x = query(r % n_q, r / n_q, batch);
             for (int d = 0; d < n_k; d++) {
                 queries[(int64_t) r * n_k + d] = x[d] * scale;
@@ -576,9 +583,16 @@ void attention::item_few(int item, int next, float * data) const {
                 }
                 for (int i = 0; i < now.n_soon; i++) {
                     const int soon = start + AHEAD + i;
-                    now.soon[i]    = soon < n_live ? value(live[soon], head_kv, batch)
-                                                   : key(std::min((int64_t) next * chunk + soon - n_live, n_kv - 1),
-                                                             head_kv, batch);
+                    if (soon < n_live) {
+                        now.soon[i] = value(live[soon], head_kv, batch);
+                        continue;
+                    }
+                    const int64_t ahead = (int64_t) next * chunk + soon - n_live;
+                    if (ahead >= n_kv || (mask != nullptr && mask_row(0, 0, batch)[ahead] == MASKED)) {
+                        now.n_soon = i; // what is not read is not fetched
+                        break;
+                    }
+                    now.soon[i] = key(ahead, head_kv, batch);
                 }
                 mixes_fn mix_of = read_v.mixes;
                 if (mix_of == nullptr) {

@@ -1,6 +1,7 @@
 #include "params.h"
 
 #include "arithmetic.h"
+#include "budget.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -85,6 +86,8 @@ params params_unset(int32_t train_length, int32_t method) {
     p.stair_bias     = unset;
     p.window         = unset;
     p.n_sinks        = unset;
+    p.read_budget    = unset;
+    p.read_every     = unset;
     return p;
 }
 
@@ -125,6 +128,12 @@ params fill(const params & p) {
     }
     if (p.n_sinks == unset) {
         res.n_sinks = d.n_sinks;
+    }
+    if (p.read_budget == unset) {
+        res.read_budget = d.read_budget;
+    }
+    if (p.read_every == unset) {
+        res.read_every = d.read_every;
     }
     if (p.window == unset) { // sinks and window share what there is
         res.window = p.forgets() ? (int32_t) std::min<int64_t>(INT32_MAX, (int64_t) d.window + d.n_sinks - res.n_sinks)
@@ -181,6 +190,17 @@ void validate(const params & p) {
     }
     if (p.stair_bias > 0.0f && p.method != method_mesa) {
         invalid(std::string("stair_bias is for the method mesa: ") + method_name(p.method) + " has none");
+    }
+    if (p.read_budget < 0 || (p.read_budget > 0 && p.read_budget < read_block)) {
+        invalid("read_budget is " + str(p.read_budget) + ": it must be " + str(read_block) +
+                " tokens or more, or 0, which is all of them");
+    }
+    if (p.read_budget > 0 && p.method != method_mesa) {
+        invalid(std::string("read_budget is for the method mesa: ") + method_name(p.method) + " reads everything");
+    }
+    if (p.read_every < 0) {
+        invalid("read_every is " + str(p.read_every) + ": it must be 1 token or more, or 0, which is " +
+                str(params::read_every_default));
     }
     if (p.windowed()) {
         const int32_t n_sinks = p.forgets() ? p.n_sinks : 0;

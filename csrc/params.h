@@ -47,11 +47,21 @@ struct params {
     int32_t window  = 0; // N of the methods that have one
     int32_t n_sinks = 4; // first tokens that stay visible, for the methods that forget
 
+    // keys that a generated token reads beside the first chunk and the last_chunk tokens before it, chosen anew every read_every tokens
+    // from one that reads everything; 0: all of them
+    int32_t read_budget = 0;
+    int32_t read_every  = read_every_default; // 0: the default
+
+    static constexpr int32_t read_every_default = 16;
+
     // a text is cut into chunks
     bool chunked() const { return method == method_mesa || method == method_mesa_exact || method == method_star; }
 
     // the scale of queries is 1 for the first tokens, this many
     int32_t n_unscaled() const { return log_length > 0 ? log_length : reading_length; }
+
+    // one in so many generated tokens reads everything
+    int32_t read_interval() const { return read_every > 0 ? read_every : read_every_default; }
 
     // true distances go up to a window
     bool windowed() const { return method != method_mesa && method != method_star; }
@@ -79,7 +89,8 @@ params fill(const params & p);
 void validate(const params & p);
 
 // A number by which a token is read and that a and b do not share, with its two values; null: they read alike.
-// Not among them: what only decides plans (reading_length, first_chunk, chunk, room, stair_width): a text goes on by the numbers that it was begun with.
+// Not among them: what only decides plans (reading_length, first_chunk, chunk, room, stair_width): a text goes on by the numbers that it was begun
+// with; and read_budget and read_every, which are the context's own: what is written next may be read for in another way than what is there.
 struct difference {
     const char * name = nullptr;
     std::string a;

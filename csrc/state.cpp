@@ -31,6 +31,10 @@ void llama_mesa::roll_back(int32_t n_past_new) {
     key_pos.resize(n_past_new);
     key_moved.resize(n_past_new);
     tokens.resize(n_past_new);
+    if (read.n_keys > n_past_new) {
+        read = {};
+    }
+    n_announced = std::min(n_announced, n_past_new);
     if (n_past_new == 0) {
         start_anew();
     }
@@ -82,6 +86,25 @@ void llama_mesa::append(int32_t n, const int32_t * tokens_new) {
     }
 }
 
+bool llama_mesa::reads_less(int32_t pos) const {
+    if (read.n_keys == 0 || pos < read.n_keys || pos < plan.last_start() || pos < n_announced) {
+        return false;
+    }
+    // note: what a text is read for is not what was read for before it
+    return read.by_hand || (read.n_keys >= n_announced && pos < read.n_keys - 1 + params.read_interval());
+}
+
+bool llama_mesa::chooses(int32_t pos) const {
+    // note: with the last token of a text everything is there that it can be chosen by
+    return !read_by.layers.empty() && !read.by_hand && pos >= plan.last_start() && pos >= n_announced - 1 &&
+           !reads_less(pos) && params.read_interval() > 1 && mesa::over_budget(params, plan, pos + 1);
+}
+
+void llama_mesa::choose_read(int32_t n_keys, const std::vector<float> & scores) {
+    read.ranges = mesa::choose(params, plan, n_keys, scores.data());
+    read.n_keys = n_keys;
+}
+
 void llama_mesa::move_key(int32_t j, int32_t delta) {
     key_pos[j] += delta;
     if (delta != 0) {
@@ -131,7 +154,8 @@ llama_mesa_graph llama_mesa::graph(int32_t pos, int32_t n) const {
         g.scale   = params.log_scaling && pos + n > params.n_unscaled();
         g.n_rules = mesa::all_true(params, plan, pos + n - 1) ? 0 : params.exact() ? 1 : 2;
 
-        g.attention = n == 1 && !attention.layers.empty();
+        g.attention = n == 1 && !attention.layers.empty() && !reads_less(pos);
+        g.choose    = n == 1 && chooses(pos);
         return g;
     }
 
@@ -167,6 +191,7 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_tokens, int32_
                                                                                              : 2;
 
         g.attention = n_tokens == 1 && !attention.layers.empty();
+        g.choose    = n_tokens == 1 && !read_by.layers.empty();
     }
     return g;
 }
@@ -176,7 +201,7 @@ llama_mesa_graph llama_mesa::graph_reserve(bool window, int32_t n_tokens, int32_
 //
 
 static const uint32_t MESA_STATE_MAGIC   = 0x4153454d; // "MESA"
-static const uint32_t MESA_STATE_VERSION = 7;
+static const uint32_t MESA_STATE_VERSION = 8;
 
 // FNV-1a
 static uint64_t checksum(const uint8_t * data, size_t size) {
@@ -319,6 +344,16 @@ std::vector<uint8_t> llama_mesa_pack(const llama_mesa & m) {
         w.plan(ch.before);
     }
 
+    w.i32(m.n_announced);
+    w.i32(m.params.read_budget);
+    w.i32(m.read.n_keys);
+    w.i32(m.read.by_hand);
+    w.i32((int32_t) m.read.ranges.size());
+    for (const auto & r : m.read.ranges) {
+        w.i32(r.from);
+        w.i32(r.to);
+    }
+
     writer head;
     head.i32((int32_t) MESA_STATE_MAGIC);
     head.i32((int32_t) MESA_STATE_VERSION);
@@ -335,7 +370,7 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
         throw std::runtime_error("the state was not saved by a Mesa context");
     }
     const int32_t version = r.i32();
-    if ((uint32_t) version != MESA_STATE_VERSION) {
+    if (version != 7 && (uint32_t) version != MESA_STATE_VERSION) {
         throw std::runtime_error("the Mesa part of the state has version " + std::to_string(version) +
                                  ", this library reads " + std::to_string(MESA_STATE_VERSION));
     }
@@ -350,6 +385,8 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
         throw std::runtime_error(
                 std::string("the state was saved with ") + diff.name + " " + diff.a + ", this context has " + diff.b);
     }
+    res.params.read_budget = m.params_own.read_budget;
+    res.params.read_every  = m.params_own.read_every;
     try {
         mesa::validate(res.params);
     } catch (const std::invalid_argument & err) {
@@ -386,6 +423,31 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
         }
         res.changes.push_back({ n_past, r.plan() });
     }
+
+    if (version > 7) { // before, everything was read
+        res.n_announced      = r.i32();
+        const int32_t budget = r.i32();
+        res.read.n_keys      = r.i32();
+        res.read.by_hand     = r.i32() != 0;
+        const int32_t n      = r.i32();
+
+        bool ok     = res.n_announced >= 0 && res.read.n_keys >= 0 && res.read.n_keys <= res.n_past() && n >= 0;
+        int32_t end = 0;
+        for (int32_t i = 0; ok && i < n; ++i) {
+            const int32_t from = r.i32();
+            const int32_t to   = r.i32();
+
+            ok  = from >= end && to >= from && to <= res.read.n_keys;
+            end = to;
+            res.read.ranges.push_back({ from, to });
+        }
+        if (!ok) {
+            throw std::runtime_error("the Mesa part of the state is damaged: what is read is out of range");
+        }
+        if (!res.read.by_hand && budget != m.params_own.read_budget) {
+            res.read = {};
+        }
+    }
     if (r.n != 0) {
         throw std::runtime_error("the Mesa part of the state is damaged: bytes are left over");
     }
@@ -398,6 +460,9 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
     m.loaded    = std::move(res.loaded);
     m.changes   = std::move(res.changes);
     m.n_by_hand = res.n_by_hand;
+    m.read      = std::move(res.read);
+
+    m.n_announced = res.n_announced;
     if (m.n_past() == 0) {
         m.start_anew();
     }

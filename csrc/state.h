@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include "budget.h"
 #include "llama-mesa-graph.h"
 #include "plan.h"
 
@@ -31,6 +32,13 @@ struct llama_mesa_attention_rows {
     int32_t n_keys = 0;      // 0: the last ubatch had more tokens, or was read in its chunk alone
 
     std::vector<uint8_t> built; // [n_layer] whether the last graph of one token had it
+};
+
+// What generated tokens read, where that is not everything: params::read_budget.
+struct llama_mesa_read {
+    std::vector<mesa::range> ranges; // of the keys 0 .. n_keys-1; those from n_keys on are read anyhow
+    int32_t n_keys = 0;              // tokens there were when the ranges were chosen; 0: they are not
+    bool by_hand   = false;          // by the caller, for as long as the tokens are there
 };
 
 struct llama_mesa {
@@ -76,6 +84,12 @@ struct llama_mesa {
 
     llama_mesa_attention_rows attention;
 
+    llama_mesa_read read;
+    llama_mesa_attention_rows read_by; // what read is chosen by
+
+    // tokens up to here are a text, not generated one by one
+    int32_t n_announced = 0;
+
     // rows of a window are padded to a multiple of this (GPU flash attention wants 256); 1: no padding
     int32_t n_pad = 1;
 
@@ -112,6 +126,13 @@ struct llama_mesa {
 
     // delta[j]: how far the cached key j must be rotated to stand where the plan wants it; returns the range [lo, hi) of those that must
     void key_moves(std::vector<int32_t> & delta, int32_t & lo, int32_t & hi) const;
+
+    // does the token at pos, decoded alone, read the chosen ranges only; or everything, and choose for those that follow?
+    bool reads_less(int32_t pos) const;
+    bool chooses(int32_t pos) const;
+
+    // choose by what each key drew [n_keys] from the last of n_keys tokens
+    void choose_read(int32_t n_keys, const std::vector<float> & scores);
 
     // worst case, for reserving memory: against the whole cache, or in a window
     llama_mesa_graph graph_reserve(bool window, int32_t n_tokens, int32_t n_ctx) const;

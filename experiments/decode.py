@@ -1,10 +1,14 @@
 """Generation and questions behind many keys: ggml's attention kernel and this project's in turn, on the same cache.
 
     python experiments/decode.py --shape smollm2-135m --kv f16 --keys 2048,8192,16384,32768
+    python experiments/decode.py --shape smollm2-135m --kv f16 --keys 32768,65536 --read-budget 2048 --questions ""
 
 The cache is filled without a prefill: one chunk is read and loaded again and again. Then tokens are generated one by one, kernel and kernel in
 turn, so that a machine whose speed drifts slows both; questions of 32 and 256 tokens likewise. What the memory would allow is measured in the
 same run: the bytes of the weights and the cache over the rate at which as many threads read an array.
+
+With --read-budget tokens that read less (`MesaConfig.read_budget`) take turns too; of them the mean of a token that reads everything and of those
+that follow until the next one is told. The time of a token behind 64 keys is what is no attention: matrices, and threads that wait for each other.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import statistics
-import threading
 import time
 from pathlib import Path
 
@@ -20,6 +23,7 @@ import numpy as np
 
 from mesa_gguf import MesaConfig, MesaLlama, _llama_cpp
 from mesa_gguf.lab.bench.shapes import cached_model
+from mesa_gguf.lab.bench.worker import bandwidth
 from mesa_gguf.model.header import check_model
 from mesa_gguf.model.memory import KV_TYPES
 
@@ -36,27 +40,6 @@ def set_kernels(on: bool) -> None:
     registry = ctypes.c_void_p(ggml.ggml_backend_reg_by_name(b"CPU"))
     address = base.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_cpu_set_mesa_kernels")
     ctypes.CFUNCTYPE(None, ctypes.c_bool)(address)(on)
-
-
-def bandwidth(n_threads: int, n_bytes: int = 2**29) -> float:
-    """Bytes a second that threads read of an array."""
-    data = np.ones(n_bytes // 8, np.int64)
-    parts = np.array_split(data, n_threads)
-
-    def read(part: np.ndarray) -> None:
-        for piece in np.array_split(part, 16):
-            np.bitwise_or.reduce(piece)
-
-    best = float("inf")
-    for _ in range(3):
-        threads = [threading.Thread(target=read, args=(part,)) for part in parts]
-        start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        best = min(best, time.perf_counter() - start)
-    return n_bytes / best
 
 
 def timed(llm: MesaLlama, tokens: list[int], kernels: str) -> float:
@@ -76,6 +59,7 @@ def main() -> None:
     parser.add_argument("--keys", default="2048,8192,16384,32768")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--read-budget", type=int, default=0, help="0: nothing reads less")
     parser.add_argument("--questions", default="32,256", help="lengths in tokens; empty: none")
     args = parser.parse_args()
 
@@ -86,7 +70,13 @@ def main() -> None:
     header = check_model(path)
     llm = MesaLlama(
         path,
-        mesa=MesaConfig(train_length=min(2048, header.train_length), first_chunk=FIRST, last_chunk=512),
+        mesa=MesaConfig(
+            train_length=min(2048, header.train_length),
+            first_chunk=FIRST,
+            last_chunk=512,
+            read_budget=args.read_budget,
+            tuned=False,
+        ),
         n_ctx=max(lengths) + 1024,
         n_threads=args.threads,
         n_threads_batch=args.threads,
@@ -104,7 +94,12 @@ def main() -> None:
     kv_bytes = len(chunk) / CHUNK
     rate = bandwidth(args.threads)
     print(f"{path.name}, KV {args.kv}, {args.threads} threads; the memory: {rate / 1e9:.1f} GB/s")
-    print("keys | tokens/s: stock | ours | ratio | of the memory's limit: stock | ours")
+    print(
+        "keys | tokens/s: stock | ours | ratio | of the memory's limit: stock | ours | attention's share of the time: stock | ours"
+    )
+    llm.eval(tokens[:4])
+    bare = {name: statistics.median(timed(llm, [tokens[i]], name) for i in range(args.runs)) for name in KERNELS}
+    print(f"behind {llm.n_tokens} keys: {1 / bare['stock']:.1f} | {1 / bare['ours']:.1f}")
     for length in lengths:
         llm.reset()
         llm.load_chunk(tokens[:FIRST], first)
@@ -113,16 +108,33 @@ def main() -> None:
         n_keys = llm.n_tokens
         llm.eval(tokens[:4])
         seconds: dict[str, list[float]] = {name: [] for name in KERNELS}
+        whole: list[float] = []
+        less: list[float] = []
         for i in range(args.runs):
+            llm.set_read_ranges([(0, llm.n_tokens)])  # everything
             for name in KERNELS:
                 seconds[name].append(timed(llm, [tokens[i]], name))
+            if 0 < args.read_budget < n_keys - 1024:
+                llm.set_read_ranges(None)
+                whole.append(timed(llm, [tokens[i]], "ours"))
+                less += [timed(llm, [token], "ours") for token in tokens[:3]]
+                assert llm.read_ranges() is not None
         speeds = {name: 1 / statistics.median(values) for name, values in seconds.items()}
         limit = rate / (path.stat().st_size + n_keys * kv_bytes)
         print(
             f"{n_keys} | {speeds['stock']:.1f} | {speeds['ours']:.1f} | {speeds['ours'] / speeds['stock']:.2f} | "
-            f"{speeds['stock'] / limit:.0%} | {speeds['ours'] / limit:.0%}",
+            f"{speeds['stock'] / limit:.0%} | {speeds['ours'] / limit:.0%} | "
+            f"{1 - bare['stock'] * speeds['stock']:.0%} | {1 - bare['ours'] * speeds['ours']:.0%}",
             flush=True,
         )
+        if less:
+            every = llm._params.read_every
+            mean = (statistics.median(whole) + (every - 1) * statistics.median(less)) / every
+            print(
+                f"  reading {args.read_budget}: {1 / mean:.1f} tokens/s, {speeds['stock'] ** -1 / mean:.2f} x stock, {speeds['ours'] ** -1 / mean:.2f} x ours; "
+                f"ms: {1000 * statistics.median(whole):.1f} reads everything and chooses, {1000 * statistics.median(less):.1f} the others",
+                flush=True,
+            )
         for n in questions:
             times: dict[str, list[float]] = {name: [] for name in KERNELS}
             for _ in range(3):

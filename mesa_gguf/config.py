@@ -138,6 +138,10 @@ class MesaConfig:
             models, which lower far keys anyhow. Default: 0.5 for "mesa", 0 for the other methods.
         tuned: use the numbers that ``mesa-gguf tune`` keeps of the model in place of defaults, where there are some. Those given here win.
         n_sinks: first tokens that "lm-infinite" and "streaming-llm" keep in sight. Default: 4.
+        read_budget: how many tokens an answer reads of a long text while it is written. Each token of it reads the first chunk, the
+            `last_chunk` tokens before it, and at most so many in between: those that drew most attention. What is left out costs nothing on
+            the CPU with flash attention; elsewhere it is left out, and nothing is faster. Default: everything is read.
+        read_every: one in so many tokens of an answer reads everything all the same, and chooses for the others. Default: 16.
     """
 
     enabled: bool = True
@@ -157,6 +161,8 @@ class MesaConfig:
     log_length: int | None = None
     reading_length: int | None = None
     tuned: bool = True
+    read_budget: int | None = None
+    read_every: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -169,13 +175,15 @@ class MesaConfig:
             "window",
             "n_sinks",
             "log_length",
+            "read_budget",
+            "read_every",
         ):
             value = getattr(self, name)
             if value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ConfigError(f"{name} must be a whole number of tokens, not {value!r}")
-            least = {"room": 0, "n_sinks": 0, "log_length": 2}.get(name, 1)
+            least = {"room": 0, "n_sinks": 0, "log_length": 2, "read_budget": 0}.get(name, 1)
             if not least <= value < 2**31:
                 raise ConfigError(f"{name} is {value}: it must be {least} or more")
         if self.stair_width != "auto":
@@ -214,6 +222,8 @@ class MesaConfig:
                 stair_bias=self.stair_bias,
                 log_length=self.log_length,
                 reading_length=self.reading_length,
+                read_budget=self.read_budget,
+                read_every=self.read_every,
             )
         except ValueError as err:
             raise ConfigError(str(err)) from None

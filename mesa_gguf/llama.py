@@ -847,6 +847,40 @@ class MesaLlama(llama_cpp.Llama):
         return weights if self._heads == "all" else weights[:, 0]
 
     #
+    # reading less
+    #
+
+    def read_ranges(self) -> list[tuple[int, int]] | None:
+        """What the last token that was read could attend to, as ranges of tokens (first, one after the last); None: everything before it.
+
+        Less is read with `MesaConfig.read_budget`, or by `set_read_ranges`.
+        """
+        if not self.mesa.enabled:
+            return None
+        self._check_devices()
+        return _core.read_ranges(self._address) or None
+
+    def set_read_ranges(self, ranges: Sequence[tuple[int, int]] | None) -> None:
+        """Choose which of the tokens in the context those that are generated attend to; later ones are read anyhow.
+
+        Holds until it is called again, or some of those tokens are removed from the context.
+
+        Args:
+            ranges: tokens (first, one after the last), in order; None: as `MesaConfig.read_budget` has it.
+
+        Raises:
+            ConfigError: Mesa is off, the method is another one, or the ranges are out of order.
+        """
+        if not self.mesa.enabled:
+            raise ConfigError("Mesa is off, and stock llama.cpp reads everything", Remedy("enabled", True))
+        self._check_devices()
+        self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+        try:
+            _core.set_read_ranges(self._address, None if ranges is None else [(int(a), int(b)) for a, b in ranges])
+        except ValueError as err:
+            raise ConfigError(str(err)) from None
+
+    #
     # chunks that are kept
     #
 

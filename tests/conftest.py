@@ -155,8 +155,13 @@ def read_singly(llm: MesaLlama, tokens: Sequence[int]) -> NDArray[np.float32]:
 # The oracle, driven by a plan of the engine.
 
 
-def oracle_read(state: State, plan: MesaPlan, tokens: Sequence[int]) -> Floats:
-    """Read tokens after the ones in the oracle's state, as the plan wants it -> their logits [n, n_vocab]."""
+def oracle_read(
+    state: State, plan: MesaPlan, tokens: Sequence[int], ranges: Sequence[tuple[int, int]] | None = None
+) -> Floats:
+    """Read tokens after the ones in the oracle's state, as the plan wants it -> their logits [n, n_vocab].
+
+    ranges: what those of the last chunk read; None: everything.
+    """
     out = []
     starts = plan.chunk_starts
     state.move_anchor(plan.anchor, plan.stair_width)
@@ -164,7 +169,7 @@ def oracle_read(state: State, plan: MesaPlan, tokens: Sequence[int]) -> Floats:
     while tokens:
         n = state.n
         if n >= starts[-1]:
-            out.append(state.last(tokens))
+            out.append(state.last(tokens, ranges))
             break
         chunk = int(np.searchsorted(starts, n, side="right")) - 1
         start, end = starts[chunk], starts[chunk + 1]

@@ -64,7 +64,7 @@ class Mirror:
             self.state.rollback(self.state.n - start)
         assert self.state.n == start
         plan = self.llm.plan()
-        expected = oracle_read(self.state, plan, tokens)
+        expected = oracle_read(self.state, plan, tokens, self.llm.read_ranges())
         logits = np.ctypeslib.as_array(self.llm._ctx.get_logits(), shape=(n, self.llm._n_vocab))
         self.events.append(Event(start, n, plan, worst(logits, expected)))
 

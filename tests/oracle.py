@@ -142,6 +142,12 @@ def last_chunk_queries(
     )
 
 
+def hide(group: Queries, ranges: Sequence[tuple[int, int]]) -> Queries:
+    """The same queries, where keys outside of the ranges are not read."""
+    read = np.any([(group.keys >= start) & (group.keys < end) for start, end in ranges], axis=0)
+    return replace(group, visible=group.visible & read)
+
+
 def window_queries(tokens: Ints, window: int) -> Queries:
     """A sliding-window layer: the last `window` tokens of the text, the own one among them, whatever chunks they are in."""
     keys = np.arange(tokens[-1] + 1)
@@ -526,11 +532,13 @@ class State:
             raise ValueError(f"a chunk before the first chunk's {self.first_chunk} tokens were read")
         return self._read(tokens, chunk_queries(self.first_chunk, self.n, self.n + len(tokens)))
 
-    def last(self, tokens: Sequence[int] | NDArray[np.integer]) -> Floats:
-        """Read tokens that see everything, by the current stair -> logits [n, n_vocab]. With anchor 0: stock."""
+    def last(
+        self, tokens: Sequence[int] | NDArray[np.integer], ranges: Sequence[tuple[int, int]] | None = None
+    ) -> Floats:
+        """Read tokens that see everything, or ranges of it, by the current stair -> logits [n, n_vocab]. With anchor 0: stock."""
         end = self.n + len(tokens)
         group = last_chunk_queries(self.n, end, self.anchor, self.stair_width, self.stair_bias, self.near)
-        return self._read(tokens, group)
+        return self._read(tokens, group if ranges is None else hide(group, ranges))
 
     def move_anchor(self, anchor: int, stair_width: int | None = None) -> None:
         self.anchor = anchor

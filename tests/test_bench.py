@@ -242,6 +242,7 @@ def measurement(
 ) -> Measurement:
     values = {
         "prefill_s": seconds, "first_token_s": seconds, "decode_s": seconds / 100, "decode_mean_s": seconds / 100,
+        "decode_less_s": None, "memory_bytes_per_s": 1e9, "read_every": None, "read": None,
         "peak_bytes": peak, "before_bytes": 40 * MIB, "plan": None, "devices": [],
         "buffers": {"weights": {"CPU_Mapped": 10 * MIB}, "kv": {"CPU": 20 * MIB}, "compute": {"CPU": 5 * MIB}, "output": {"CPU": 0}},
     }  # fmt: skip

@@ -282,6 +282,8 @@ def test_filled_params_are_those_of_mesa_config(context: Context) -> None:
         "n_sinks",
         "stair_bias",
         "log_length",
+        "read_budget",
+        "read_every",
     ]
     for T in (16, 100, 128, 512, 2048, 131072):
         for number, method in enumerate(METHODS):
@@ -294,6 +296,8 @@ def test_filled_params_are_those_of_mesa_config(context: Context) -> None:
                 dict(room=1),
                 dict(reading_length=T // 2),
                 dict(log_scaling=0),
+                dict(read_budget=64, read_every=3),
+                dict(read_budget=7),
             ):
                 params = context.ffi.new("struct llama_mesa_params *", context.lib.llama_mesa_unset_params())
                 params.train_length, params.method = T, number
@@ -478,6 +482,10 @@ BAD_PARAMS = [
     (dict(log_length=-5), "log_length is -5"),
     (dict(log_scaling=-1), "log_scaling is -1"),
     (dict(log_scaling=2), "log_scaling is 2"),
+    (dict(read_budget=-1), "read_budget is -1"),
+    (dict(read_budget=31), "read_budget is 31: it must be 32 tokens or more, or 0"),
+    (dict(read_budget=64, method=3, window=64), "read_budget is for the method mesa"),
+    (dict(read_every=-2), "read_every is -2"),
 ]
 
 
@@ -538,6 +546,8 @@ NULL_CALLS = {
     "attention_enable": lambda lib, null, ctx, p: lib.llama_mesa_attention_enable(null, null, 1, 0) < 0,
     "get_attention_layers": lambda lib, null, ctx, p: lib.llama_mesa_get_attention_layers(null, null, 0) < 0,
     "get_attention": lambda lib, null, ctx, p: lib.llama_mesa_get_attention(null, null, 0, null) < 0,
+    "get_read_ranges": lambda lib, null, ctx, p: lib.llama_mesa_get_read_ranges(null, null, 0) < 0,
+    "set_read_ranges": lambda lib, null, ctx, p: lib.llama_mesa_set_read_ranges(null, null, 0) < 0,
     "make_plan": lambda lib, null, ctx, p: lib.llama_mesa_make_plan(null, 5, null, null, 0, null, null) < 0,
 }
 
@@ -790,3 +800,35 @@ def test_what_a_token_attends_to(context: Context) -> None:
     assert lib.llama_mesa_get_attention_layers(ctx, null, 0) == 0
     assert context.decode(LONG[21:22], 21) == 0
     assert lib.llama_mesa_get_attention(ctx, null, 0, null) < 0
+
+
+def test_what_a_generated_token_reads(context: Context) -> None:
+    """Without room the number of ranges is told all the same; a batch of several tokens reads everything."""
+    lib, ctx, new, null = context.lib, context.ctx, context.ffi.new, context.ffi.NULL
+    assert context.enable(read_budget=64) == 0
+    assert lib.llama_mesa_prompt(ctx, len(LONG), null) == 0
+    assert context.decode(LONG, 0) == 0
+    n = len(LONG)
+    for i, token in enumerate(LONG[:20]):
+        assert context.decode([token], n + i) == 0
+        n_ranges = lib.llama_mesa_get_read_ranges(ctx, null, 0)
+        assert (n_ranges == 0) == (i in (0, 16))  # as read_every is by default
+    ranges = new("int32_t[]", [-1] * 2 * n_ranges)
+    assert lib.llama_mesa_get_read_ranges(ctx, ranges, 1) == n_ranges
+    assert ranges[0] == 0 and set(list(ranges)[2:]) <= {-1}
+    assert lib.llama_mesa_get_read_ranges(ctx, ranges, n_ranges) == n_ranges
+    assert ranges[2 * n_ranges - 1] == n + 20
+
+    assert context.decode(LONG[20:22], n + 20) == 0
+    assert lib.llama_mesa_get_read_ranges(ctx, null, 0) == 0
+    by_hand = new("int32_t[]", [0, 5])
+    assert lib.llama_mesa_set_read_ranges(ctx, by_hand, 1) == 0
+    assert context.decode(LONG[22:23], n + 22) == 0
+    ranges = new("int32_t[4]")
+    assert lib.llama_mesa_get_read_ranges(ctx, ranges, 2) == 2
+    assert list(ranges) == [0, 5, n + 22, n + 23]
+    assert lib.llama_mesa_set_read_ranges(ctx, new("int32_t[]", [5, 3]), 1) < 0
+    assert "is out of order" in context.error()
+    assert lib.llama_mesa_set_read_ranges(ctx, null, 0) == 0
+    assert context.decode(LONG[23:24], n + 23) == 0
+    assert lib.llama_mesa_get_read_ranges(ctx, null, 0) == 0

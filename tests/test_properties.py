@@ -51,6 +51,8 @@ def configs(draw: st.DrawFn) -> MesaConfig:
         log_scaling=draw(st.booleans()),
         stair_bias=draw(st.sampled_from([0.0, 0.5, 1.0])),
         log_length=draw(st.sampled_from([None, T, 2 * T, 200])),
+        read_budget=draw(st.sampled_from([None, None, 32, 50, 128, 1000])),
+        read_every=draw(st.integers(1, 12)),
     )
 
 

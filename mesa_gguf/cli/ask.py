@@ -39,6 +39,7 @@ from .options import (
     QuestionOption,
     QuestionsFile,
     Quiet,
+    ReadBudget,
     ReadingLength,
     ReadOption,
     RpcServers,
@@ -103,6 +104,7 @@ def ask(
     stair_bias: StairBias = None,
     use_tuned: Tuned = True,
     method: Method = "mesa",
+    read_budget: ReadBudget = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     seed: Seed = None,
@@ -136,6 +138,7 @@ def ask(
         method,
         reading_length,
         use_tuned,
+        read_budget,
     )
     load_options = load_options_of(
         type_k, type_v, flash_attn, threads, n_gpu_layers, rpc, batch, ubatch, verbose=verbose

@@ -48,10 +48,11 @@ class _Defaults:
     runs: int
     decode: int
     train_length: int | None
+    read_budget: int
 
 
-FULL = _Defaults((2048, 8192, 16384, 32768), runs=3, decode=32, train_length=None)
-QUICK = _Defaults((512, 2048), runs=1, decode=8, train_length=512)
+FULL = _Defaults((2048, 8192, 16384, 32768), runs=3, decode=32, train_length=None, read_budget=2048)
+QUICK = _Defaults((512, 2048), runs=1, decode=8, train_length=512, read_budget=512)
 DEFAULT_SHAPE = "smollm2-135m"
 
 
@@ -135,6 +136,16 @@ def bench(
             "--decode-only", help="Beyond --stock-max, stock decodes after the text that Mesa has read.", panel=WHAT
         ),
     ] = False,
+    read_budget: Annotated[
+        int | None,
+        option(
+            "--read-budget",
+            min=0,
+            metavar="N",
+            help="Mesa decodes once more, each token reading N tokens of the text besides its beginning and end; 0: not. Default: 2,048, with --quick 512.",
+            panel=WHAT,
+        ),
+    ] = None,
     stock_python: Annotated[
         str | None,
         option(
@@ -223,6 +234,7 @@ def bench(
         n_gpu_layers=n_gpu_layers if n_gpu_layers is not None else -1 if patched.gpus else 0,
         n_batch=batch,
         n_ubatch=ubatch,
+        read_budget=defaults.read_budget if read_budget is None else read_budget,
         mesa={
             "reading_length": reading_length,
             "first_chunk": first_chunk,

@@ -32,6 +32,7 @@ from .options import (
     NGpuLayers,
     Plain,
     Quiet,
+    ReadBudget,
     ReadOption,
     RpcServers,
     Seed,
@@ -87,6 +88,7 @@ def chat(
     quiet: Quiet = False,
     verbose: Verbose = False,
     instructions: Instructions = None,
+    read_budget: ReadBudget = None,
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
     seed: Seed = None,
@@ -104,6 +106,7 @@ def chat(
 
     Lines that begin with / are commands: /help lists them. Questions may come through a pipe too, one a line.
     """
+    from ..config import MesaConfig
     from ..reading.prompts import PromptForm
     from ..reading.reader import load_vocabulary
     from ..reading.shelf import Catalogue
@@ -120,7 +123,7 @@ def chat(
     )
     path = find_model(model)
     form = PromptForm(load_vocabulary(path, verbose), plain=plain)
-    load = loader_of(path, n_ctx, seed=seed, **load_options)
+    load = loader_of(path, n_ctx, mesa=MesaConfig(read_budget=read_budget), seed=seed, **load_options)
     with open_library(library) as opened, Interrupts() as interrupts:
         conversation = Conversation(
             opened,

@@ -17,6 +17,7 @@ from .options import (
     ModelOption,
     NGpuLayers,
     Plain,
+    ReadBudget,
     RpcServers,
     Stock,
     Threads,
@@ -105,6 +106,7 @@ def serve(
     library: LibraryOption = None,
     plain: Plain = False,
     stock: Stock = False,
+    read_budget: ReadBudget = None,
     verbose: Verbose = False,
     n_ctx: Annotated[
         int | None,
@@ -160,7 +162,7 @@ def serve(
     with open_library(library) as opened, open_records(opened) as records, logging_to_stderr():
         llm = load(
             path,
-            mesa=MesaConfig(enabled=not stock),
+            mesa=MesaConfig(enabled=not stock, read_budget=read_budget),
             n_ctx=n_ctx,
             **load_options,
         )

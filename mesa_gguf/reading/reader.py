@@ -532,7 +532,9 @@ class Reader:
             if sources is not None and sources.in_context and self.cite_by == "attention":
                 attended = self._attend(sources, prompt)
             for token in choice.generate(self.llm, prompt):
-                if attended is not None:
+                if (
+                    attended is not None and self.llm.read_ranges() is None
+                ):  # else it is not known: the passage may not be read
                     attended.add(self.llm.attention())
                 first = first if first is not None else time.perf_counter() - start
                 if llama_cpp.llama_vocab_is_eog(self.llm._model.vocab, token):

@@ -54,6 +54,7 @@ class Settings:
         decode_only: beyond whole_max, stock llama.cpp decodes after the text that Mesa has read.
         train_length: T; None: the model's.
         n_gpu_layers: -1: all.
+        read_budget: for decoding by Mesa once more, reading less (`MesaConfig.read_budget`); 0: not.
         mesa: other fields of `MesaConfig`.
     """
 
@@ -72,6 +73,7 @@ class Settings:
     n_gpu_layers: int = 0
     n_batch: int = 2048
     n_ubatch: int = 512
+    read_budget: int = 0
     mesa: dict[str, Any] = field(default_factory=dict)
 
     def n_ctx(self, n_tokens: int) -> int:
@@ -85,6 +87,8 @@ class Settings:
         fields = {"train_length": self.train_length, "tuned": False, **self.mesa}
         if method != MESA:
             fields["method"] = method
+        elif self.read_budget:
+            fields["read_budget"] = self.read_budget
         return {name: value for name, value in fields.items() if value is not None}
 
     @property
@@ -298,6 +302,7 @@ def _request(settings: Settings, job: Job, state: Path | None) -> dict[str, Any]
         "tokens": job.tokens,
         "decode": settings.decode,
         "mesa": settings.config(job.method),
+        "read_budget": settings.read_budget if job.method == MESA and settings.decode > 1 else 0,
         "load_state": str(state) if job.decode_only else None,
         "save_state": str(state) if job.save_state else None,
         "options": {

@@ -86,6 +86,9 @@ class Result:
         n_runs: measurements that succeeded.
         decode_only: it has decoded after the text that Mesa has read.
         decode_s: of one token.
+        decode_limit_s: what a token takes at least: the time in which as many threads only read the weights and the cache.
+        less_s: of one token where each reads a part of the text (`Settings.read_budget`), those that read everything included.
+        less_limit_s: the least time for that.
         memory_bytes: the process at its peak, and what lies on devices.
         buffers: bytes that llama.cpp has allocated, used or not: weights, kv, compute, output.
         before_bytes: of memory_bytes, what Python and the libraries took before the model was loaded.
@@ -102,6 +105,9 @@ class Result:
     first_token_s: float | None = None
     decode_s: float | None = None
     decode_tokens_per_s: float | None = None
+    decode_limit_s: float | None = None
+    less_s: float | None = None
+    less_limit_s: float | None = None
     memory_bytes: float | None = None
     buffers: dict[str, int] | None = None
     before_bytes: float | None = None
@@ -160,18 +166,37 @@ def make_report(
     order = {method: i for i, method in enumerate(settings.methods)}
     keys = sorted(groups, key=lambda key: (settings.tokens.index(key[0]), order[key[1]]))
     baseline = next((name for name in (STOCK, DISABLED) if any(method == name for _, method in groups)), None)
-    results = [_result(groups[key], groups.get((key[0], baseline)) if baseline else None) for key in keys]
+    rates = [m.values["memory_bytes_per_s"] for m in measurements if m.error is None and m.values["memory_bytes_per_s"]]
+    rate = statistics.median(rates) if rates else None
+    results = [
+        _result(groups[key], groups.get((key[0], baseline)) if baseline else None, model, settings, rate)
+        for key in keys
+    ]
     return Report(
         machine, patched, stock, model, settings, list(measurements), results, baseline, _flatness(groups, MESA)
     )
 
 
-def _result(group: Sequence[Measurement], base: Sequence[Measurement] | None) -> Result:
+def _result(
+    group: Sequence[Measurement],
+    base: Sequence[Measurement] | None,
+    model: Model,
+    settings: Settings,
+    rate: float | None,
+) -> Result:
+    """rate: bytes a second that the memory gives."""
     job = group[0].job
     good = [m for m in group if m.error is None]
     if not good:
         return Result(job.tokens, job.method, decode_only=job.decode_only, error=group[0].error)
     prefill, first, step = (_median(good, name) for name in ("prefill_s", "first_token_s", "decode_s"))
+    less = _median(good, "decode_less_s")
+
+    def limit(n_keys: float) -> float | None:
+        on_cpu = settings.n_gpu_layers == 0
+        return (model.weight_bytes + n_keys * model.kv_bytes_per_token) / rate if rate and on_cpu else None
+
+    read, every = good[0].values.get("read"), good[0].values.get("read_every")
     buffers = {kind: sum(sizes.values()) for kind, sizes in good[0].values["buffers"].items()}
     return Result(
         tokens=job.tokens,
@@ -183,6 +208,9 @@ def _result(group: Sequence[Measurement], base: Sequence[Measurement] | None) ->
         first_token_s=first,
         decode_s=step,
         decode_tokens_per_s=None if step is None else 1 / step,
+        decode_limit_s=None if step is None else limit(job.tokens),
+        less_s=less,
+        less_limit_s=limit((job.tokens + (every - 1) * read) / every) if less is not None and read and every else None,
         memory_bytes=_median(good, "memory_bytes"),
         buffers=buffers,
         before_bytes=_median(good, "before_bytes"),
@@ -302,6 +330,8 @@ def format_report(report: Report) -> RenderableType:
     parts.append(
         Text("memory: of the process at its peak, Python included; weights, KV, compute: as allocated by llama.cpp")
     )
+    if any(result.decode_s for result in report.results):
+        parts.append(_decode_table(report))
     if report.baseline is not None and any(result.ratios for result in report.results):
         parts.append(_ratio_table(report, report.baseline))
     for result in report.results:
@@ -329,6 +359,23 @@ def _measured_table(report: Report) -> Table:
             *(_number(value) for value in (r.prefill_tokens_per_s, r.first_token_s, r.decode_tokens_per_s)),
             *(_mebibytes(n) for n in (r.memory_bytes, buffers.get("weights"), buffers.get("kv"), compute)),
         )
+    return table
+
+
+def _decode_table(report: Report) -> Table:
+    """Generation beside what the memory allows."""
+    table = _table("generation", "tokens/s", "memory's limit", "of it")
+
+    def row(result: Result, name: str, seconds: float | None, limit: float | None) -> None:
+        if seconds is not None:
+            per_s = 1 / limit if limit is not None else None
+            share = "-" if limit is None else f"{limit / seconds:.0%}"
+            table.add_row(str(result.tokens), name, _number(1 / seconds), _number(per_s), share)
+
+    for result in report.results:
+        row(result, result.method, result.decode_s, result.decode_limit_s)
+        row(result, f"{result.method}, {report.settings.read_budget} keys", result.less_s, result.less_limit_s)
+    table.caption = "memory's limit: as many threads only read the weights and the keys and values that a token reads"
     return table
 
 

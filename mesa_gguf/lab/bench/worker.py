@@ -16,6 +16,7 @@ import platform
 import re
 import resource
 import sys
+import threading
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ sys.path[:] = [path for path in sys.path if os.path.abspath(path) != os.path.dir
 import numpy as np  # noqa: E402
 
 WARM_UP = 32  # tokens: pages of the weights, threads
+READ_BYTES = 2**28  # more than a processor's cache holds
 COPY_STEP = 2**24  # bytes
 
 BUFFER = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output) buffer size =\s+([\d.]+) MiB")
@@ -149,12 +151,17 @@ def measure(request: dict[str, Any], log: Log) -> dict[str, Any]:
     if request.get("save_state"):
         save_state(bindings, llm, request["save_state"], tokens[:n_tokens])
 
-    steps = []
-    for token in tokens[n_tokens:]:
-        start = time.perf_counter()
-        llm.eval([token])
-        llm._ctx.get_logits()
-        steps.append(time.perf_counter() - start)
+    less: list[float] = []
+    read_every = 0
+    if request.get("read_budget"):
+        read_every = llm._params.read_every
+        if llm._params.read_budget < n_tokens - llm._params.first_chunk - llm._params.last_chunk:
+            less = decode(llm, tokens[n_tokens:])
+            llm.n_tokens = n_tokens
+        llm.set_read_ranges([(0, n_tokens)])  # everything from here on
+    steps = decode(llm, tokens[n_tokens:])
+    if not request.get("save_state"):
+        peak = memory("VmHWM")
 
     plan = llm.plan() if request["method"] not in ("stock", "disabled") else None
     return {
@@ -163,13 +170,63 @@ def measure(request: dict[str, Any], log: Log) -> dict[str, Any]:
         "first_token_s": first_token_s,
         "decode_s": float(np.median(steps)) if steps else None,
         "decode_mean_s": float(np.mean(steps)) if steps else None,
-        "peak_bytes": peak if request.get("save_state") else memory("VmHWM"),
+        "decode_less_s": mean_of_rounds(less, read_every) if less else None,
+        "read_every": read_every or None,
+        "read": n_read(llm) if less else None,
+        "memory_bytes_per_s": bandwidth(request["options"]["n_threads"])
+        if steps
+        else None,  # note: takes memory itself
+        "peak_bytes": peak,
         "before_bytes": before,
         "tensor_bytes": int(bindings.llama_model_size(llm._model.model)),
         "buffers": log.buffers,
         "devices": log.devices,
         "plan": plan and {"n_chunks": len(plan.chunk_starts), "anchor": plan.anchor, "stair_width": plan.stair_width},
     }
+
+
+def decode(llm: Any, tokens: list[int]) -> list[float]:
+    """Seconds of each token."""
+    steps = []
+    for token in tokens:
+        start = time.perf_counter()
+        llm.eval([token])
+        llm._ctx.get_logits()
+        steps.append(time.perf_counter() - start)
+    return steps
+
+
+def n_read(llm: Any) -> int:
+    """Keys that a token reads which does not read everything."""
+    params = llm._params
+    return int(params.first_chunk + params.last_chunk + params.read_budget)
+
+
+def mean_of_rounds(steps: list[float], every: int) -> float:
+    """Seconds of a token on the average: of every so many one that reads everything, and others that do not; medians of both."""
+    whole, others = steps[::every], [s for i, s in enumerate(steps) if i % every]
+    return float(np.median(whole) + (every - 1) * np.median(others or whole)) / every
+
+
+def bandwidth(n_threads: int, n_bytes: int = READ_BYTES) -> float:
+    """Bytes a second that threads read of an array: what the memory allows."""
+    data = np.ones(n_bytes // 8, np.int64)
+    parts = np.array_split(data, n_threads)
+
+    def read(part: Any) -> None:
+        for piece in np.array_split(part, 16):
+            np.bitwise_or.reduce(piece)
+
+    best = float("inf")
+    for _ in range(5):
+        threads = [threading.Thread(target=read, args=(part,)) for part in parts]
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        best = min(best, time.perf_counter() - start)
+    return n_bytes / best
 
 
 def memory(field: str) -> int:

@@ -297,7 +297,8 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
     m->n_pad   = m->v_trans || m->on_cpu ? 1 : 256;
 
     if (m->params.read_budget > 0) {
-        m->read_by.layers = choose_layers(layers_that_see_everything(model), (int32_t) model.hparams.n_layer(), 8);
+        m->read_by.layers = choose_layers(layers_that_see_everything(model), (int32_t) model.hparams.n_layer(),
+                getenv("MESA_SCOUTS") ? atoi(getenv("MESA_SCOUTS")) : 8);
         m->read_by.kind   = LLAMA_MESA_ATTENTION_MEAN;
     }
 
@@ -600,8 +601,9 @@ int32_t llama_mesa_get_attention(llama_context * ctx, float * weights, int64_t n
     if (rows.layers.empty()) {
         return fail("nobody asked for what tokens attend to: call llama_mesa_attention_enable first");
     }
-    if (m->reads_less(m->n_past() - 1)) {
-        return fail("the last token in the context did not read everything (read_budget), and what it attended to is not known");
+    if (m->n_past() > 0 && m->read.n_last == m->n_past()) {
+        return fail("the last token in the context did not read everything (read_budget), and what it attended to is "
+                    "not known");
     }
     if (rows.n_keys == 0 || rows.n_keys != m->n_past()) {
         return fail(
@@ -625,15 +627,10 @@ int32_t llama_mesa_get_read_ranges(llama_context * ctx, int32_t * ranges, int32_
     if (!m) {
         return -1;
     }
-    if (!m->reads_less(m->n_past() - 1)) {
+    if (m->n_past() == 0 || m->read.n_last != m->n_past()) {
         return 0;
     }
-    auto read = m->read.ranges;
-    if (!read.empty() && read.back().to == m->read.n_keys) {
-        read.back().to = m->n_past();
-    } else {
-        read.push_back({ m->read.n_keys, m->n_past() });
-    }
+    const auto & read = m->read.last;
     for (int32_t i = 0; ranges && i < std::min((int32_t) read.size(), n_max); ++i) {
         ranges[2 * i]     = read[i].from;
         ranges[2 * i + 1] = read[i].to;

@@ -188,16 +188,15 @@ void bind_context(py::module_ & m) {
         return res;
     }, py::arg("ctx"));
 
-    m.def("set_read_ranges",
-            [](uintptr_t ctx, const std::optional<std::vector<std::pair<int32_t, int32_t>>> & ranges) {
+    m.def("set_read_ranges", [](uintptr_t ctx, const std::optional<std::vector<std::pair<int32_t, int32_t>>> & ranges) {
         std::vector<int32_t> flat;
         for (const auto & [from, to] : ranges.value_or(std::vector<std::pair<int32_t, int32_t>>())) {
             flat.push_back(from);
             flat.push_back(to);
         }
         flat.push_back(0); // no range is not NULL
-        check<std::invalid_argument>(llama_mesa_set_read_ranges(
-                to_ctx(ctx), ranges ? flat.data() : nullptr, (int32_t) (flat.size() / 2)));
+        check<std::invalid_argument>(
+                llama_mesa_set_read_ranges(to_ctx(ctx), ranges ? flat.data() : nullptr, (int32_t) (flat.size() / 2)));
     }, py::arg("ctx"), py::arg("ranges"));
 
     m.attr("ATTENTION_MEAN")  = (int32_t) LLAMA_MESA_ATTENTION_MEAN;

@@ -260,7 +260,9 @@ void bind_plan(py::module_ & m) {
     m.def("choose_ranges", [](const mesa::params & p, const mesa::plan & pl, const f32_arg & scores) {
         check_n((int32_t) scores.size());
         std::vector<std::pair<int32_t, int32_t>> res;
-        for (const auto & r : mesa::choose(p, pl, (int32_t) scores.size(), scores.data())) {
+        std::vector<float> blocks;
+        mesa::add_scores(p, pl, (int32_t) scores.size(), scores.data(), blocks);
+        for (const auto & r : mesa::choose(p, pl, (int32_t) scores.size(), blocks)) {
             res.emplace_back(r.from, r.to);
         }
         return res;

@@ -1,6 +1,6 @@
 #include "budget.h"
 
-#include <numeric>
+#include <cstdlib>
 
 namespace mesa {
 
@@ -14,7 +14,20 @@ bool over_budget(const params & p, const plan & pl, int32_t n_keys) {
     return p.read_budget > 0 && far.to - far.from > p.read_budget;
 }
 
-std::vector<range> choose(const params & p, const plan & pl, int32_t n_keys, const float * scores) {
+void add_scores(const params & p, const plan & pl, int32_t n_keys, const float * weights, std::vector<float> & scores) {
+    static const float decay = getenv("MESA_DECAY") ? atof(getenv("MESA_DECAY")) : 0.5f;
+    for (auto & score : scores) {
+        score *= decay;
+    }
+    const auto far = far_keys(p, pl, n_keys);
+
+    scores.resize((far.to + read_block - 1) / read_block, 0.0f);
+    for (int32_t j = far.from; j < far.to; ++j) {
+        scores[j / read_block] += weights[j];
+    }
+}
+
+std::vector<range> choose(const params & p, const plan & pl, int32_t n_keys, const std::vector<float> & scores) {
     const auto far = far_keys(p, pl, n_keys);
 
     struct block {
@@ -24,8 +37,9 @@ std::vector<range> choose(const params & p, const plan & pl, int32_t n_keys, con
 
     std::vector<block> blocks;
     for (int32_t start = far.from / read_block * read_block; start < far.to; start += read_block) {
-        const range keys = { std::max(far.from, start), std::min(far.to, start + read_block) };
-        blocks.push_back({ keys, std::accumulate(scores + keys.from, scores + keys.to, 0.0f) });
+        const size_t i = start / read_block;
+        blocks.push_back({ { std::max(far.from, start), std::min(far.to, start + read_block) },
+                i < scores.size() ? scores[i] : 0.0f });
     }
     std::stable_sort(blocks.begin(), blocks.end(), [](const block & a, const block & b) { return a.score > b.score; });
 

@@ -1,7 +1,7 @@
 // Reading less: which keys a generated token reads where a budget bounds them. Free of ggml and of llama.cpp.
 //
-// A full pass, now and then, shows what the token attends to; the blocks that drew most of it are what the next tokens read, beside the first
-// chunk and the last tokens.
+// Some layers tell of each token what it attends to, of all that there is. The blocks that drew most of it are what the next token reads, beside
+// the first chunk and the last tokens.
 
 #pragma once
 
@@ -30,8 +30,11 @@ range far_keys(const params & p, const plan & pl, int32_t n_keys);
 // does a token with n_keys keys read fewer of them than there are, once they are chosen?
 bool over_budget(const params & p, const plan & pl, int32_t n_keys);
 
-// The ranges that are read of n_keys keys, in order and apart; scores: what each key draws [n_keys].
-std::vector<range> choose(const params & p, const plan & pl, int32_t n_keys, const float * scores);
+// Note what the last of n_keys tokens attended to [n_keys]; scores: what each block has drawn so far. What was noted before counts by a half.
+void add_scores(const params & p, const plan & pl, int32_t n_keys, const float * weights, std::vector<float> & scores);
+
+// The ranges that are read of n_keys keys, in order and apart.
+std::vector<range> choose(const params & p, const plan & pl, int32_t n_keys, const std::vector<float> & scores);
 
 // Lower what lies outside of the ranges, of the keys 0 .. n_keys-1, to drop.
 template <typename T>

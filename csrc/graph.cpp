@@ -72,6 +72,8 @@ public:
     // outputs, by llama_mesa_attention_rows::layers: F32 [n_kv, 1], or [n_kv, 1, n_head]
     std::vector<ggml_tensor *> attention;
     std::vector<ggml_tensor *> read_by;
+
+    ggml_tensor * read_mask = nullptr; // F32 [n_kv, 1]  of everything, whatever the token reads
 };
 
 template <typename T>
@@ -145,6 +147,10 @@ void llm_graph_input_mesa::set_input(const llama_ubatch * ubatch) {
             data[ii] = pos + ii - m.pos(pos + ii);
         }
         set_positions(swa_delta, data, n_pos_per_embd);
+    }
+
+    if (read_mask && read_mask->buffer) {
+        set_mask(read_mask, m, use_alibi, [&](auto && mask, auto * data) { mask.row(pos, 0, read_mask->ne[0], data); });
     }
 
     if (g.n_rules > 0) {
@@ -281,6 +287,10 @@ llm_graph_input_mesa * llama_mesa_build_inp(const llm_graph_context & gctx, cons
 
     const int64_t n_tokens = gctx.n_tokens;
     const int64_t n_prev   = inp->g.n_prev;
+
+    if (inp->g.choose) {
+        inp->read_mask = new_input(GGML_TYPE_F32, mctx->get_n_kv(), 1, 1, "mesa_read_mask");
+    }
 
     if (inp->g.scale) {
         inp->q_scale = new_input(GGML_TYPE_F32, 1, 1, n_tokens, "mesa_q_scale");
@@ -618,9 +628,15 @@ void llama_mesa_build_attention(const llm_graph_context & gctx, llm_graph_input_
 
     const auto & hparams = gctx.hparams;
 
-    // as build_attn_mha computes it without flash attention
-    ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
+    // as build_attn_mha computes it without flash attention, but for the queries: of the one token those of the heads of a group are columns of
+    // a product, so that each key is read once
+    const int64_t n_head_kv = k->ne[1];
+    const int64_t n_group   = q->ne[1] / n_head_kv;
+
+    ggml_tensor * q_group = ggml_view_3d(ctx0, q, q->ne[0], n_group, n_head_kv, q->nb[1], n_group * q->nb[1], 0);
+    ggml_tensor * kq      = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), q_group);
     ggml_prec_set_acc(kq, GGML_PREC_F32);
+    kq = ggml_reshape_3d(ctx0, kq, kq->ne[0], 1, n_group * n_head_kv); // [n_kv, 1, n_head]
 
     const float cap = hparams.f_attn_logit_softcapping;
     if (gctx.arch == LLM_ARCH_GROK) {
@@ -632,16 +648,14 @@ void llama_mesa_build_attention(const llm_graph_context & gctx, llm_graph_input_
     if (kq_b) {
         kq = ggml_add(ctx0, kq, kq_b);
     }
-    kq = ggml_soft_max_ext(ctx0, kq, kq_mask, kq_scale, hparams.f_max_alibi_bias);
-    ggml_soft_max_add_sinks(kq, sinks);
-
-    const auto output = [&](int32_t kind) {
-        ggml_tensor * rows = kq; // [n_kv, 1, n_head]
+    const auto output = [&](int32_t kind, ggml_tensor * mask) {
+        ggml_tensor * rows = ggml_soft_max_ext(ctx0, kq, mask, kq_scale, hparams.f_max_alibi_bias); // [n_kv, 1, n_head]
+        ggml_soft_max_add_sinks(rows, sinks);
         if (kind != LLAMA_MESA_ATTENTION_HEADS) {
             const auto op     = kind == LLAMA_MESA_ATTENTION_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
             const auto n_head = (int) kq->ne[2];
 
-            rows = ggml_reshape_2d(ctx0, kq, kq->ne[0], n_head);
+            rows = ggml_reshape_2d(ctx0, rows, kq->ne[0], n_head);
             rows = ggml_pool_2d(ctx0, rows, op, 1, n_head, 1, n_head, 0, 0); // [n_kv, 1]
         }
         gctx.cb(rows, "mesa_attention", il);
@@ -651,11 +665,11 @@ void llama_mesa_build_attention(const llm_graph_context & gctx, llm_graph_input_
     };
     if (i_attention >= 0) {
         m.attention.built[i_attention] = 1;
-        inp->attention[i_attention]    = output(m.attention.kind);
+        inp->attention[i_attention]    = output(m.attention.kind, kq_mask);
     }
     if (i_read >= 0) {
         m.read_by.built[i_read] = 1;
-        inp->read_by[i_read]    = output(m.read_by.kind);
+        inp->read_by[i_read]    = output(m.read_by.kind, inp->read_mask);
     }
 }
 
@@ -682,6 +696,8 @@ void llama_mesa_ubatch_end(llama_context & lctx, const llm_graph_result & res, c
     const auto & g       = lctx.get_cparams().mesa_graph;
     const int32_t n_keys = (int32_t) ubatch.pos[0] + 1;
 
+    std::vector<float> weights; // of all layers together
+
     m.attention.n_keys = 0;
     if (g.attention || g.choose) {
         for (const auto & input : res.inputs) {
@@ -692,14 +708,17 @@ void llama_mesa_ubatch_end(llama_context & lctx, const llm_graph_result & res, c
             if (inp && g.choose) {
                 read_attention(lctx, inp->read_by, m.read_by, n_keys);
 
-                // what all layers draw from it together
-                std::vector<float> scores(n_keys, 0.0f);
+                weights.assign(n_keys, 0.0f);
                 for (size_t i = 0; i < m.read_by.data.size(); ++i) {
-                    scores[i % n_keys] += m.read_by.data[i];
+                    weights[i % n_keys] += m.read_by.data[i];
                 }
-                m.choose_read(n_keys, scores);
             }
         }
+    }
+    if (ubatch.n_tokens == 1) {
+        m.note_read(n_keys - 1, weights.empty() ? nullptr : weights.data());
+    } else {
+        m.read.n_last = 0;
     }
     m.append(ubatch.n_tokens, ubatch.token);
 }
@@ -724,14 +743,15 @@ void llama_mesa_ubatch_end(llama_context & lctx, const llm_graph_result & res, c
 //   or a sliding-window layer: queries and keys rotated                                                        6
 //
 // and where it is asked for, in some layers
-//   what a token attends to: view, 2 permutes, product, cap (3, twice), added bias, SOFT_MAX, reshape, POOL     14
+//   what a token attends to: 2 views, permute, product, reshape, cap (3, twice), added bias, SOFT_MAX, reshape, POOL 16
 //
 // Graphs that move keys have 12 nodes a layer, and stock graphs far more. tests/test_graph_size.py counts.
 static const uint32_t n_nodes_layer     = 40;
-static const uint32_t n_nodes_attention = 14;
+static const uint32_t n_nodes_attention = 16;
 
 uint32_t llama_mesa_n_nodes_max(const llama_mesa & m, uint32_t n_layer) {
-    return n_nodes_layer * n_layer + n_nodes_attention * (uint32_t) (m.attention.layers.size() + m.read_by.layers.size());
+    return n_nodes_layer * n_layer +
+           n_nodes_attention * (uint32_t) (m.attention.layers.size() + m.read_by.layers.size());
 }
 
 llama_mesa_woven::llama_mesa_woven(const llama_mesa * m, const llama_ubatch *& ubatch) {

@@ -59,8 +59,8 @@ struct llama_mesa_params {
     float stair_bias; // logits of keys on the stair, or last_chunk tokens behind, are lowered by stair_bias*ln(E); 0: not. Without effect on ALiBi models
     int32_t log_length;     // the scale of queries is 1 for the first log_length tokens; 0: reading_length
     int32_t reading_length; // R <= T: a longer text is read in chunks, and distances are kept below R
-    int32_t read_budget;    // keys that a generated token reads at most beside the first chunk and the last tokens; 0: all. Method mesa
-    int32_t read_every;     // one in so many generated tokens reads everything, and chooses for those that follow; 0: 16
+    int32_t read_budget; // keys that a generated token reads at most beside the first chunk and the last tokens; 0: all. Method mesa
+    int32_t read_every; // one in so many generated tokens reads everything, and chooses for those that follow; 0: 16
 };
 
 // LLAMA_MESA_VERSION of the library

@@ -91,18 +91,38 @@ bool llama_mesa::reads_less(int32_t pos) const {
         return false;
     }
     // note: what a text is read for is not what was read for before it
-    return read.by_hand || (read.n_keys >= n_announced && pos < read.n_keys - 1 + params.read_interval());
+    return read.by_hand || (read.n_keys >= n_announced && pos < read.n_whole - 1 + params.read_interval());
 }
 
 bool llama_mesa::chooses(int32_t pos) const {
     // note: with the last token of a text everything is there that it can be chosen by
     return !read_by.layers.empty() && !read.by_hand && pos >= plan.last_start() && pos >= n_announced - 1 &&
-           !reads_less(pos) && params.read_interval() > 1 && mesa::over_budget(params, plan, pos + 1);
+           params.read_interval() > 1 && mesa::over_budget(params, plan, pos + 1);
 }
 
-void llama_mesa::choose_read(int32_t n_keys, const std::vector<float> & scores) {
-    read.ranges = mesa::choose(params, plan, n_keys, scores.data());
-    read.n_keys = n_keys;
+void llama_mesa::note_read(int32_t pos, const float * weights) {
+    const int32_t n_keys = pos + 1;
+
+    read.n_last = 0;
+    if (reads_less(pos)) {
+        read.last = read.ranges;
+        if (!read.last.empty() && read.last.back().to == read.n_keys) {
+            read.last.back().to = n_keys;
+        } else {
+            read.last.push_back({ read.n_keys, n_keys });
+        }
+        read.n_last = n_keys;
+    } else if (!read.by_hand) {
+        read.n_whole = n_keys;
+        if (read.n_keys < n_announced) {
+            read.scores.clear();
+        }
+    }
+    if (weights) {
+        mesa::add_scores(params, plan, n_keys, weights, read.scores);
+        read.ranges = mesa::choose(params, plan, n_keys, read.scores);
+        read.n_keys = n_keys;
+    }
 }
 
 void llama_mesa::move_key(int32_t j, int32_t delta) {
@@ -353,6 +373,9 @@ std::vector<uint8_t> llama_mesa_pack(const llama_mesa & m) {
         w.i32(r.from);
         w.i32(r.to);
     }
+    w.i32(m.read.n_whole);
+    w.i32((int32_t) m.read.scores.size());
+    w.raw(m.read.scores.data(), m.read.scores.size() * sizeof(float));
 
     writer head;
     head.i32((int32_t) MESA_STATE_MAGIC);
@@ -440,6 +463,16 @@ void llama_mesa_unpack(llama_mesa & m, const uint8_t * data, size_t size) {
             ok  = from >= end && to >= from && to <= res.read.n_keys;
             end = to;
             res.read.ranges.push_back({ from, to });
+        }
+        if (ok) {
+            res.read.n_whole       = r.i32();
+            const int32_t n_scores = r.i32();
+
+            ok = n_scores >= 0 && (size_t) n_scores <= r.n / sizeof(float);
+            if (ok) {
+                res.read.scores.resize(n_scores);
+                r.raw(res.read.scores.data(), n_scores * sizeof(float));
+            }
         }
         if (!ok) {
             throw std::runtime_error("the Mesa part of the state is damaged: what is read is out of range");

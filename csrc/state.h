@@ -37,8 +37,15 @@ struct llama_mesa_attention_rows {
 // What generated tokens read, where that is not everything: params::read_budget.
 struct llama_mesa_read {
     std::vector<mesa::range> ranges; // of the keys 0 .. n_keys-1; those from n_keys on are read anyhow
-    int32_t n_keys = 0;              // tokens there were when the ranges were chosen; 0: they are not
-    bool by_hand   = false;          // by the caller, for as long as the tokens are there
+    int32_t n_keys  = 0;             // tokens there were when the ranges were chosen; 0: they are not
+    int32_t n_whole = 0;             // tokens up to the last one that read everything
+    bool by_hand    = false;         // by the caller, for as long as the tokens are there
+
+    std::vector<float> scores; // that they are chosen by: mesa::add_scores
+
+    // what the last of n_last tokens read, if that was not everything
+    std::vector<mesa::range> last;
+    int32_t n_last = 0;
 };
 
 struct llama_mesa {
@@ -127,12 +134,12 @@ struct llama_mesa {
     // delta[j]: how far the cached key j must be rotated to stand where the plan wants it; returns the range [lo, hi) of those that must
     void key_moves(std::vector<int32_t> & delta, int32_t & lo, int32_t & hi) const;
 
-    // does the token at pos, decoded alone, read the chosen ranges only; or everything, and choose for those that follow?
+    // does the token at pos, decoded alone, read the chosen ranges only; and does it choose for the next one?
     bool reads_less(int32_t pos) const;
     bool chooses(int32_t pos) const;
 
-    // choose by what each key drew [n_keys] from the last of n_keys tokens
-    void choose_read(int32_t n_keys, const std::vector<float> & scores);
+    // note what the token at pos read, and choose by what each key drew from it [pos + 1]; null: it does not choose
+    void note_read(int32_t pos, const float * weights);
 
     // worst case, for reserving memory: against the whole cache, or in a window
     llama_mesa_graph graph_reserve(bool window, int32_t n_tokens, int32_t n_ctx) const;

@@ -507,21 +507,24 @@ class State:
         self.anchor, self.stair_width = 0, stair_width
         self.log_scaling_T = log_scaling_T
         self.n = 0
-        # what the last token read attended to in each layer [n_head, n]
+        # what the last token read attended to in each layer [n_head, n]; where it read less, what it would of everything
         self.attention = [np.empty((model.n_head, 0)) for _ in range(model.n_layer)]
         self.keys = [np.empty((0, model.n_head_kv, model.d_k)) for _ in range(model.n_layer)]
         self.values = [np.empty((0, model.n_head_kv, model.d_v)) for _ in range(model.n_layer)]
 
-    def _read(self, tokens: Sequence[int] | NDArray[np.integer], group: Queries) -> Floats:
+    def _read(
+        self, tokens: Sequence[int] | NDArray[np.integer], group: Queries, everything: Queries | None = None
+    ) -> Floats:
+        told = everything or group
         x = self.model.embed(tokens)
         for layer in range(self.model.n_layer):
             q, k, v = self.model.queries_keys_values(layer, x)
             self.keys[layer] = np.concatenate([self.keys[layer], k])
             self.values[layer] = np.concatenate([self.values[layer], v])
             attention = self.model.attend(layer, group, q, self.keys[layer], self.values[layer], self.log_scaling_T)
-            weights = self.model.weights(layer, group, q, self.keys[layer], self.log_scaling_T)
+            weights = self.model.weights(layer, told, q, self.keys[layer], self.log_scaling_T)
             self.attention[layer] = np.zeros((self.model.n_head, len(self.keys[layer])))
-            self.attention[layer][:, self.model.seen(layer, group).keys] = weights[:, -1]
+            self.attention[layer][:, self.model.seen(layer, told).keys] = weights[:, -1]
             x = self.model.finish_layer(layer, x, attention)
         self.n += len(tokens)
         return self.model.output(x)
@@ -538,7 +541,7 @@ class State:
         """Read tokens that see everything, or ranges of it, by the current stair -> logits [n, n_vocab]. With anchor 0: stock."""
         end = self.n + len(tokens)
         group = last_chunk_queries(self.n, end, self.anchor, self.stair_width, self.stair_bias, self.near)
-        return self._read(tokens, group if ranges is None else hide(group, ranges))
+        return self._read(tokens, group if ranges is None else hide(group, ranges), group)
 
     def move_anchor(self, anchor: int, stair_width: int | None = None) -> None:
         self.anchor = anchor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 import oracle
 from conftest import F16, F32, Q8_0, SMALL, ModelPath, Opener, oracle_read, random_tokens, read, rms, worst
 from make_models import Shape, write_llama
-from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaPlan, _core
+from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, MesaPlan, Reader, _core
+from mesa_gguf.lab.facts import Haystack, default_text, make_document
 from mesa_gguf.state import MesaState
 
 T = 128
@@ -104,7 +106,7 @@ def test_what_cannot_be_asked_for(changes: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize("flash", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "llama-gqa", "qwen2-yarn", "mpt", "nope", "gemma2"])
 def test_answers_equal_the_oracle(model_path: ModelPath, open_llama: Opener, kind: str, flash: bool) -> None:
-    """One token in eight reads everything; the others what drew its attention, as the oracle sees it too. The anchor moves meanwhile."""
+    """One token in eight reads everything; the others what drew attention so far, as the oracle sees it too. The anchor moves meanwhile."""
     path = model_path(kind)
     model = oracle.Model.from_gguf(path, kv_half=flash)
     state = oracle.State(model, log_scaling_T=T)
@@ -114,7 +116,8 @@ def test_answers_equal_the_oracle(model_path: ModelPath, open_llama: Opener, kin
 
     assert worst(read(llm, LONG), oracle_read(state, llm.plan(), LONG)) < limit
     assert llm.read_ranges() is None
-    moves, since = 0, 0
+    moves = 0
+    drawn, first, far = np.zeros(1000), 0, np.arange(0)
     for i, token in enumerate(ANSWER):
         before = llm.plan()
         logits = read(llm, [token])
@@ -122,21 +125,20 @@ def test_answers_equal_the_oracle(model_path: ModelPath, open_llama: Opener, kin
         ranges = llm.read_ranges()
         assert (ranges is None) == (i % 8 == 0)
         assert worst(logits, oracle_read(state, llm.plan(), [token], ranges)) < limit
-        n = llm.n_tokens
-        if ranges is None:
-            since = n
-            scores = np.stack([state.attention[layer].mean(0) for layer in layers]).sum(0)
-            first = llm.plan().chunk_starts[1]
-            continue
-        chosen = keys_of(ranges, n)
-        assert chosen[:first].all() and chosen[since - SMALL.last_chunk :].all()  # type: ignore[operator]
-        far = np.arange(since)[first : since - SMALL.last_chunk]  # type: ignore[operator]
-        assert chosen[far].sum() <= 64
-        sums = {block: scores[far[far // BLOCK == block]].sum() for block in np.unique(far // BLOCK)}
-        best = sum(sorted(sums.values())[-2:])  # blocks
-        assert scores[far[chosen[far]]].sum() > best - (0.02 if flash else 1e-3) - max(
-            sums[block] for block in sums if (far // BLOCK == block).sum() < BLOCK
-        )
+        if ranges is not None:  # chosen after the token before this one
+            n = llm.n_tokens - 1
+            chosen = keys_of(ranges, n)
+            assert chosen[:first].all() and chosen[n - SMALL.last_chunk :].all()  # type: ignore[operator]
+            assert chosen[far].sum() <= 64
+            whole = [block for block in np.unique(far // BLOCK) if (far // BLOCK == block).sum() == BLOCK]
+            kept = [drawn[block] for block in whole if chosen[block * BLOCK]]
+            left = [drawn[block] for block in whole if not chosen[block * BLOCK]]
+            assert kept and min(kept) > max(left) - (0.02 if flash else 1e-3)
+        first, n = llm.plan().chunk_starts[1], llm.n_tokens
+        far = np.arange(first, n - SMALL.last_chunk)  # type: ignore[operator]
+        weights = np.stack([state.attention[layer].mean(0) for layer in layers]).sum(0)
+        drawn *= 0.5
+        np.add.at(drawn, far // BLOCK, weights[far])
     assert moves >= 1
 
 
@@ -234,20 +236,20 @@ def test_a_text_is_read_whole(model_path: ModelPath, open_llama: Opener, singly:
 
 
 def test_what_was_chosen_is_forgotten_with_its_token(model_path: ModelPath, open_llama: Opener) -> None:
+    """Then everything is read once."""
     llm = open_llama(model_path("llama"), LESS)
     read(llm, LONG)
     logits = [read(llm, [token]) for token in ANSWER[:6]]
-    ranges = llm.read_ranges()
-    llm.n_tokens = 373  # behind the choice: it holds
-    for token, expected in zip(ANSWER[3:6], logits[3:], strict=True):
-        assert np.array_equal(read(llm, [token]), expected)
-    assert llm.read_ranges() == ranges
-    llm.n_tokens = 370
-    read(llm, [ANSWER[0]])
+    assert llm.read_ranges() is not None
+    llm.n_tokens = 373
+    read(llm, [ANSWER[3]])
     assert llm.read_ranges() is None
+    llm.n_tokens = 370
+    for token, expected in zip(ANSWER[:6], logits, strict=True):
+        assert worst(read(llm, [token]), expected) < 1e-4
     llm.reset()
     read(llm, LONG)
-    assert np.array_equal(read(llm, [ANSWER[0]]), logits[0])
+    assert np.array_equal([read(llm, [token]) for token in ANSWER[:6]], logits)
 
 
 def test_states_go_on_as_they_would_have(model_path: ModelPath, open_llama: Opener) -> None:
@@ -259,8 +261,8 @@ def test_states_go_on_as_they_would_have(model_path: ModelPath, open_llama: Open
     state: MesaState = llm.save_state()
     expected = [read(llm, [token]) for token in ANSWER[4:20]]
     other.load_state(state)
-    assert other.read_ranges() is not None
     assert np.array_equal([read(other, [token]) for token in ANSWER[4:20]], expected)
+    assert other.read_ranges() == llm.read_ranges() is not None
     full.load_state(state)
     read(full, [ANSWER[4]])
     assert full.read_ranges() is None
@@ -319,16 +321,16 @@ def test_any_budget_equals_the_oracle(
 
 @pytest.mark.slow
 def test_a_real_model_answers_the_same(smollm2: Path) -> None:
-    """A fact in a text three times as long as the reading length."""
-    answers = []
+    """Facts in a text four times as long as the reading length: with an eighth of it read, the answers are those of everything."""
+    haystack, answers = Haystack(default_text()), []
     for budget in (None, 512):
         config = MesaConfig(reading_length=1024, chunk=512, last_chunk=128, read_budget=budget, tuned=False)
-        with closing(MesaLlama(smollm2, mesa=config, n_ctx=4096, n_threads=1, n_threads_batch=1)) as llm:
-            count = lambda text: len(llm.tokenize(text.encode(), add_bos=False))  # noqa: E731
-            document = make_document(default_text(), 2800, count, seed=3)
+        with closing(MesaLlama(smollm2, mesa=config, n_ctx=4608, n_threads=1, n_threads_batch=1, verbose=False)) as llm:
+            document = make_document(haystack, 1, 4096, lambda text: len(llm.tokenize(text.encode(), add_bos=False)))
             reader = Reader(llm)
             reader.read(document.text)
-            answers.append(reader.ask(document.questions[0].text, max_tokens=40).answer.text)
+            asked = [question for question in document.questions if question.form == "literal"][:4]
+            answers.append([reader.ask(question.text, max_tokens=24).answer.text for question in asked])
             assert (llm.read_ranges() is not None) == (budget is not None)
     print(answers)
-    assert answers[0] == answers[1]
+    assert sum(a == b for a, b in zip(*answers, strict=True)) >= 3

@@ -32,6 +32,9 @@ int32_t mesa::fail(const std::string & what) {
 static const char * const params_is_null = "params is NULL: llama_mesa_default_params makes some";
 static const char * const no_length      = "the model is NULL: give one, or a train_length";
 
+// layers that tell what a token attends to, to choose what is read: each of them reads all keys for it
+static const int32_t n_layers_read_by = 2;
+
 // false, and the last error is set: NULL
 static bool has(const llama_context * ctx) {
     if (!ctx) {
@@ -297,9 +300,9 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
     m->n_pad   = m->v_trans || m->on_cpu ? 1 : 256;
 
     if (m->params.read_budget > 0) {
-        m->read_by.layers = choose_layers(layers_that_see_everything(model), (int32_t) model.hparams.n_layer(),
-                getenv("MESA_SCOUTS") ? atoi(getenv("MESA_SCOUTS")) : 8);
-        m->read_by.kind   = LLAMA_MESA_ATTENTION_MEAN;
+        m->read_by.layers =
+                choose_layers(layers_that_see_everything(model), (int32_t) model.hparams.n_layer(), n_layers_read_by);
+        m->read_by.kind = LLAMA_MESA_ATTENTION_MEAN;
     }
 
     ctx->set_mesa(m);

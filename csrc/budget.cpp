@@ -1,6 +1,6 @@
 #include "budget.h"
 
-#include <cstdlib>
+#include <numeric>
 
 namespace mesa {
 
@@ -15,9 +15,8 @@ bool over_budget(const params & p, const plan & pl, int32_t n_keys) {
 }
 
 void add_scores(const params & p, const plan & pl, int32_t n_keys, const float * weights, std::vector<float> & scores) {
-    static const float decay = getenv("MESA_DECAY") ? atof(getenv("MESA_DECAY")) : 0.5f;
     for (auto & score : scores) {
-        score *= decay;
+        score *= 0.5f;
     }
     const auto far = far_keys(p, pl, n_keys);
 
@@ -25,6 +24,29 @@ void add_scores(const params & p, const plan & pl, int32_t n_keys, const float *
     for (int32_t j = far.from; j < far.to; ++j) {
         scores[j / read_block] += weights[j];
     }
+}
+
+bool misses(
+        const params & p, const plan & pl, int32_t n_keys, const float * weights, const std::vector<range> & ranges) {
+    const auto far = far_keys(p, pl, n_keys);
+
+    float most_read   = 0.0f;
+    float most_unread = 0.0f;
+
+    auto r = ranges.begin();
+    for (int32_t j = far.from; j < far.to;) {
+        const int32_t end = std::min(far.to, (j / read_block + 1) * read_block);
+        while (r != ranges.end() && r->to <= j) {
+            ++r;
+        }
+        const bool is_read = r != ranges.end() && r->from <= j; // blocks are read whole, or not
+        const float drawn  = std::accumulate(weights + j, weights + end, 0.0f);
+
+        auto & most = is_read ? most_read : most_unread;
+        most        = std::max(most, drawn);
+        j           = end;
+    }
+    return most_unread > most_read;
 }
 
 std::vector<range> choose(const params & p, const plan & pl, int32_t n_keys, const std::vector<float> & scores) {

@@ -1,7 +1,7 @@
 // Reading less: which keys a generated token reads where a budget bounds them. Free of ggml and of llama.cpp.
 //
-// Some layers tell of each token what it attends to, of all that there is. The blocks that drew most of it are what the next token reads, beside
-// the first chunk and the last tokens.
+// A few layers tell of each token what it attends to, of all that there is. The blocks that drew most of it so far are what the next token reads,
+// beside the first chunk and the last tokens.
 
 #pragma once
 
@@ -32,6 +32,10 @@ bool over_budget(const params & p, const plan & pl, int32_t n_keys);
 
 // Note what the last of n_keys tokens attended to [n_keys]; scores: what each block has drawn so far. What was noted before counts by a half.
 void add_scores(const params & p, const plan & pl, int32_t n_keys, const float * weights, std::vector<float> & scores);
+
+// Did a token that read these ranges of n_keys keys miss what it attends to: does a block that it did not read draw more than any that it did?
+bool misses(
+        const params & p, const plan & pl, int32_t n_keys, const float * weights, const std::vector<range> & ranges);
 
 // The ranges that are read of n_keys keys, in order and apart.
 std::vector<range> choose(const params & p, const plan & pl, int32_t n_keys, const std::vector<float> & scores);

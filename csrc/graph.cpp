@@ -696,23 +696,32 @@ void llama_mesa_ubatch_end(llama_context & lctx, const llm_graph_result & res, c
     const auto & g       = lctx.get_cparams().mesa_graph;
     const int32_t n_keys = (int32_t) ubatch.pos[0] + 1;
 
-    std::vector<float> weights; // of all layers together
+    const llm_graph_input_mesa * inp = nullptr;
+    for (const auto & input : res.inputs) {
+        inp = inp ? inp : dynamic_cast<const llm_graph_input_mesa *>(input.get());
+    }
 
     m.attention.n_keys = 0;
-    if (g.attention || g.choose) {
-        for (const auto & input : res.inputs) {
-            const auto * inp = dynamic_cast<const llm_graph_input_mesa *>(input.get());
-            if (inp && g.attention) {
-                read_attention(lctx, inp->attention, m.attention, n_keys);
-            }
-            if (inp && g.choose) {
-                read_attention(lctx, inp->read_by, m.read_by, n_keys);
+    if (inp && g.attention) {
+        read_attention(lctx, inp->attention, m.attention, n_keys);
+    }
 
-                weights.assign(n_keys, 0.0f);
-                for (size_t i = 0; i < m.read_by.data.size(); ++i) {
-                    weights[i % n_keys] += m.read_by.data[i];
-                }
-            }
+    std::vector<float> weights; // of all layers together
+    const auto sum_up = [&]() {
+        read_attention(lctx, inp->read_by, m.read_by, n_keys);
+
+        weights.assign(n_keys, 0.0f);
+        for (size_t i = 0; i < m.read_by.data.size(); ++i) {
+            weights[i % n_keys] += m.read_by.data[i];
+        }
+    };
+    if (inp && g.choose) {
+        sum_up();
+        if (m.choose_again(n_keys - 1, weights.data())) { // the same graph, another mask
+            auto & graph = const_cast<llm_graph_result &>(res);
+            graph.set_inputs(&ubatch);
+            lctx.graph_compute(graph.get_gf(), false);
+            sum_up();
         }
     }
     if (ubatch.n_tokens == 1) {

@@ -60,7 +60,7 @@ struct llama_mesa_params {
     int32_t log_length;     // the scale of queries is 1 for the first log_length tokens; 0: reading_length
     int32_t reading_length; // R <= T: a longer text is read in chunks, and distances are kept below R
     int32_t read_budget; // keys that a generated token reads at most beside the first chunk and the last tokens; 0: all. Method mesa
-    int32_t read_every; // one in so many generated tokens reads everything, and chooses for those that follow; 0: 16
+    int32_t read_every; // one in so many generated tokens reads everything all the same; 0: 64
 };
 
 // LLAMA_MESA_VERSION of the library
@@ -192,7 +192,8 @@ LLAMA_API int32_t llama_mesa_get_attention(
 
 // Reading less. With read_budget a generated token (one that is decoded alone, and is not part of a text that was announced by
 // llama_mesa_prompt) reads the first chunk, the last_chunk tokens before it, and of what lies between as much as the budget allows: the blocks
-// that drew most attention from the last token that read everything. That is the first one behind a text, and every read_every-th from there on.
+// that drew most attention from the tokens before it, as two layers tell. A token that would attend to another block more than to any of those is
+// computed again with that one. The first token behind a text reads everything, and so does every read_every-th from there on.
 // Layers with a sliding window read what they always do. What is left out costs nothing on the CPU with flash attention; elsewhere it is masked
 // and no faster. Where the budget covers all, nothing differs from reading everything. While a token reads less, llama_mesa_get_attention
 // knows nothing of it.

@@ -47,12 +47,12 @@ struct params {
     int32_t window  = 0; // N of the methods that have one
     int32_t n_sinks = 4; // first tokens that stay visible, for the methods that forget
 
-    // keys that a generated token reads beside the first chunk and the last_chunk tokens before it, chosen anew every read_every tokens
-    // from one that reads everything; 0: all of them
+    // keys that a generated token reads beside the first chunk and the last_chunk tokens before it; one in read_every tokens reads everything
+    // all the same. 0: everything
     int32_t read_budget = 0;
     int32_t read_every  = read_every_default; // 0: the default
 
-    static constexpr int32_t read_every_default = 16;
+    static constexpr int32_t read_every_default = 64;
 
     // a text is cut into chunks
     bool chunked() const { return method == method_mesa || method == method_mesa_exact || method == method_star; }

@@ -100,6 +100,17 @@ bool llama_mesa::chooses(int32_t pos) const {
            params.read_interval() > 1 && mesa::over_budget(params, plan, pos + 1);
 }
 
+bool llama_mesa::choose_again(int32_t pos, const float * weights) {
+    if (!reads_less(pos) || !mesa::misses(params, plan, pos, weights, read.ranges)) {
+        return false;
+    }
+    auto scores = read.scores;
+    mesa::add_scores(params, plan, pos, weights, scores);
+    read.ranges = mesa::choose(params, plan, pos, scores);
+    read.n_keys = pos;
+    return true;
+}
+
 void llama_mesa::note_read(int32_t pos, const float * weights) {
     const int32_t n_keys = pos + 1;
 

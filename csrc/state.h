@@ -138,6 +138,9 @@ struct llama_mesa {
     bool reads_less(int32_t pos) const;
     bool chooses(int32_t pos) const;
 
+    // the token at pos read less, and missed what it would attend to: now the ranges have that, and it is to be computed again
+    bool choose_again(int32_t pos, const float * weights);
+
     // note what the token at pos read, and choose by what each key drew from it [pos + 1]; null: it does not choose
     void note_read(int32_t pos, const float * weights);
 

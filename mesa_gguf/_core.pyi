@@ -37,7 +37,7 @@ class Params:
         log_length: int = 0,
         reading_length: int | None = None,
         read_budget: int = 0,
-        read_every: int = 16,
+        read_every: int = 64,
     ) -> None: ...
     @staticmethod
     def fill(

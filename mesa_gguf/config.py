@@ -141,7 +141,7 @@ class MesaConfig:
         read_budget: how many tokens an answer reads of a long text while it is written. Each token of it reads the first chunk, the
             `last_chunk` tokens before it, and at most so many in between: those that drew most attention. What is left out costs nothing on
             the CPU with flash attention; elsewhere it is left out, and nothing is faster. Default: everything is read.
-        read_every: one in so many tokens of an answer reads everything all the same, and chooses for the others. Default: 16.
+        read_every: one in so many tokens of an answer reads everything all the same. Default: 64.
     """
 
     enabled: bool = True

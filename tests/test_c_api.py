@@ -805,14 +805,14 @@ def test_what_a_token_attends_to(context: Context) -> None:
 def test_what_a_generated_token_reads(context: Context) -> None:
     """Without room the number of ranges is told all the same; a batch of several tokens reads everything."""
     lib, ctx, new, null = context.lib, context.ctx, context.ffi.new, context.ffi.NULL
-    assert context.enable(read_budget=64) == 0
+    assert context.enable(read_budget=64, read_every=16) == 0
     assert lib.llama_mesa_prompt(ctx, len(LONG), null) == 0
     assert context.decode(LONG, 0) == 0
     n = len(LONG)
     for i, token in enumerate(LONG[:20]):
         assert context.decode([token], n + i) == 0
         n_ranges = lib.llama_mesa_get_read_ranges(ctx, null, 0)
-        assert (n_ranges == 0) == (i in (0, 16))  # as read_every is by default
+        assert (n_ranges == 0) == (i in (0, 16))
     ranges = new("int32_t[]", [-1] * 2 * n_ranges)
     assert lib.llama_mesa_get_read_ranges(ctx, ranges, 1) == n_ranges
     assert ranges[0] == 0 and set(list(ranges)[2:]) <= {-1}

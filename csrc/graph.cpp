@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <type_traits>
 
@@ -711,8 +712,8 @@ void llama_mesa_ubatch_end(llama_context & lctx, const llm_graph_result & res, c
         read_attention(lctx, inp->read_by, m.read_by, n_keys);
 
         weights.assign(n_keys, 0.0f);
-        for (size_t i = 0; i < m.read_by.data.size(); ++i) {
-            weights[i % n_keys] += m.read_by.data[i];
+        for (auto row = m.read_by.data.begin(); row != m.read_by.data.end(); row += n_keys) {
+            std::transform(row, row + n_keys, weights.begin(), weights.begin(), std::plus<float>());
         }
     };
     if (inp && g.choose) {

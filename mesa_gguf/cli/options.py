@@ -196,7 +196,7 @@ ReadBudget = Annotated[
         min=0,
         metavar="N",
         help="Of a long text each token of an answer reads the first chunk, the last tokens, and at most N tokens between, those that drew "
-        "most attention: faster on the CPU, at some cost in answers. Default: 0, everything.",
+        "most attention: faster on the CPU, and answers may differ. Default: 0, everything.",
         panel=MESA,
     ),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 import oracle
 from conftest import F16, F32, Q8_0, SMALL, ModelPath, Opener, oracle_read, random_tokens, read, rms, worst
 from make_models import Shape, write_llama
-from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaLlama, MesaPlan, Reader, _core
-from mesa_gguf.lab.facts import Haystack, default_text, make_document
+from mesa_gguf import ConfigError, MesaConfig, MesaError, MesaPlan, _core
 from mesa_gguf.state import MesaState
 
 T = 128
@@ -322,20 +320,3 @@ def test_any_budget_equals_the_oracle(
                 assert keys_of(ranges, n + i + 1).sum() <= 12 + budget + SMALL.last_chunk + every  # type: ignore[operator]
     finally:
         llm.close()
-
-
-@pytest.mark.slow
-def test_a_real_model_answers_the_same(smollm2: Path) -> None:
-    """Facts in a text four times as long as the reading length: with an eighth of it read, the answers are those of everything."""
-    haystack, answers = Haystack(default_text()), []
-    for budget in (None, 512):
-        config = MesaConfig(reading_length=1024, chunk=512, last_chunk=128, read_budget=budget, tuned=False)
-        with closing(MesaLlama(smollm2, mesa=config, n_ctx=4608, n_threads=1, n_threads_batch=1, verbose=False)) as llm:
-            document = make_document(haystack, 1, 4096, lambda text: len(llm.tokenize(text.encode(), add_bos=False)))
-            reader = Reader(llm)
-            reader.read(document.text)
-            asked = [question for question in document.questions if question.form == "literal"][:4]
-            answers.append([reader.ask(question.text, max_tokens=24).answer.text for question in asked])
-            assert (llm.read_ranges() is not None) == (budget is not None)
-    print(answers)
-    assert sum(a == b for a, b in zip(*answers, strict=True)) >= 3

@@ -71,41 +71,21 @@ def test_langchain_has_forms_and_tools(server: Server) -> None:
         assert call["name"] == "Door" and call["args"] == {"code": "48213"}
 
 
-def test_llm(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], pytest.param(["--no-stream"], marks=pytest.mark.slow)])
+def test_llm(server: Server, tmp_path: Path, more: list[str]) -> None:
     (tmp_path / "extra-openai-models.yaml").write_text(
         f"- model_id: mesa\n  model_name: mesa\n  api_base: {server.url}/v1\n  api_key_name: none\n"
     )
-    for more in ([], ["--no-stream"]):
-        command = [
-            sys.executable,
-            "-m",
-            "llm",
-            "-m",
-            "mesa",
-            "Hello",
-            "-o",
-            "max_tokens",
-            "8",
-            "-o",
-            "temperature",
-            "0",
-            "--key",
-            "x",
-        ]
-        done = subprocess.run(
-            [*command, *more],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "LLM_USER_PATH": str(tmp_path)},
-            check=False,
-        )
-        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    command = [sys.executable, "-m", "llm", "-m", "mesa", "Hello", "-o", "max_tokens", "8", "-o", "temperature", "0"]
+    env = {**os.environ, "LLM_USER_PATH": str(tmp_path)}
+    done = subprocess.run([*command, "--key", "x", *more], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
-@pytest.mark.parametrize("n_examples", [1, pytest.param(25, marks=pytest.mark.slow)])
-def test_no_request_makes_the_server_fail(server: Server, n_examples: int) -> None:
+@pytest.mark.slow
+def test_no_request_makes_the_server_fail(server: Server) -> None:
     """Requests of every kind that the description allows, and some that it does not."""
-    bounds = settings(max_examples=n_examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    bounds = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
     found = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [operation.ok() for operation in found.get_all_operations()]

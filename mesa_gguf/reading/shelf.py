@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +44,7 @@ ANSWER_WORDS = 8  # of a turn's answer: what "it" and "she" may be; a long answe
 NAMED_WEIGHT = 0.5  # of what the sentence that the question fits best says besides, for a second hop
 TURN_WEIGHT = 0.5  # of a turn's score, beside that of the turn or question after it
 WEAK_EVIDENCE = 0.4  # share of a question's words in the best passage, below which other words are looked for
-NO_EVIDENCE = 0.2  # below which the chunk that the words find may be left out for them
+NO_EVIDENCE = 0.2  # below which all chunks that the words find come behind them
 ASKED_WORDS = 32  # of a longer question enough are found
 COMPARED_PASSAGES = 16  # that the question's likelihood is computed for: one of about 90 tokens each
 PASSAGE_TOKENS = 128  # longest of them
@@ -318,7 +319,7 @@ class Catalogue:
             self._similar = chunks, SimilarPassages([text(i) for i in range(len(every))])
         try:
             found = self._similar[1].nearest(question, self._vectors)
-        except RuntimeError:  # the model's file is gone: what is in memory answers still
+        except (RuntimeError, ValueError):  # the model's file is gone, or another one: what is in memory answers still
             return ranked, 0
         compared = found[:COMPARED_PASSAGES]
         compared += [near for near in found[COMPARED_PASSAGES:] if ranked and near.source == ranked[0]]
@@ -328,8 +329,8 @@ class Catalogue:
             likely = dict(zip(compared, likelihoods(question, [near.text for near in compared])))
             compared.sort(key=lambda near: -likely[near])
         order = [near.source for near in (*compared, *found)]
-        if ranked and matched >= NO_EVIDENCE:
-            order.insert(1, ranked[0])
+        if matched >= NO_EVIDENCE:  # in turns: the words may be names, of which each chunk tells something
+            order = [i for pair in zip_longest(ranked, order) for i in pair if i is not None]
         return list(dict.fromkeys([*order, *ranked])), len(compared)
 
     def _named(self, question: str, said: str, documents: Sequence[int]) -> list[tuple[int, float]]:

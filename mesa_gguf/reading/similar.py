@@ -29,6 +29,7 @@ N_TURNS = 8  # to find them
 NEAR = 2.0  # standard deviations from which on a word counts,
 NEAREST = 4.0  # and how many more count in full: the word itself is hardly more than a good synonym
 PASSAGE_WORDS = 16  # different ones: passages of many more count less
+RARE = 0.05  # of all chunks have a rare word
 N_CACHED = 2**24  # numbers that word vectors take in memory: 64 MiB
 
 Tokenize = Callable[[str], Sequence[int]]
@@ -157,13 +158,16 @@ class SimilarPassages:
 
 
 def evidence(question: str, texts: Sequence[str], n_texts: int, found_in: Callable[[str], int]) -> float:
-    """The share of a question's words that one passage of some texts has, rare words counting more; 1 for a question of no words.
+    """The share of a question's words that one passage of some texts has, rare words counting more; 1 for a question of no words, and
+    where a passage has two rare ones: a name.
 
     Args:
         n_texts: of all texts.
         found_in: how many of them a word stands in.
     """
-    weight = {word: math.log(1 + n_texts / max(found_in(word), 0.5)) for word in terms_of(question)}
-    own = [set(terms_of(passage.text)) for text in texts for passage in passages(0, text)]
-    most = max((sum(weight[word] for word in weight if word in words) for words in own), default=0.0)
-    return most / sum(weight.values()) if weight else 1.0
+    often = {word: found_in(word) for word in terms_of(question)}
+    weight = {word: math.log(1 + n_texts / max(n, 0.5)) for word, n in often.items()}
+    own = [set(terms_of(passage.text)) & weight.keys() for text in texts for passage in passages(0, text)]
+    if not weight or any(sum(often[word] <= RARE * n_texts for word in words) >= 2 for words in own):
+        return 1.0
+    return max((sum(weight[word] for word in words) for words in own), default=0.0) / sum(weight.values())

@@ -28,6 +28,7 @@ from mesa_gguf.lab.evaluate.prompts import SLACK, Prompter
 from mesa_gguf.lab.evaluate.store import Store
 from mesa_gguf.lab.evaluate.tasks import TASKS, Brief, Sample, Style
 from mesa_gguf.lab.methods import METHODS, open_model
+from mesa_gguf.reading.prompts import ABOUT, REPLY
 from test_cli import TEMPLATE, with_template
 
 T = 512  # of the bundled model
@@ -79,8 +80,8 @@ def test_chat_models_get_their_template(tmp_path: Path) -> None:
     made, prompts = p.fit(TASKS["passkey"], 3 * T, lambda n: Brief("natural", "7", n, p.count))
     tokens = prompts.head + prompts.tails[0]
     text = p.vocabulary.detokenize(tokens, special=True).decode()
-    assert made.document in text and "Question: What is the pass key?" in text
-    assert text.endswith("<|unused0|>") and "The pass key is" not in text.rsplit("Question:", 1)[1]
+    assert made.document in text and ABOUT.format(question="What is the pass key?") in text
+    assert text.endswith("<|unused0|>") and "The pass key is" not in text.rsplit(REPLY, 1)[1]
     assert 3 * T - SLACK <= len(tokens) + TASKS["passkey"].max_tokens <= 3 * T
 
     plain = Prompter(path, "reader")  # what the bundled model knows has no template

@@ -195,8 +195,8 @@ ReadBudget = Annotated[
         "--read-budget",
         min=0,
         metavar="N",
-        help="Of a long text each token of an answer reads the first chunk, the last tokens, and at most N tokens between, those that drew "
-        "most attention: faster on the CPU, and answers may differ. Default: 0, everything.",
+        help="Each token of an answer reads no more of a long text than its first chunk, its last tokens, and N tokens between, those that "
+        "drew most attention: faster on the CPU, but some models answer worse. Default: 0, everything.",
         panel=MESA,
     ),
 ]

@@ -607,6 +607,7 @@ def results_page(folder: Path, *of: str) -> str:
 TINY = ("--samples", "1", "--length", "T", "--length", "2T", "--depths", "2", "--facts", "3")
 
 
+@pytest.mark.slow
 def test_all_tasks(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     out, _ = command("all", "--quick", *TINY, "--method", "mesa", "--method", "linear")
     for task in ("passkey", "niah", "qa", "qa/two-hop", "ppl", *(name for name in TASKS if "ruler" in name)):
@@ -627,6 +628,7 @@ def test_all_tasks(command: Callable[..., tuple[str, str]], tmp_path: Path) -> N
     assert "| method | T | 2 T |" in page and "![qa by length](results/qa.png)" in page
 
 
+@pytest.mark.slow
 def test_answer_loss(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     """The script's right answers are those that `eval` writes, and a run is level with itself."""
     command("qa", "--method", "mesa", "--samples", "2", "--length", "4T", "--seed", "3", "--stair-bias", "1.5")

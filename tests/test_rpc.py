@@ -361,7 +361,14 @@ def attention_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MesaLlama, "model_params", property(getter, set_params))
 
 
-@pytest.mark.parametrize(("name", "mesa"), [("llama", SMALL), ("llama", MesaConfig(enabled=False)), ("mpt", SMALL)])
+@pytest.mark.parametrize(
+    ("name", "mesa"),
+    [
+        ("llama", SMALL),
+        pytest.param("llama", MesaConfig(enabled=False), marks=pytest.mark.slow),
+        pytest.param("mpt", SMALL, marks=pytest.mark.slow),
+    ],
+)
 def test_flash_attention_left_to_llama_cpp_which_decides_against_it(
     path: Callable[[str], Path],
     open_llama: Opener,

@@ -619,7 +619,10 @@ def test_a_conversation_about_a_document_with_a_real_model(smollm2: Path, tmp_pa
         first = server.json("POST", "/v1/chat/completions", {"messages": messages, "max_tokens": 24})
         text = first["choices"][0]["message"]["content"]
         assert str(CODES["Mara Lind"]) in text
-        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "And that of Eva Stone?"}]
+        messages += [
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": "And what is that of Eva Stone?"},
+        ]
         second = server.json("POST", "/v1/chat/completions", {"messages": messages, "max_tokens": 24})
         assert "Eva Stone" in second["choices"][0]["message"]["content"]  # it knows what "that" is
         assert second["mesa"]["read"]["tokens_computed"] == 0

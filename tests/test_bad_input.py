@@ -82,7 +82,13 @@ for i in range(begin, end):
 
 
 @pytest.mark.parametrize(
-    "seed", [1, 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+    "seed",
+    [
+        1,
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(3, marks=pytest.mark.slow),
+        pytest.param(4, marks=pytest.mark.slow),
+    ],
 )
 def test_bit_flips_in_a_header(model_path: ModelPath, tmp_path: Path, seed: int) -> None:
     """Each loads or raises a MesaError. All that abort are listed."""

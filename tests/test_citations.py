@@ -170,6 +170,7 @@ def test_answers_put_together_of_each_chunk(library: Library, llm: MesaLlama) ->
     assert all(citation.text in MADE.text for citation in answer.citations)
 
 
+@pytest.mark.slow
 def test_a_real_model_cites_real_text(gemma3: Path, tmp_path: Path) -> None:
     llm = MesaLlama(gemma3, n_ctx=2560, n_threads=1, n_threads_batch=1)
     with Library(tmp_path / "library", budget=10**9) as library:

@@ -191,7 +191,7 @@ def test_a_text_announced_but_not_read(model_path: ModelPath, open_llama: Opener
 # Speculation.
 
 
-@pytest.mark.parametrize("n_draft", [1, 4, 10])
+@pytest.mark.parametrize("n_draft", [1, 4, pytest.param(10, marks=pytest.mark.slow)])
 def test_speculation_replays_its_own_history(open_llama: Opener, n_draft: int) -> None:
     """Answers to a text that repeats itself, long enough for the anchor to move many times; every token read, drafts that
     were refused included, against the oracle."""

@@ -43,6 +43,7 @@ def test_questions(tmp_path: Path) -> None:
     assert counts["qa/two-hop"] >= 35  # 40 of 40
 
 
+@pytest.mark.slow
 def test_questions_would_tell(tmp_path: Path) -> None:
     """A bias that hides the stair is noticed."""
     assert right(tmp_path, "qa", 8 * T, 4, stair_bias=2.0)["qa/two-hop"] < 35  # 18

@@ -33,6 +33,20 @@ static mesa::plan get_plan(llama_context * ctx) {
     return pl;
 }
 
+// what a function of the C API gives as ranges: their number, and their ends one after the other
+template <typename F>
+static std::vector<std::pair<int32_t, int32_t>> ranges_of(F && get, uintptr_t ctx) {
+    auto * c = to_ctx(ctx);
+    std::vector<int32_t> ends(2 * check<std::runtime_error>(get(c, nullptr, 0)));
+    get(c, ends.data(), (int32_t) ends.size() / 2);
+
+    std::vector<std::pair<int32_t, int32_t>> res;
+    for (size_t i = 0; i < ends.size(); i += 2) {
+        res.emplace_back(ends[i], ends[i + 1]);
+    }
+    return res;
+}
+
 void bind_context(py::module_ & m) {
     m.attr("LLAMA_MESA_VERSION") = LLAMA_MESA_VERSION;
 
@@ -143,16 +157,7 @@ void bind_context(py::module_ & m) {
         check<std::invalid_argument>(res);
     }, py::arg("ctx"), py::arg("tokens"), py::arg("data"));
 
-    m.def("loaded_chunks", [](uintptr_t ctx) {
-        auto * c = to_ctx(ctx);
-        std::vector<int32_t> ranges(2 * check<std::runtime_error>(llama_mesa_get_loaded(c, nullptr, 0)));
-        llama_mesa_get_loaded(c, ranges.data(), (int32_t) ranges.size() / 2);
-        std::vector<std::pair<int32_t, int32_t>> res;
-        for (size_t i = 0; i < ranges.size(); i += 2) {
-            res.emplace_back(ranges[i], ranges[i + 1]);
-        }
-        return res;
-    }, py::arg("ctx"));
+    m.def("loaded_chunks", [](uintptr_t ctx) { return ranges_of(llama_mesa_get_loaded, ctx); }, py::arg("ctx"));
 
     m.def("attention_enable",
             [](uintptr_t ctx, const std::optional<std::vector<int32_t>> & layers, int32_t n, int32_t kind) {
@@ -177,16 +182,7 @@ void bind_context(py::module_ & m) {
         return res;
     }, py::arg("ctx"));
 
-    m.def("read_ranges", [](uintptr_t ctx) {
-        auto * c = to_ctx(ctx);
-        std::vector<int32_t> ranges(2 * check<std::runtime_error>(llama_mesa_get_read_ranges(c, nullptr, 0)));
-        llama_mesa_get_read_ranges(c, ranges.data(), (int32_t) ranges.size() / 2);
-        std::vector<std::pair<int32_t, int32_t>> res;
-        for (size_t i = 0; i < ranges.size(); i += 2) {
-            res.emplace_back(ranges[i], ranges[i + 1]);
-        }
-        return res;
-    }, py::arg("ctx"));
+    m.def("read_ranges", [](uintptr_t ctx) { return ranges_of(llama_mesa_get_read_ranges, ctx); }, py::arg("ctx"));
 
     m.def("set_read_ranges", [](uintptr_t ctx, const std::optional<std::vector<std::pair<int32_t, int32_t>>> & ranges) {
         std::vector<int32_t> flat;

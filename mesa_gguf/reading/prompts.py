@@ -135,9 +135,10 @@ class PromptForm:
         texts = [REPLY]
         for question, turn in zip(questions, turns, strict=False):
             texts += [question, turn.answer]
-        for around, text in zip(self._template.around(1 + len(turns)), [*texts, questions[-1]], strict=False):
-            tokens += around + self.tokenize(text)
-        return [*tokens, *self._template.around(1 + len(turns))[-1], *self.tokenize(begun)]
+        *around, end = self._template.around(1 + len(turns))
+        for before, text in zip(around, [*texts, questions[-1]], strict=True):
+            tokens += before + self.tokenize(text)
+        return [*tokens, *end, *self.tokenize(begun)]
 
     def follow_up(self, question: str, answer: str) -> list[int]:
         """The tokens of a further question, after those of an answer that stays in the context.
@@ -184,7 +185,7 @@ class _Template:
         self.head = [*given, *tokenize_piece(vocabulary, head, special=True)]
         self.tail = tokenize_piece(vocabulary, tail, special=True)
         self.between = tokenize_piece(vocabulary, _split(rest, _SECOND)[0], special=True)
-        self._around = [self.tail]  # of the conversation that was asked for last
+        self._around: list[list[int]] = []  # of the conversation that was asked for last
 
     def _render(self, messages: Sequence[tuple[str, str]]) -> str:
         try:

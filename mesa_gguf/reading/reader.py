@@ -240,8 +240,7 @@ class Reader:
             PromptError: the document is empty, or does not fit into n_ctx.
         """
         tokens = _tokens(document) or self.form.head(document)  # type: ignore[arg-type]
-        self._stop()
-        self.reading, self._document = None, []
+        self._leave()
         if self.shelf is not None:
             self.shelf.forget()
         start = time.perf_counter()

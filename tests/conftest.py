@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 import make_models
 import mesa_gguf  # before any llama_cpp: it decides which library that loads
 from flash_attention import set_kernels
-from mesa_gguf import MesaConfig, MesaLlama, MesaPlan
+from mesa_gguf import Library, MesaConfig, MesaLlama, MesaPlan
 from oracle import Floats, Queries, State, chunk_queries, first_chunk_queries
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +63,21 @@ def own_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 # Models and contexts.
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[MesaLlama]:
+    """The bundled model."""
+    llm = MesaLlama(BUNDLED, n_ctx=8192, n_threads=1, n_threads_batch=1)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Iterator[Library]:
+    """A library with nothing in it."""
+    with Library(tmp_path / "library", budget=10**9) as opened:
+        yield opened
 
 
 ModelPath = Callable[[str], Path]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,18 +25,10 @@ from mesa_gguf.reading.reader import load_vocabulary
 MADE = make_document(4711, 4000, n_facts=8)
 
 
-@pytest.fixture(scope="module")
-def llm() -> Iterator[MesaLlama]:
-    llm = MesaLlama(BUNDLED, n_ctx=8192, n_threads=1, n_threads_batch=1)
-    yield llm
-    llm.close()
-
-
 @pytest.fixture
-def library(tmp_path: Path) -> Iterator[Library]:
-    with Library(tmp_path / "library", budget=10**9) as opened:
-        opened.add_text(MADE.text, "log")
-        yield opened
+def library(library: Library) -> Library:
+    library.add_text(MADE.text, "log")
+    return library
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,6 @@ from mesa_gguf.reading.shelf import Catalogue
 
 MADE = make_document(4711, 4000, n_facts=8)
 FACT = MADE.facts[3]
-
-
-@pytest.fixture
-def library(tmp_path: Path) -> Iterator[Library]:
-    with Library(tmp_path / "library", budget=10**9) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def llm() -> Iterator[MesaLlama]:
-    llm = MesaLlama(BUNDLED, n_ctx=8192, n_threads=1, n_threads_batch=1)
-    yield llm
-    llm.close()
 
 
 def put(library: Library, folder: Path, text: str = MADE.text, name: str = "log.txt", **kwargs: Any) -> Document:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,18 +156,10 @@ def test_questions_in_other_words(smollm2: Path, tmp_path: Path) -> None:
 MADE = make_document(4711, 4000, n_facts=8)
 
 
-@pytest.fixture(scope="module")
-def llm() -> Iterator[MesaLlama]:
-    llm = MesaLlama(BUNDLED, n_ctx=4096, n_threads=1, n_threads_batch=1)
-    yield llm
-    llm.close()
-
-
 @pytest.fixture
-def library(tmp_path: Path) -> Iterator[Library]:
-    with Library(tmp_path / "library", budget=10**9) as opened:
-        opened.add_text(MADE.text, "log")
-        yield opened
+def library(library: Library) -> Library:
+    library.add_text(MADE.text, "log")
+    return library
 
 
 STRANGE = "Which zebra xylophone gleams quietly?"

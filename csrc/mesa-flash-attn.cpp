@@ -22,6 +22,12 @@
 //
 // Keys that no row of an item sees are never touched.
 
+#if defined(__GNUC__)
+#define MESA_NOINLINE __attribute__((noinline))
+#else
+#define MESA_NOINLINE
+#endif
+
 namespace mesa {
 namespace {
 
@@ -29,10 +35,12 @@ constexpr int BLOCK     = 64;        // keys at a time
 constexpr int CHUNK_MAX = 512;       // keys of an item of few rows
 constexpr int CHUNK_MIN = 128;       // less, and merging costs more than threads gain
 constexpr int N_CHUNKS  = 64;        // of few rows; a fixed number, so that sums do not depend on the number of threads
+constexpr int SPAN      = 4 * BLOCK; // keys whose mask is looked at together: its rows lie far apart
 constexpr int FEW_KEYS  = 32;        // keys at a time, of few rows
 constexpr int AHEAD     = 64;        // keys from what is read to what is fetched
 constexpr int FEW_ROWS  = 8;         // up to here dot products are faster than rows in lanes
-constexpr int TILE_ROWS = 96;        // of a tile of many rows, about
+constexpr int TILE_ROWS = 192;       // of a tile of many rows, about
+constexpr int PANEL     = 64;        // rows of a tile that pass a block of keys together
 constexpr int SPLIT_MIN = 8 * BLOCK; // keys of an item of many rows
 constexpr int KEYS      = 4;         // in registers at once, which v_sum4 sums
 
@@ -41,6 +49,8 @@ constexpr int DOT_ROWS = 4, MIX_ROWS = 4, MIX_VECS = 4;
 #else
 constexpr int DOT_ROWS = 2, MIX_ROWS = 4, MIX_VECS = 2;
 #endif
+
+static_assert(PANEL % (MIX_VECS * LANES) == 0, "a panel is whole products");
 
 constexpr int LINE = 16; // floats of a cache line, so that threads do not share one
 
@@ -135,7 +145,7 @@ void dot(const char * const * keys, const float * q, int n_vec, float * logits, 
             k[c] = Load::at(keys[c], j);
         }
         for (int r = 0; r < N; r++) {
-            const vec x = v_load(q + (r * n_vec + j) * LANES);
+            const vec x = v_keep(v_load(q + (r * n_vec + j) * LANES));
             for (int c = 0; c < KEYS; c++) {
                 sums[r][c] = v_fma(x, k[c], sums[r][c]);
             }
@@ -267,8 +277,10 @@ reader reader_of(ggml_type type) {
 //
 
 // C[N][M vectors] = or += A B, where A's element (i, k) is a[i*a_row + k*a_col], and B and C have rows of `stride` and `c_stride`
+// note: not inlined, because its registers spill then
 template <int N, int M, bool ADD>
-void gemm(int n_k, const float * a, int a_row, int a_col, const float * b, int stride, float * c, int c_stride) {
+MESA_NOINLINE void gemm(
+        int n_k, const float * a, int a_row, int a_col, const float * b, int stride, float * c, int c_stride) {
     vec sums[N][M];
     for (int i = 0; i < N; i++) {
         for (int j = 0; j < M; j++) {
@@ -278,7 +290,7 @@ void gemm(int n_k, const float * a, int a_row, int a_col, const float * b, int s
     for (int k = 0; k < n_k; k++) {
         vec x[M];
         for (int j = 0; j < M; j++) {
-            x[j] = v_load(b + (int64_t) k * stride + j * LANES);
+            x[j] = v_keep(v_load(b + (int64_t) k * stride + j * LANES));
         }
         for (int i = 0; i < N; i++) {
             const vec y = v_set(a[i * a_row + k * a_col]);
@@ -316,6 +328,9 @@ void gemms(int n, int n_cols, int n_k, const float * a, int a_row, int a_col, co
 //
 // the operation
 //
+
+// what the mask adds to the logits of some keys: nothing, the same to those of all rows, or to each its own
+enum bias { BIAS_NONE, BIAS_OF_KEY, BIAS_OF_ROW };
 
 struct attention {
     const ggml_tensor * q;
@@ -390,7 +405,7 @@ struct attention {
     }
 
     int live_keys(int64_t from, int64_t to, int q0, int n, int head, int n_heads, int batch, int32_t * live,
-            bool & plain) const;
+            int32_t * kinds) const;
     void item_few(int item, int next, float * data) const;
     void item_many(int item, float * data) const;
     void finish(int64_t row) const;
@@ -420,7 +435,7 @@ attention::attention(ggml_tensor * op, int n_threads) :
         n_chunks = (int) ((n_kv + chunk - 1) / chunk);
 
         const int rows = n_head_kv * rows_max();
-        scratch        = rows * n_k + (rows + 1) * CHUNK_MAX + BLOCK * std::max(n_k, n_v);
+        scratch        = rows * n_k + (rows + 3) * CHUNK_MAX + BLOCK * std::max(n_k, n_v);
     } else {
         // a multiple of the lanes where queries are many: then all heads of a group share a vector of the mask
         tile     = n_group >= TILE_ROWS ? 1 : TILE_ROWS / n_group;
@@ -435,20 +450,21 @@ attention::attention(ggml_tensor * op, int n_threads) :
         chunk    = (int) round_up((n_kv + n_chunks - 1) / n_chunks, BLOCK);
         n_chunks = (int) ((n_kv + chunk - 1) / chunk);
 
-        const int rows = (int) round_up(rows_max(), std::max(LANES, 4));
-        scratch        = rows * (n_k + n_v + 3 + 2 * BLOCK) + BLOCK * (n_k + n_v + 2);
+        const int rows = (int) round_up(rows_max(), PANEL);
+        scratch        = rows * (n_k + n_v + 2) + PANEL * (1 + BLOCK) + BLOCK * (tile + PANEL + n_k + n_v + 1) +
+                         2 * (SPAN + BLOCK);
     }
     scratch  = round_up(scratch, LINE) + LINE;
     partials = n_rows() * n_chunks * partial_size();
 }
 
-// the keys of from .. to-1 that one of n queries of n_heads heads sees; plain: nothing is added to their logits
-int attention::live_keys(
-        int64_t from, int64_t to, int q0, int n, int head, int n_heads, int batch, int32_t * live, bool & plain) const {
+// the keys of from .. to-1 that one of n queries of n_heads heads sees; kinds: what is added to their logits, as enum bias
+int attention::live_keys(int64_t from, int64_t to, int q0, int n, int head, int n_heads, int batch, int32_t * live,
+        int32_t * kinds) const {
     int n_live = 0;
-    plain      = true;
     if (mask == nullptr) {
         for (int64_t i = from; i < to; i++) {
+            kinds[n_live]  = BIAS_NONE;
             live[n_live++] = (int32_t) i;
         }
         return n_live;
@@ -456,13 +472,15 @@ int attention::live_keys(
     n_heads = mask->ne[2] > 1 ? n_heads : 1;
     for (int64_t start = from; start < to; start += BLOCK) {
         const int n_keys        = (int) std::min<int64_t>(BLOCK, to - start);
-        ggml_fp16_t seen[BLOCK] = {}, added[BLOCK] = {};
+        ggml_fp16_t seen[BLOCK] = {}, added[BLOCK] = {}, other[BLOCK] = {};
+        const ggml_fp16_t * first = mask_row(q0, head, batch) + start;
         for (int h = 0; h < n_heads; h++) {
             for (int i = 0; i < n; i++) {
                 const ggml_fp16_t * row = mask_row(q0 + i, head + h, batch) + start;
                 for (int c = 0; c < n_keys; c++) {
                     seen[c] |= row[c] ^ MASKED;
                     added[c] |= row[c];
+                    other[c] |= row[c] ^ first[c];
                 }
             }
         }
@@ -474,9 +492,9 @@ int attention::live_keys(
             continue;
         }
         for (int c = 0; c < n_keys; c++) {
-            live[n_live] = (int32_t) (start + c);
+            live[n_live]  = (int32_t) (start + c);
+            kinds[n_live] = other[c] != 0 ? BIAS_OF_ROW : added[c] != 0 ? BIAS_OF_KEY : BIAS_NONE;
             n_live += seen[c] != 0;
-            plain &= seen[c] == 0 || added[c] == 0;
         }
     }
     return n_live;
@@ -488,18 +506,23 @@ void attention::item_few(int item, int next, float * data) const {
     const int rows = rows_max(), n_rows = n_head_kv * rows, n_vec_k = n_k / LANES, n_vec_v = n_v / LANES;
     const int64_t from = (int64_t) item * chunk, to = std::min(n_kv, from + chunk);
 
-    float * queries = data;                             // [n_rows][n_k]
-    float * logits  = queries + (int64_t) n_rows * n_k; // [n_rows][CHUNK_MAX]
-    float * floats  = logits + n_rows * CHUNK_MAX;      // [BLOCK][n_k or n_v]
-    int32_t * live  = (int32_t *) (floats + (int64_t) BLOCK * std::max(n_k, n_v));
+    float * queries = data;                                                        // [n_rows][n_k]
+    float * logits  = queries + (int64_t) n_rows * n_k;                            // [n_rows][CHUNK_MAX]
+    float * floats  = logits + n_rows * CHUNK_MAX;                                 // [BLOCK][n_k or n_v]
+    int32_t * live  = (int32_t *) (floats + (int64_t) BLOCK * std::max(n_k, n_v)); // [CHUNK_MAX]
+    int32_t * kinds = live + CHUNK_MAX;                                            // [CHUNK_MAX]
+    float * added   = (float *) (kinds + CHUNK_MAX);                               // [CHUNK_MAX]
 
     const reader read_k = reader_of(k->type), read_v = reader_of(v->type);
+    const int64_t stride_k = k->nb[1], stride_v = v->nb[1];
+    const int lines_k = (int) (ggml_row_size(k->type, n_k) + 63) / 64;
+    const int lines_v = (int) (ggml_row_size(v->type, n_v) + 63) / 64;
 
     for (int batch = 0; batch < n_batch; batch++) {
         float * partial = partials_of(item, batch, 0, 0); // the rows' order is the heads', then the queries'
 
-        bool plain       = true;
-        const int n_live = live_keys(from, to, 0, n_q, 0, n_head_kv * n_group, batch, live, plain);
+        const int n_live   = live_keys(from, to, 0, n_q, 0, n_head_kv * n_group, batch, live, kinds);
+        const int32_t kind = n_live > 0 ? *std::max_element(kinds, kinds + n_live) : BIAS_NONE;
         for (int r = 0; r < n_rows; r++) {
             partial[r * partial_size()] = -INFINITY;
         }
@@ -518,16 +541,18 @@ void attention::item_few(int item, int next, float * data) const {
         rows_of now;
         for (int start = 0; start < n_live; start += FEW_KEYS) {
             for (int head_kv = 0; head_kv < n_head_kv; head_kv++) {
-                now.n       = std::min(FEW_KEYS, n_live - start);
-                now.n_soon  = now.n;
-                now.n_lines = (int) (ggml_row_size(k->type, n_k) + 63) / 64;
+                now.n               = std::min(FEW_KEYS, n_live - start);
+                now.n_soon          = now.n;
+                now.n_lines         = lines_k;
+                const char * keys   = key(0, head_kv, batch);
+                const char * values = value(0, head_kv, batch);
                 for (int i = 0; i < now.n; i++) {
-                    now.at[i] = key(live[start + i], head_kv, batch);
+                    now.at[i] = keys + live[start + i] * stride_k;
                 }
                 for (int i = 0; i < now.n_soon; i++) {
                     const int soon = start + AHEAD + i;
-                    now.soon[i]    = soon < n_live ? key(live[soon], head_kv, batch)
-                                                   : value(live[std::min(soon - n_live, n_live - 1)], head_kv, batch);
+                    now.soon[i]    = soon < n_live ? keys + live[soon] * stride_k
+                                                   : values + live[std::min(soon - n_live, n_live - 1)] * stride_v;
                 }
                 dots_fn dots_of = read_k.dots;
                 if (dots_of == nullptr) {
@@ -546,11 +571,16 @@ void attention::item_few(int item, int next, float * data) const {
         for (int r = 0; r < n_rows; r++) {
             float * x = logits + r * CHUNK_MAX;
             capped(x, n_live);
-            if (!plain) {
-                const ggml_fp16_t * added = mask_row(r % n_q, r / n_q, batch);
-                const float by            = slope(r / n_q);
-                for (int i = 0; i < n_live; i++) {
-                    x[i] += by * GGML_CPU_FP16_TO_FP32(added[live[i]]);
+            if (kind != BIAS_NONE) {
+                if (r == 0 || kind == BIAS_OF_ROW) {
+                    const ggml_fp16_t * row = mask_row(r % n_q, r / n_q, batch);
+                    for (int i = 0; i < n_live; i++) {
+                        added[i] = GGML_CPU_FP16_TO_FP32(row[live[i]]);
+                    }
+                }
+                const vec by = v_set(slope(r / n_q));
+                for (int i = 0; i < n_padded; i += LANES) { // what is behind the last key is no number that matters
+                    v_store(x + i, v_fma(by, v_load(added + i), v_load(x + i)));
                 }
             }
             for (int i = n_live; i < n_padded; i++) {
@@ -575,16 +605,17 @@ void attention::item_few(int item, int next, float * data) const {
 
         for (int start = 0; start < n_live; start += FEW_KEYS) {
             for (int head_kv = 0; head_kv < n_head_kv; head_kv++) {
-                now.n       = std::min(FEW_KEYS, n_live - start);
-                now.n_soon  = now.n;
-                now.n_lines = (int) (ggml_row_size(v->type, n_v) + 63) / 64;
+                now.n               = std::min(FEW_KEYS, n_live - start);
+                now.n_soon          = now.n;
+                now.n_lines         = lines_v;
+                const char * values = value(0, head_kv, batch);
                 for (int i = 0; i < now.n; i++) {
-                    now.at[i] = value(live[start + i], head_kv, batch);
+                    now.at[i] = values + live[start + i] * stride_v;
                 }
                 for (int i = 0; i < now.n_soon; i++) {
                     const int soon = start + AHEAD + i;
                     if (soon < n_live) {
-                        now.soon[i] = value(live[soon], head_kv, batch);
+                        now.soon[i] = values + live[soon] * stride_v;
                         continue;
                     }
                     const int64_t ahead = (int64_t) next * chunk + soon - n_live;
@@ -610,29 +641,32 @@ void attention::item_few(int item, int next, float * data) const {
     }
 }
 
-// a tile of queries of a group, and a range of keys
+// A tile of queries of a group, and a range of keys. A block of keys becomes floats once for all rows of the tile; then panels of rows take turns, so
+// that what a panel works with stays near: its queries, logits and sums, and the block's keys and values.
 void attention::item_many(int item, float * data) const {
     const int n_tiles_q = (n_q + tile - 1) / tile;
     const int part      = item / n_tiles; // the items that follow each other read the same keys
     const int group     = item % n_tiles / n_tiles_q;
     const int batch = group / n_head_kv, head_kv = group % n_head_kv, head0 = head_kv * n_group;
     const int q0 = item % n_tiles_q * tile, n = std::min(tile, n_q - q0);
-    const int n_rows   = n_group * n;
-    const int rows     = (int) round_up(n_rows, std::max(LANES, 4));
+    const int n_rows   = n_group * n; // a row is that of query r % n and head r / n
+    const int rows     = (int) round_up(n_rows, LANES);
     const int64_t from = (int64_t) part * chunk, to = std::min(n_kv, from + chunk);
-    // lanes are queries of one head, so that all heads share the mask; else every row has its own
+    // lanes are queries of one head, so that all heads share what the mask adds; else every row has its own
     const bool shared = n % LANES == 0 && (mask == nullptr || mask->ne[2] == 1);
-    const int n_mask  = shared ? n : rows;
 
-    float * queries = data;                                                        // [n_k][rows]
-    float * sums    = queries + (int64_t) n_k * rows;                              // [rows][n_v]
-    float * largest = sums + (int64_t) n_v * rows;                                 // [rows]
-    float * total   = largest + rows;                                              // [rows]
-    float * shrink  = total + rows;                                                // [rows]
-    float * logits  = shrink + rows;                                               // [BLOCK][rows]
-    float * added   = logits + BLOCK * rows;                                       // [BLOCK][n_mask]
-    float * floats  = added + BLOCK * rows;                                        // [BLOCK][n_k], then [BLOCK][n_v]
-    int32_t * live  = (int32_t *) (floats + (int64_t) BLOCK * std::max(n_k, n_v)); // [2*BLOCK]
+    float * queries = data;                                         // [panel][n_k][PANEL]
+    float * sums    = queries + round_up(n_rows, PANEL) * n_k;      // [rows][n_v]
+    float * largest = sums + round_up(n_rows, PANEL) * n_v;         // [rows]
+    float * total   = largest + round_up(n_rows, PANEL);            // [rows]
+    float * shrink  = total + round_up(n_rows, PANEL);              // [PANEL]
+    float * logits  = shrink + PANEL;                               // [BLOCK][PANEL]
+    float * added   = logits + BLOCK * PANEL;                       // [BLOCK][n, or PANEL]
+    float * of_key  = added + (int64_t) BLOCK * (tile + PANEL);     // [BLOCK]
+    float * keys    = of_key + BLOCK;                               // [BLOCK][n_k]
+    float * values  = keys + (int64_t) BLOCK * n_k;                 // [BLOCK][n_v]
+    int32_t * live  = (int32_t *) (values + (int64_t) BLOCK * n_v); // [SPAN + BLOCK]
+    int32_t * kinds = live + SPAN + BLOCK;                          // [SPAN + BLOCK]
 
     const to_floats floats_k = reader_of(k->type).floats, floats_v = reader_of(v->type).floats;
 
@@ -641,102 +675,124 @@ void attention::item_many(int item, float * data) const {
         largest[r]      = -INFINITY;
         total[r]        = 0.0f;
         const float * x = r < n_rows ? query(q0 + r % n, head0 + r / n, batch) : nullptr;
+        float * y       = queries + (int64_t) (r / PANEL) * n_k * PANEL + r % PANEL;
         for (int d = 0; d < n_k; d++) {
-            queries[(int64_t) d * rows + r] = x != nullptr ? x[d] * scale : 0.0f;
+            y[d * PANEL] = x != nullptr ? x[d] * scale : 0.0f;
         }
     }
 
-    const auto read_block = [&](int n_live, bool plain) {
+    // what the mask adds to the logits of rows r0 .. r0+m-1 and these keys, transposed
+    const auto transpose = [&](const int32_t * now, int n_live, int r0, int m, int stride) {
+        for (int r = 0; r < m; r++) {
+            if (r0 + r >= n_rows) {
+                for (int c = 0; c < n_live; c++) {
+                    added[c * stride + r] = 0.0f;
+                }
+                continue;
+            }
+            const int head          = head0 + (r0 + r) / n;
+            const ggml_fp16_t * row = mask_row(q0 + (r0 + r) % n, head, batch);
+            const float by          = shared ? 1.0f : slope(head);
+            for (int c = 0; c < n_live; c++) {
+                added[c * stride + r] = by * GGML_CPU_FP16_TO_FP32(row[now[c]]);
+            }
+        }
+    };
+
+    const auto read_block = [&](const int32_t * now, int n_live, int32_t kind) {
         const int n_padded = (int) round_up(n_live, 4);
         const char * pointers[BLOCK];
 
         for (int i = 0; i < n_live; i++) {
-            pointers[i] = key(live[i], head_kv, batch);
+            pointers[i] = key(now[i], head_kv, batch);
         }
-        rows_to_f32(pointers, n_live, k->type, floats_k, floats, n_k);
-        memset(floats + (int64_t) n_live * n_k, 0, (int64_t) (n_padded - n_live) * n_k * sizeof(float));
-        gemms<false>(n_padded, rows, n_k, floats, n_k, 1, queries, rows, logits, rows);
-        capped(logits, (int64_t) n_live * rows);
+        rows_to_f32(pointers, n_live, k->type, floats_k, keys, n_k);
+        memset(keys + (int64_t) n_live * n_k, 0, (int64_t) (n_padded - n_live) * n_k * sizeof(float));
+        for (int i = 0; i < n_live; i++) {
+            pointers[i] = value(now[i], head_kv, batch);
+        }
+        rows_to_f32(pointers, n_live, v->type, floats_v, values, n_v);
 
-        if (!plain) {
-            for (int h = 0; h < (shared ? 1 : n_group); h++) {
-                const float by = shared ? 1.0f : slope(head0 + h);
-                for (int i = 0; i < n; i++) {
-                    const ggml_fp16_t * row = mask_row(q0 + i, head0 + h, batch);
-                    for (int c = 0; c < n_live; c++) {
-                        added[c * n_mask + h * n + i] = by * GGML_CPU_FP16_TO_FP32(row[live[c]]);
+        if (kind == BIAS_OF_KEY && max_bias > 0.0f && !shared) {
+            kind = BIAS_OF_ROW;
+        }
+        if (kind == BIAS_OF_KEY) {
+            const ggml_fp16_t * row = mask_row(q0, head0, batch);
+            for (int c = 0; c < n_live; c++) {
+                of_key[c] = GGML_CPU_FP16_TO_FP32(row[now[c]]);
+            }
+        } else if (kind == BIAS_OF_ROW && shared) {
+            transpose(now, n_live, 0, n, n);
+        }
+
+        for (int r0 = 0; r0 < rows; r0 += PANEL) {
+            const int m = std::min(PANEL, rows - r0);
+
+            gemms<false>(n_padded, m, n_k, keys, n_k, 1, queries + (int64_t) r0 * n_k, PANEL, logits, PANEL);
+            capped(logits, (int64_t) n_live * PANEL);
+            if (kind == BIAS_OF_ROW && !shared) {
+                transpose(now, n_live, r0, m, PANEL);
+            }
+
+            for (int r = 0; r < m; r += LANES) {
+                float * x        = logits + r;
+                const vec before = v_load(largest + r0 + r);
+                vec top          = before;
+                const vec by     = v_set(shared ? slope(head0 + (r0 + r) / n) : 1.0f);
+                if (kind == BIAS_NONE) {
+                    for (int i = 0; i < n_live; i++) {
+                        top = v_max(top, v_load(x + i * PANEL));
+                    }
+                } else {
+                    const float * more = added + (shared ? (r0 + r) % n : r);
+                    const int stride   = shared ? n : PANEL;
+                    for (int i = 0; i < n_live; i++) {
+                        const vec to = kind == BIAS_OF_KEY ? v_set(of_key[i]) : v_load(more + i * stride);
+                        const vec y  = v_fma(by, to, v_load(x + i * PANEL));
+                        v_store(x + i * PANEL, y);
+                        top = v_max(top, y);
+                    }
+                }
+                const vec least =
+                        v_mul(v_max(top, v_set(-FLT_MAX)), v_set(-1.0f)); // note: -infinity less -infinity is no number
+                const vec old = v_exp_neg(v_add(before, least));
+                vec sum       = v_mul(v_load(total + r0 + r), old);
+                for (int i = 0; i < n_live; i++) {
+                    const vec e = v_exp_neg(v_add(v_load(x + i * PANEL), least));
+                    v_store(x + i * PANEL, e);
+                    sum = v_add(sum, e);
+                }
+                v_store(largest + r0 + r, top);
+                v_store(total + r0 + r, sum);
+                v_store(shrink + r, old);
+            }
+            for (int r = 0; r < m; r++) {
+                if (shrink[r] != 1.0f) {
+                    const vec by = v_set(shrink[r]);
+                    for (int j = 0; j < n_v; j += LANES) {
+                        float * x = sums + (int64_t) (r0 + r) * n_v + j;
+                        v_store(x, v_mul(v_load(x), by));
                     }
                 }
             }
-            for (int r = n_rows; r < n_mask; r++) {
-                for (int c = 0; c < n_live; c++) {
-                    added[c * n_mask + r] = 0.0f;
-                }
-            }
+            gemms<true>(m, n_v, n_live, logits, 1, PANEL, values, n_v, sums + (int64_t) r0 * n_v, n_v);
         }
-
-        for (int r = 0; r < rows; r += LANES) {
-            const vec before = v_load(largest + r);
-            vec top          = before;
-            if (!plain) {
-                const vec by       = v_set(shared ? slope(head0 + r / n) : 1.0f);
-                const float * more = added + (shared ? r % n : r);
-                for (int i = 0; i < n_live; i++) {
-                    const vec x = v_fma(by, v_load(more + i * n_mask), v_load(logits + i * rows + r));
-                    v_store(logits + i * rows + r, x);
-                    top = v_max(top, x);
-                }
-            } else {
-                for (int i = 0; i < n_live; i++) {
-                    top = v_max(top, v_load(logits + i * rows + r));
-                }
-            }
-            const vec by =
-                    v_mul(v_max(top, v_set(-FLT_MAX)), v_set(-1.0f)); // note: -infinity less -infinity is no number
-            const vec old = v_exp_neg(v_add(before, by));
-            vec sum       = v_mul(v_load(total + r), old);
-            for (int i = 0; i < n_live; i++) {
-                const vec e = v_exp_neg(v_add(v_load(logits + i * rows + r), by));
-                v_store(logits + i * rows + r, e);
-                sum = v_add(sum, e);
-            }
-            v_store(largest + r, top);
-            v_store(total + r, sum);
-            v_store(shrink + r, old);
-        }
-        for (int r = 0; r < rows; r++) {
-            if (shrink[r] != 1.0f) {
-                const vec by = v_set(shrink[r]);
-                for (int j = 0; j < n_v; j += LANES) {
-                    float * x = sums + (int64_t) r * n_v + j;
-                    v_store(x, v_mul(v_load(x), by));
-                }
-            }
-        }
-
-        for (int i = 0; i < n_live; i++) {
-            pointers[i] = value(live[i], head_kv, batch);
-        }
-        rows_to_f32(pointers, n_live, v->type, floats_v, floats, n_v);
-        gemms<true>(rows, n_v, n_live, logits, 1, rows, floats, n_v, sums, n_v);
     };
 
     int n_live = 0;
-    bool plain = true;
-    for (int64_t start = from; start < to; start += BLOCK) {
-        bool more_plain;
-        n_live +=
-                live_keys(start, std::min(to, start + BLOCK), q0, n, head0, n_group, batch, live + n_live, more_plain);
-        plain &= more_plain;
-        if (n_live >= BLOCK) {
-            read_block(BLOCK, plain);
-            std::copy(live + BLOCK, live + n_live, live);
-            n_live -= BLOCK;
-            plain = n_live == 0 || more_plain;
+    for (int64_t start = from; start < to; start += SPAN) {
+        const int64_t end = std::min(to, start + SPAN);
+        n_live += live_keys(start, end, q0, n, head0, n_group, batch, live + n_live, kinds + n_live);
+
+        int at = 0;
+        while (n_live - at >= (end < to ? BLOCK : 1)) {
+            const int n_now = std::min(BLOCK, n_live - at);
+            read_block(live + at, n_now, *std::max_element(kinds + at, kinds + at + n_now));
+            at += n_now;
         }
-    }
-    if (n_live > 0) {
-        read_block(n_live, plain);
+        std::copy(live + at, live + n_live, live);
+        std::copy(kinds + at, kinds + n_live, kinds);
+        n_live -= at;
     }
 
     for (int r = 0; r < n_rows; r++) {
@@ -797,7 +853,7 @@ size_t mesa_flash_attn_ext_work_size(const ggml_tensor * dst, int n_threads) {
         return 0;
     }
     const mesa::attention op(const_cast<ggml_tensor *>(dst), n_threads);
-    return (op.scratch * n_threads + op.partials) * sizeof(float);
+    return (op.scratch * n_threads + op.partials + mesa::LINE) * sizeof(float);
 }
 
 bool mesa_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) {
@@ -806,7 +862,8 @@ bool mesa_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) 
     }
     mesa::attention op(dst, params->nth);
 
-    float * wdata   = (float *) params->wdata;
+    // a vector that lies in two lines is loaded twice
+    float * wdata   = (float *) mesa::round_up((intptr_t) params->wdata, mesa::LINE * sizeof(float));
     float * scratch = wdata + params->ith * op.scratch;
     op.partial_data = wdata + params->nth * op.scratch;
 

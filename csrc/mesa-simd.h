@@ -31,6 +31,7 @@ namespace {
 // v_fma(a, b, c): a*b + c
 // v_sum4(a, b, c, d, out): the sums of the lanes of four vectors
 // v_exp_neg(x): exp(x) of x <= 0, relative error below 2e-7; 0 below about -87, for -infinity too
+// v_keep(x): x, in a register. GCC loads it again for each product otherwise, and then loads are the limit
 
 #if defined(MESA_SIMD_AVX512)
 
@@ -57,6 +58,12 @@ inline vec v_load_i8(const int8_t * p) {
 }
 inline void v_store(float * p, vec a) {
     _mm512_storeu_ps(p, a);
+}
+inline vec v_keep(vec a) {
+#if defined(__GNUC__)
+    asm("" : "+v"(a));
+#endif
+    return a;
 }
 inline vec v_add(vec a, vec b) {
     return _mm512_add_ps(a, b);
@@ -117,6 +124,12 @@ inline vec v_load_i8(const int8_t * p) {
 }
 inline void v_store(float * p, vec a) {
     _mm256_storeu_ps(p, a);
+}
+inline vec v_keep(vec a) {
+#if defined(__GNUC__)
+    asm("" : "+x"(a));
+#endif
+    return a;
 }
 inline vec v_add(vec a, vec b) {
     return _mm256_add_ps(a, b);
@@ -182,6 +195,9 @@ inline vec v_load_i8(const int8_t * p) {
 }
 inline void v_store(float * p, vec a) {
     vst1q_f32(p, a);
+}
+inline vec v_keep(vec a) {
+    return a;
 }
 inline vec v_add(vec a, vec b) {
     return vaddq_f32(a, b);
@@ -254,6 +270,9 @@ inline vec v_load_i8(const int8_t * p) {
 }
 inline void v_store(float * p, vec a) {
     memcpy(p, a.x, sizeof(a.x));
+}
+inline vec v_keep(vec a) {
+    return a;
 }
 inline vec v_add(vec a, vec b) {
     return v_each([&](int i) { return a.x[i] + b.x[i]; });

@@ -463,11 +463,10 @@ class MesaLlama(llama_cpp.Llama):
         following = np.asarray([*to_read[1:], -1])
 
         def look(start: int, logits: npt.NDArray[np.single]) -> None:
-            rows = logits.astype(np.float64)
-            top = rows.max(axis=1)
-            total = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
-            expected = following[start : start + len(rows)]
-            seen.append(rows[np.arange(len(rows)), expected] - total)
+            top = logits.max(axis=1)
+            total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64))
+            expected = following[start : start + len(logits)]
+            seen.append(logits[np.arange(len(logits)), expected] - total)
 
         self._eval(to_read, look=look)
         return np.concatenate(seen)[-len(tokens) : -1]

@@ -22,13 +22,14 @@ from mesa_gguf import MesaConfig, MesaLlama, ModelError, cli
 from mesa_gguf.cli import output
 from mesa_gguf.cli.app import app
 from mesa_gguf.lab import plot
-from mesa_gguf.lab.documents import Document, make_document
+from mesa_gguf.lab.documents import Document, is_right, make_document
 from mesa_gguf.model.header import Header
 from mesa_gguf.model.hub import find_model
 from mesa_gguf.reading import reader as reading
 from mesa_gguf.reading.plans import summarize
 from mesa_gguf.reading.prompts import ABOUT, REPLY, PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
+from mesa_gguf.reading.shelf import Catalogue, Selection
 
 T = 512  # of the bundled model
 THREADS = ("--threads", "1")
@@ -97,6 +98,28 @@ def asked(questions: Sequence[str]) -> list[str]:
 #
 # ask
 #
+
+
+@pytest.mark.parametrize("mode", ["auto", "300"])
+def test_a_question_chooses_its_chunks_once(
+    run: Run, file: Path, tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    chosen: list[int] = []
+    select = Catalogue.select
+
+    def count(self: Catalogue, *args: Any, **kwargs: Any) -> Selection:
+        chosen.append(1)
+        return select(self, *args, **kwargs)
+
+    monkeypatch.setattr(Catalogue, "select", count)
+    monkeypatch.setattr("mesa_gguf.reading.shelf.AUTO_TOKENS", 600)
+    question = document.facts[0].question
+    answer = json.loads(
+        run("ask", "-f", file, question, "--read", mode, "--json", "--library", tmp_path / "l", *THREADS)
+    )
+    assert is_right(document.facts[0], answer["answer"])
+    assert 1 <= answer["read"]["chunks"] < answer["read"]["of_chunks"]
+    assert len(chosen) == 1
 
 
 def test_ask_within_the_trained_length_is_plain_llama_cpp(run: Run, tmp_path: Path) -> None:

@@ -345,14 +345,14 @@ def n_ctx_for(
     from ..reading.reader import context_for
     from ..reading.shelf import AUTO_TOKENS
 
-    selection = catalogue.select(question, documents, mode, history=history)
-    n_read = max(len(piece.tokens) for piece in selection.pieces) if mode == "each" else selection.room
-    if (
-        mode not in ("all", "each") and len(selection.pieces) < selection.of_chunks
-    ):  # others may be read, of as many tokens
-        n_read = max(n_read, AUTO_TOKENS if mode == "auto" else int(mode))
-    if mode == "each":  # the answers together come last
-        n_read = max(n_read, len(selection.pieces) * (max_tokens + 32))
+    sizes = [row.n_tokens for document in documents for row in catalogue.rows(document)]
+    budget = AUTO_TOKENS if mode == "auto" else mode
+    if isinstance(budget, int) and sum(sizes) > budget:
+        n_read = max(budget, *sizes)  # whichever they are: that is found out when the model is there
+    else:
+        read = [len(piece.tokens) for piece in catalogue.select(question, documents, mode).pieces]
+        # of "each" the answers together come last; others must be chosen again, by what the index counts
+        n_read = max(*read, len(read) * (max_tokens + 32)) if mode == "each" else max(sum(read), sum(sizes))
     n_tail = len(catalogue.form.tail(question, history=history, instructions=instructions))
     n_preamble = len(catalogue.preamble)
     return max(

@@ -18,7 +18,7 @@ from mesa_gguf.lab.documents import is_right, make_document
 from mesa_gguf.lab.facts import Haystack, default_text
 from mesa_gguf.lab.facts import make_document as make_real_document
 from mesa_gguf.reading.attended import Attended, token_starts
-from mesa_gguf.reading.citations import Passage, cite, passages, values_of
+from mesa_gguf.reading.citations import PASSAGE_CHARS, Passage, cite, passages, values_of
 from mesa_gguf.reading.prompts import tokenize_piece
 from mesa_gguf.reading.reader import load_vocabulary
 
@@ -38,6 +38,22 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> MesaLlama:
 
 
 # What is summed.
+
+
+def test_lines_that_were_only_broken_are_no_ends() -> None:
+    """Text of a fixed width, as manuals have it; lines of code and lists end where they end."""
+    wrapped = "A paragraph that was broken into lines of a fixed width,\nand goes on here. Then another.\n"
+    code = "    if ready:\n        start(engine)\n    stop_whatever_is_running_now(engine)\nreturn\n- one item\n- another item\n"
+    found = [passage.text for passage in passages(0, wrapped + code, chars=1)]
+    assert found[:2] == [
+        "A paragraph that was broken into lines of a fixed width,\nand goes on here. ",
+        "Then another.\n    ",
+    ]
+    assert [text.strip() for text in found[2:]] == [line.strip() for line in code.splitlines()]
+    assert "".join(found) == wrapped + code
+    # never without an end
+    endless = "word and so on until the end of this line, which is long\n" * 40
+    assert max(len(passage.text) for passage in passages(0, endless)) <= 3 * PASSAGE_CHARS
 
 
 def test_shares_are_of_passages_alone() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from mesa_gguf.lab.documents import is_right, make_document
 from mesa_gguf.lab.facts import Haystack, default_text
 from mesa_gguf.lab.facts import make_document as make_real_document
 from mesa_gguf.library.index import terms_of
+from mesa_gguf.reading.other_words import OtherWords, Thesaurus
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
-from mesa_gguf.reading.shelf import Catalogue
-from mesa_gguf.reading.similar import TABLE, SimilarPassages, WordVectors, evidence
+from mesa_gguf.reading.shelf import Catalogue, Shelf
+from mesa_gguf.reading.similar import TABLE, SimilarPassages, WordVectors, evidence, names_of
 
 WORDS = "boat ferry island harbour depart leave hour time king throne soup broth".split()
 
@@ -123,7 +124,112 @@ def test_a_name_is_evidence() -> None:
         return {"mara": 1, "lind": 2, "otto": 1, "falk": 0, "ines": 0, "brandt": 0}.get(word, 40)
 
     assert evidence(question, [f"{FILLER}Mara Lind was there."], 50, found_in) == 1
-    assert evidence(question, [f"Mara came. {FILLER * 4}Otto was there."], 50, found_in) < 0.4
+    assert evidence(question, [f"Mara came. {FILLER * 4}Nobody was there."], 50, found_in) < 0.4
+
+
+def test_names() -> None:
+    for question, expected in (
+        ("Which attorney spoke for Mara Lind?", {"mara", "lind"}),
+        ("For how many is there a mayor: Fernwick and Cold-Mere?", {"fernwick", "cold", "mere"}),
+        ("Where does B123 go? In May", {"b123", "may"}),
+        ("Qui était Élodie ?", {"élodie"}),
+        ("Who leads? Nobody. 漢字", set()),
+    ):
+        assert names_of(question) == expected
+    # one of them is some evidence, two are enough, wherever they stand; those that the texts have not are none
+    question = (
+        "For how many of these does the text state a mayor: Fernwick, Coldmere, Amberdale, Gorsefell and Hazelham?"
+    )
+
+    def found_in(word: str) -> int:
+        return 1 if word in ("fernwick", "coldmere") else 0 if word.endswith(("dale", "fell", "ham")) else 40
+
+    texts = [f"{FILLER}It was in Fernwick.", FILLER, f"The fair in Coldmere. {FILLER}"]
+    assert evidence(question, texts, 50, found_in) == 1
+    assert 0.2 < evidence(question, texts[:2], 50, found_in) < 0.4
+    assert evidence(question, texts[1:2], 50, found_in) < 0.2
+
+
+# what the model makes of a question
+
+
+@pytest.fixture(scope="module")
+def small(smollm2: Path) -> Iterator[MesaLlama]:
+    llm = MesaLlama(smollm2, n_ctx=768, n_threads=1, n_threads_batch=1)
+    yield llm
+    llm.close()
+
+
+def test_other_words(small: MesaLlama, tmp_path: Path) -> None:
+    """The model knows words for words, whichever question was asked before, and from what is kept as from the examples."""
+    form = PromptForm(small)
+    with Library(tmp_path) as library:
+        catalogue = Catalogue(small, form, library)
+        shelf = Shelf(small, catalogue)
+        question = "Which attorney healed the hound?"
+        found = shelf.other_words(question)
+        assert found is not None and found.likely.shape == (3, small.n_vocab())
+
+        def rank(row: Any, word: str) -> int:
+            return int((row > row[form.tokenize(f" {word}")[0]]).sum())
+
+        assert rank(found.likely[0], "lawyer") < 20 and rank(found.likely[2], "dog") < 20
+        assert rank(found.likely[0], "dog") > 100 and rank(found.likely[2], "lawyer") > 100
+        assert len(found.expected) == small.n_vocab() and 0 < len(form.tokenize(found.sentence)) <= 20
+        assert shelf.other_words(question) is found
+        assert shelf.other_words("Why? " * 300) is None
+
+        # kept: another process reads no examples
+        (key,) = [row.key for row in library.index.kept()]
+        again = Shelf(small, catalogue)
+        learned: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Thesaurus, "learn", lambda self: learned.append(1))
+            other = again.other_words(question)
+        assert other is not None and not learned
+        assert other.sentence == found.sentence
+        np.testing.assert_allclose(other.likely, found.likely, atol=0.01)
+
+        # a damaged file is read again
+        path = library.store.path(key)
+        data = bytearray(path.read_bytes())
+        data[-100] ^= 1
+        path.write_bytes(data)
+        mended = Shelf(small, catalogue).other_words(question)
+        assert mended is not None
+        np.testing.assert_allclose(mended.likely, found.likely, atol=0.01)
+
+
+def test_other_words_bring_a_passage_forward() -> None:
+    """What the model says of a word counts for the texts that have what it says."""
+    texts = [f"{FILLER}The king sat on it.", f"{FILLER}A lawyer spoke in the soup.", FILLER]
+    tokens = {word: i for i, word in enumerate(sorted({w for text in texts for w in terms_of(text)}))}
+
+    class Vectors(Same):
+        def beginnings(self, words: Sequence[str]) -> Any:
+            return np.array([tokens[word] for word in words]), np.ones(len(words), np.float32)
+
+    rows = np.zeros((1, len(tokens)), np.float32)
+    rows[0, tokens["lawyer"]] = 12
+    nothing = np.zeros(len(tokens), np.float32)
+    similar = SimilarPassages(texts)
+    assert similar.nearest("zz?", Vectors()) == []
+    (found,) = similar.nearest("zz?", Vectors(), OtherWords(rows, "", nothing))
+    assert found.source == 1 and "lawyer" in found.text
+    (found,) = similar.nearest("zz?", Vectors(), OtherWords(0 * rows, "", rows[0]))
+    assert found.source == 1
+    (found,) = similar.nearest("zz?", Vectors(), OtherWords(0 * rows, "kilt", nothing))
+    assert found.source == 0
+
+
+def test_passages_are_sentences_with_their_neighbours() -> None:
+    text = (
+        "A first sentence of some length stands here at the beginning. "
+        + FILLER
+        + "A last one of some length stands at its end."
+    )
+    for near in SimilarPassages([text]).nearest("lain firm larva", Same()):
+        assert near.text in text and len(near.text) <= 200
 
 
 # in a library
@@ -165,25 +271,35 @@ def library(library: Library) -> Library:
 STRANGE = "Which zebra xylophone gleams quietly?"
 
 
+class Liking:
+    """A model that finds the question likely after one of the passages."""
+
+    best = 0
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def other_words(self, question: str) -> OtherWords | None:
+        return None
+
+    def likelihoods(self, question: str, passages: Sequence[str]) -> list[float]:
+        self.asked.append(list(passages))
+        return [1e3 * (n == self.best) for n in range(len(passages))]
+
+
 def test_the_likeliest_passage_comes_first(llm: MesaLlama, library: Library) -> None:
     catalogue = Catalogue(llm, PromptForm(llm), library)
     documents = library.documents()
-    asked: list[list[str]] = []
-    best = 0
-
-    def likelihoods(question: str, passages: Sequence[str]) -> list[float]:
-        asked.append(list(passages))
-        return [float(n == best) for n in range(len(passages))]
-
-    for best in (0, 3):
-        selection = catalogue.select(STRANGE, documents, 1, likelihoods=likelihoods)
-        assert len(asked[-1]) == selection.compared > best
-        assert asked[-1][best] in selection.pieces[0].text
-    assert asked[0] == asked[1]
+    model = Liking()
+    for model.best in (0, 3):
+        selection = catalogue.select(STRANGE, documents, 1, model=model)
+        assert len(model.asked[-1]) == selection.compared > model.best
+        assert " ".join(model.asked[-1][model.best].split()) in " ".join(selection.pieces[0].text.split())
+    assert model.asked[0] == model.asked[1]
     # not for a question in the text's own words, nor where everything is read
     for question, mode in ((MADE.facts[0].question, "auto"), (STRANGE, "all")):
-        assert catalogue.select(question, documents, mode, likelihoods=likelihoods).compared == 0  # type: ignore[arg-type]
-    assert len(asked) == 2
+        assert catalogue.select(question, documents, mode, model=model).compared == 0  # type: ignore[arg-type]
+    assert len(model.asked) == 2
 
 
 def test_likelihoods_are_remembered(llm: MesaLlama, library: Library) -> None:
@@ -241,5 +357,5 @@ def test_a_model_without_its_table_still_selects(
 
     monkeypatch.setattr(_core, "tensor_rows", gone)
     catalogue = Catalogue(llm, PromptForm(llm), library)
-    selection = catalogue.select(STRANGE, library.documents(), 1, likelihoods=lambda *_: [])
+    selection = catalogue.select(STRANGE, library.documents(), 1, model=Liking())
     assert len(selection.pieces) == 1 and selection.compared == 0

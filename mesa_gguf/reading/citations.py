@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from ..library.index import terms_of, words_of
 
 PASSAGE_CHARS = 320  # about 64 tokens
+BROKEN_CHARS = 40  # of a line that goes on in the next one
 ANSWER_WEIGHT = 3.0  # of a word of the answer, beside one of the question
 LATER_WEIGHT = (
     0.3  # of a word that the answer has behind its first statement, where small models go on with what was read last
@@ -62,24 +64,36 @@ class Scored:
     literal: bool
 
 
-def passages(source: int, text: str, start: int = 0) -> list[Passage]:
-    """A text in pieces of whole sentences, about PASSAGE_CHARS each.
+def passages(source: int, text: str, start: int = 0, chars: int = PASSAGE_CHARS) -> list[Passage]:
+    """A text in pieces of whole sentences.
 
     Args:
         start: where the text begins, in the document that it is of.
+        chars: of each, about.
     """
     found: list[Passage] = []
     begin = 0
-    borders = [match.end() for match in _ENDS.finditer(text)] + [len(text)]
     end = 0
-    for border in borders:
-        if border - begin > PASSAGE_CHARS and end > begin:
+    for border in _borders(text):
+        if border - begin > chars and end > begin:
             found.append(Passage(source, start + begin, start + end, text[begin:end]))
             begin = end
         end = border
     if end > begin:
         found.append(Passage(source, start + begin, start + end, text[begin:end]))
     return [passage for passage in found if passage.text.strip()]
+
+
+def _borders(text: str) -> list[int]:
+    """Where its sentences end: also at the end of a line, unless the line was only broken there, as in text of a fixed width."""
+    found = [0]
+    for match in _ENDS.finditer(text):
+        line = match.start() - text.rfind("\n", 0, match.start()) - 1
+        before, behind = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 64].lstrip(" ")[:1]
+        broken = match[0] == "\n" and line >= BROKEN_CHARS and (before.isalnum() or before == ",") and behind.islower()
+        if not broken or match.end() - found[-1] > PASSAGE_CHARS:
+            found.append(match.end())
+    return [*found[1:], len(text)]
 
 
 def cite(
@@ -133,7 +147,8 @@ def by_words(
 
 def closest_sentence(question: str, text: str) -> str:
     """The sentence of a text that shares most words with a question, rare ones counting more."""
-    sentences = [sentence for sentence in _ENDS.split(text) if sentence.strip()]
+    borders = _borders(text)
+    sentences = [text[begin:end].strip() for begin, end in pairwise([0, *borders]) if text[begin:end].strip()]
     words = [{word.casefold() for word in _WORD.findall(words_of(sentence))} for sentence in sentences]
     seen = Counter(word for own in words for word in own)
     asked = terms_of(question)

@@ -35,6 +35,7 @@ from ..loaders import Place
 from ..sampling import Sampler, SamplingOptions, whole
 from .attended import LAYERS, N_CALM, Attended, Shares, token_starts
 from .citations import Passage, cite, passages, stands_in, values_of
+from .other_words import OtherWords
 from .prompts import END, PromptForm, Turn
 from .shelf import Catalogue, Piece, Progress, Read, ReadMode, Selection, Shelf
 from .text import check_text
@@ -349,13 +350,8 @@ class Reader:
         chosen = self._chosen(documents, collection)
         room = self.llm.n_ctx() - len(self.shelf.catalogue.preamble) - len(tail) - max_tokens
 
-        def likelihoods(question: str, passages: Sequence[str]) -> list[float]:
-            assert self.shelf is not None
-            self._leave()
-            return self.shelf.likelihoods(question, passages, progress)
-
         selection = self.shelf.catalogue.select(
-            asked.question, chosen, read, room=room, history=history, likelihoods=likelihoods
+            asked.question, chosen, read, room=room, history=history, model=_Looking(self, progress)
         )
         self._leave()
         if selection.mode == "each" and len(selection.pieces) > 1:
@@ -664,6 +660,25 @@ class _Choice:
 
     def _sampler(self, llm: MesaLlama) -> Sampler:
         return llm._sampler_of(self.options, llm._seed if self.seed is None else self.seed)
+
+
+@dataclass(frozen=True)
+class _Looking:
+    """A reader's model, as it looks at a question whose words the documents hardly have."""
+
+    reader: Reader
+    progress: Progress | None
+
+    def other_words(self, question: str) -> OtherWords | None:
+        return self._shelf().other_words(question)
+
+    def likelihoods(self, question: str, passages: Sequence[str]) -> Sequence[float]:
+        return self._shelf().likelihoods(question, passages, self.progress)
+
+    def _shelf(self) -> Shelf:
+        self.reader._leave()
+        assert self.reader.shelf is not None
+        return self.reader.shelf
 
 
 @dataclass(frozen=True)

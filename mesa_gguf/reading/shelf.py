@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from ..model.fingerprint import model_fingerprint
 from ..model.header import check_model
 from ..model.tuning import tuned
 from .citations import closest_sentence
+from .other_words import OtherWords, Thesaurus
 from .prompts import END, QUESTION, PromptForm, Turn
 from .similar import SimilarPassages, WordVectors, evidence
 
@@ -46,14 +47,25 @@ TURN_WEIGHT = 0.5  # of a turn's score, beside that of the turn or question afte
 WEAK_EVIDENCE = 0.4  # share of a question's words in the best passage, below which other words are looked for
 NO_EVIDENCE = 0.2  # below which all chunks that the words find come behind them
 ASKED_WORDS = 32  # of a longer question enough are found
-COMPARED_PASSAGES = 16  # that the question's likelihood is computed for: one of about 90 tokens each
+COMPARED_PASSAGES = 16  # that the question's likelihood is computed for: about 50 tokens each, with the question
+NEAR_WEIGHT = 4.0  # of how near a passage is, beside the question's likelihood after it
 PASSAGE_TOKENS = 128  # longest of them
 MOST_CHARS = 2**23  # of documents that other words are looked for in: two million tokens
 N_LIKELIHOODS = 4096  # that are remembered
+N_OTHER_WORDS = 4  # questions that are, each with a number for each token of the vocabulary and word
 
 ReadMode = Literal["auto", "all", "each"] | int
 Progress = Callable[[int, int], None]
-Likelihoods = Callable[[str, Sequence[str]], Sequence[float]]  # of a question after each of some passages, log p
+
+
+class Model(Protocol):
+    """What a model tells of a question whose words the documents hardly have."""
+
+    def other_words(self, question: str) -> OtherWords | None:
+        """What it may be called in other words; None where that is not known."""
+
+    def likelihoods(self, question: str, passages: Sequence[str]) -> Sequence[float]:
+        """How likely it is after each of some passages, log p."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +98,6 @@ class Selection:
     @property
     def n_tokens(self) -> int:
         return sum(len(piece.tokens) for piece in self.pieces)
-
-    @property
-    def room(self) -> int:
-        """Tokens that a context must have for it to be selected again: as the index counts them, or as they are."""
-        return max(self.n_tokens, sum(piece.span.n_tokens for piece in self.pieces))
 
 
 @dataclass(frozen=True)
@@ -216,14 +223,14 @@ class Catalogue:
         *,
         room: int | None = None,
         history: Sequence[Turn] = (),
-        likelihoods: Likelihoods | None = None,
+        model: Model | None = None,
     ) -> Selection:
         """The chunks that a question reads.
 
         Args:
             room: tokens that a context has for them; "auto" takes no more, but one chunk at least.
             history: the turns before the question, which a short one ("And who wrote it?") is matched with.
-            likelihoods: looks at the passages that are nearest to a question whose words the documents hardly have.
+            model: looks at questions whose words the documents hardly have.
 
         "auto" and a number of tokens take everything where it is no longer than that, else the chunks that match the question
         best (BM25) as far as they fit. Where few of its words match, chunks with passages of words that mean nearly the same come
@@ -235,7 +242,7 @@ class Catalogue:
         mode = check_mode(mode)
         for _ in range(TRIES):
             n_forgotten = self.library.index.n_forgotten
-            selection = self._select(question, documents, mode, room, history, likelihoods)
+            selection = self._select(question, documents, mode, room, history, model)
             if self.library.index.n_forgotten == n_forgotten:
                 return selection
             self._rows.clear()  # the index was damaged: the documents are cut anew
@@ -252,7 +259,7 @@ class Catalogue:
         mode: ReadMode,
         room: int | None,
         history: Sequence[Turn],
-        likelihoods: Likelihoods | None,
+        model: Model | None,
     ) -> Selection:
         every = [(document, row) for document in documents for row in self.rows(document)]
         if not every:
@@ -275,7 +282,7 @@ class Catalogue:
                         scores[place[span]] = scores.get(place[span], 0.0) + NAMED_WEIGHT * score
             ranked = sorted(scores, key=lambda i: -scores[i])
             if not history or self._n_matched(question, numbers) >= ENOUGH_WORDS:
-                ranked, compared = self._in_other_words(question, every, numbers, ranked, likelihoods)
+                ranked, compared = self._in_other_words(question, every, numbers, ranked, model)
             taken: list[int] = []
             n_tokens = 0
             for i in dict.fromkeys([*ranked, *range(len(every))]):
@@ -292,7 +299,7 @@ class Catalogue:
         every: Sequence[tuple[Document, SpanRow]],
         documents: Sequence[int],
         ranked: list[int],
-        likelihoods: Likelihoods | None,
+        model: Model | None,
     ) -> tuple[list[int], int]:
         """Chunks in the order in which they are read, and how many passages the question's likelihood was computed for.
 
@@ -317,17 +324,18 @@ class Catalogue:
         chunks = [row.id for _, row in every]
         if self._similar is None or self._similar[0] != chunks:
             self._similar = chunks, SimilarPassages([text(i) for i in range(len(every))])
+        other = model.other_words(question) if model is not None else None
         try:
-            found = self._similar[1].nearest(question, self._vectors)
+            found = self._similar[1].nearest(question, self._vectors, other)
         except (RuntimeError, ValueError):  # the model's file is gone, or another one: what is in memory answers still
             return ranked, 0
         compared = found[:COMPARED_PASSAGES]
         compared += [near for near in found[COMPARED_PASSAGES:] if ranked and near.source == ranked[0]]
-        if likelihoods is None:
+        if model is None:
             compared = []
         else:
-            likely = dict(zip(compared, likelihoods(question, [near.text for near in compared])))
-            compared.sort(key=lambda near: -likely[near])
+            likely = dict(zip(compared, model.likelihoods(question, [near.text for near in compared])))
+            compared.sort(key=lambda near: -(likely[near] + NEAR_WEIGHT * near.score))
         order = [near.source for near in (*compared, *found)]
         if matched >= NO_EVIDENCE:  # in turns: the words may be names, of which each chunk tells something
             order = [i for pair in zip_longest(ranked, order) for i in pair if i is not None]
@@ -390,6 +398,9 @@ class Shelf:
         self._unkept: dict[str, bytes] = {}  # rows that the library could not take
         self._mended = self.library.mended  # what was said of that when the library was opened
         self._likelihoods: dict[tuple[str, str], float] = {}  # of a question after a passage
+        self._thesaurus: Thesaurus | None = None
+        self._examples: bytes | None = None  # its rows
+        self._other_words: dict[str, OtherWords] = {}  # of the last questions
 
     def key(self, piece: Piece) -> str:
         """The name of a chunk's rows in the library."""
@@ -559,6 +570,31 @@ class Shelf:
             return self.llm.save_chunk(n, n + len(piece.tokens))
         finally:
             self.llm.n_tokens = min(n, self.llm.n_tokens)
+
+    def other_words(self, question: str) -> OtherWords | None:
+        """What a question may be called in other words; None where there is no room for that."""
+        if question in self._other_words:
+            return self._other_words[question]
+        if self._thesaurus is None:
+            self._thesaurus = Thesaurus(self.llm, self.catalogue.form.tokenize, self.catalogue.chunk_tokens)
+        thesaurus = self._thesaurus
+        if not thesaurus.has_room(question):
+            return None
+        self.forget()
+        self.llm.reset()
+        key = chunk_key(self.catalogue.model, self._origin, "other words", tokens=thesaurus.tokens, preamble=[])
+        kept = self._examples if self._examples is not None else self.library.rows(key, len(thesaurus.tokens))
+        if kept is not None:
+            thesaurus.load(kept)
+        else:
+            kept = thesaurus.learn()
+            with contextlib.suppress(LibraryError):  # no room: they are read again
+                self.library.keep(key, self.catalogue.model, len(thesaurus.tokens), kept)
+        self._examples = kept
+        while len(self._other_words) >= N_OTHER_WORDS:
+            del self._other_words[next(iter(self._other_words))]
+        self._other_words[question] = thesaurus.ask(question)
+        return self._other_words[question]
 
     def likelihoods(self, question: str, passages: Sequence[str], progress: Progress | None = None) -> list[float]:
         """How likely a question is after each of some passages, read behind the preamble alone: log p. 0 for all, where there is no room for it.

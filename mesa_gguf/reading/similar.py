@@ -1,14 +1,15 @@
 """Passages that tell in other words what a question asks.
 
 Words that mean nearly the same have embeddings that are near each other, in the table with which a model begins to read too. So each word of the
-question is compared with each word of the documents. How near is near differs from word to word: what counts is by how many standard deviations
-a word is nearer than the document's words are on the average. A passage has the sum over the question's words of the nearest word in it; words
-that have much that is near them count less. It needs rows of the model's file, and no computation of the model.
+question is compared with each word of the documents; what the model itself takes for other words (other_words.py) counts as much, where it was asked.
+How near is near differs from word to word: what counts is by how many standard deviations a word is nearer than the document's words are on
+the average. A sentence has the sum over the question's words of the nearest word in it; words that have much that is near them count less.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ import numpy.typing as npt
 
 from .. import _core
 from ..library.index import terms_of
-from .citations import passages
+from .citations import Passage, passages
+from .other_words import OtherWords
 
 TABLE = "token_embd.weight"  # llama.cpp's name of it, for every architecture
 N_SAMPLE = 1024  # rows that what all embeddings have in common is taken from
@@ -28,9 +30,17 @@ N_COMMON = 8  # directions of it
 N_TURNS = 8  # to find them
 NEAR = 2.0  # standard deviations from which on a word counts,
 NEAREST = 4.0  # and how many more count in full: the word itself is hardly more than a good synonym
-PASSAGE_WORDS = 16  # different ones: passages of many more count less
+SENTENCE_CHARS = 60  # shorter ones are taken together
+SENTENCE_WORDS = 16  # different ones: sentences of many more count less
+WINDOW_CHARS = 160  # of a sentence with its neighbours, as the model reads it
+SAID = 0.5  # how much a word counts that the model expects in an answer,
+EXPECTED = 1.0  # standard deviations from which on one counts that it could have written,
+SURELY = 6.0  # and how many more count in full
 RARE = 0.05  # of all chunks have a rare word
+NAMED = 0.3  # of a question is matched where one name of it is
 N_CACHED = 2**24  # numbers that word vectors take in memory: 64 MiB
+
+_WITHIN = re.compile(r"(?<![.!?] )(?<!^)\b\w+|\b\w*\d\w*")  # words but the first of each sentence, and numbers
 
 Tokenize = Callable[[str], Sequence[int]]
 Floats = npt.NDArray[np.float32]
@@ -50,6 +60,7 @@ class WordVectors:
         self._mean: Any = None
         self._common: Any = None
         self._kept: dict[str, Floats] = {}
+        self._first: dict[str, tuple[int, float]] = {}
 
     def of(self, words: Sequence[str]) -> Floats | None:
         """A vector of length 1 for each word [n_words, n_embd]; None where the file has no such table.
@@ -74,6 +85,15 @@ class WordVectors:
         if len(everything) * len(self._mean) <= N_CACHED:
             self._kept = everything
         return np.stack([everything[word] for word in words]) if words else rows[:0]
+
+    def beginnings(self, words: Sequence[str]) -> tuple[npt.NDArray[np.intp], Floats]:
+        """The token that each word begins with in a text, and how much that tells of the word: 1 where it is the whole word."""
+        for word in words:
+            if word not in self._first:
+                tokens = self._tokenize(f" {word}")
+                self._first[word] = (tokens[0], len(tokens) ** -2.0) if tokens else (0, 0.0)
+        found = [self._first[word] for word in words]
+        return np.array([token for token, _ in found], np.intp), np.array([share for _, share in found], np.float32)
 
     def _rows(self, ids: Sequence[int]) -> Any:
         return _core.tensor_rows(str(self._path), TABLE, ids)
@@ -106,6 +126,8 @@ class Near:
 
     Attributes:
         source: the number of the text that it is of.
+        text: a sentence and its neighbours.
+        score: of the sentence.
     """
 
     source: int
@@ -114,52 +136,96 @@ class Near:
 
 
 class SimilarPassages:
-    """The passages of some texts, to be compared with questions."""
+    """The sentences of some texts, to be compared with questions."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._passages = [
-            (source, passage.text) for source, text in enumerate(texts) for passage in passages(source, text)
-        ]
-        own = [terms_of(text) for _, text in self._passages]
-        self._passages = [passage for passage, words in zip(self._passages, own) if words]
-        own = [words for words in own if words]
+        self._sentences: list[Passage] = []
+        own: list[list[str]] = []
+        for source, text in enumerate(texts):
+            for sentence in passages(source, text, chars=SENTENCE_CHARS):
+                words = terms_of(sentence.text)
+                if words:
+                    self._sentences.append(sentence)
+                    own.append(words)
         self._found_in = Counter(word for words in own for word in words)
         self._words = list(self._found_in)
+        self._often = np.array([self._found_in[word] for word in self._words])
         number = {word: i for i, word in enumerate(self._words)}
         self._all = np.fromiter((number[word] for words in own for word in words), np.intp)
         self._sizes = np.array([len(words) for words in own])
 
-    def nearest(self, question: str, vectors: WordVectors) -> list[Near]:
+    def nearest(self, question: str, vectors: WordVectors, other: OtherWords | None = None) -> list[Near]:
         """The nearest passage of each text, the nearest text first; none where the model has no vectors for words.
+
+        Args:
+            other: what the model makes of the question.
 
         Raises:
             RuntimeError: the model's file cannot be read any more.
         """
         asked = terms_of(question)
-        if not asked or not self._passages:
+        if not asked or not self._sentences:
             return []
-        own, theirs = vectors.of(asked), vectors.of(self._words)
-        if own is None or theirs is None:
+        near = self._near(asked, vectors)
+        if near is None:
             return []
-        near = own @ theirs.T  # [asked, words]
-        near = (near - near.mean(axis=1, keepdims=True)) / np.maximum(near.std(axis=1, keepdims=True), 1e-6)
-        near = np.clip((near - NEAR) / NEAREST, 0.0, 1.0)
-        often = near @ np.array([self._found_in[word] for word in self._words])
-        near *= np.log(1 + len(self._passages) / (1 + often))[:, None]
-        starts = np.cumsum(self._sizes) - self._sizes
-        scores = np.maximum.reduceat(near[:, self._all], starts, axis=1).sum(axis=0)
-        scores /= np.sqrt(1 + self._sizes / PASSAGE_WORDS)
+        if other is not None:
+            near = (near + self._likely(other.likely, vectors)) / math.sqrt(2)
+        scores = self._scores(np.clip((near - NEAR) / NEAREST, 0.0, 1.0))
+        if other is not None:
+            said = self._near(terms_of(other.sentence), vectors)
+            if said is not None:
+                scores += SAID * self._scores(np.clip((said - NEAR) / NEAREST, 0.0, 1.0))
+            expected = self._likely(other.expected[None], vectors)
+            scores += self._scores(np.clip((expected - EXPECTED) / SURELY, 0.0, 1.0))
         best: dict[int, Near] = {}
         for i in np.argsort(-scores, kind="stable"):
-            source, text = self._passages[i]
+            source = self._sentences[i].source
             if source not in best and scores[i] > 0:
-                best[source] = Near(source, text, float(scores[i]))
+                best[source] = Near(source, self._window(int(i)), float(scores[i]))
         return list(best.values())
+
+    def _near(self, words: Sequence[str], vectors: WordVectors) -> Floats | None:
+        """How near each word of the texts is to some words, in standard deviations [words, theirs]."""
+        own, theirs = vectors.of(words), vectors.of(self._words)
+        return None if own is None or theirs is None or not len(own) else _standard(own @ theirs.T)
+
+    def _likely(self, rows: Floats, vectors: WordVectors) -> Floats:
+        """How likely each word of the texts is, by the token that it begins with, in standard deviations [rows, theirs]."""
+        tokens, shares = vectors.beginnings(self._words)
+        return _standard(rows[:, tokens]) * shares
+
+    def _scores(self, near: Floats) -> npt.NDArray[np.float64]:
+        """Of each sentence, from how near each word of the texts is, 0 ... 1 [words, theirs]."""
+        weight = np.log(1 + len(self._sentences) / (1 + near @ self._often))
+        starts = np.cumsum(self._sizes) - self._sizes
+        scores = np.maximum.reduceat((near * weight[:, None])[:, self._all], starts, axis=1).sum(axis=0)
+        return np.asarray(scores / np.sqrt(1 + self._sizes / SENTENCE_WORDS), np.float64)
+
+    def _window(self, i: int) -> str:
+        """A sentence with its neighbours, those before it first, as far as they fit."""
+        first = last = i
+        room = WINDOW_CHARS - len(self._sentences[i].text)
+        while True:
+            for other in (first - 1, last + 1):
+                sentence = self._sentences[other] if 0 <= other < len(self._sentences) else None
+                if sentence and sentence.source == self._sentences[i].source and len(sentence.text) <= room:
+                    room -= len(sentence.text)
+                    first, last = min(first, other), max(last, other)
+                    break
+            else:
+                return " ".join(sentence.text.strip() for sentence in self._sentences[first : last + 1])
+
+
+def _standard(values: Floats) -> Floats:
+    """By how many standard deviations each value is above its row's mean."""
+    mean, deviation = values.mean(axis=1, keepdims=True), values.std(axis=1, keepdims=True)
+    return np.asarray((values - mean) / np.maximum(deviation, 1e-6), np.float32)
 
 
 def evidence(question: str, texts: Sequence[str], n_texts: int, found_in: Callable[[str], int]) -> float:
     """The share of a question's words that one passage of some texts has, rare words counting more; 1 for a question of no words, and
-    where a passage has two rare ones: a name.
+    where a passage has two rare ones, or several have two rare names. One rare name is some evidence at least.
 
     Args:
         n_texts: of all texts.
@@ -168,6 +234,15 @@ def evidence(question: str, texts: Sequence[str], n_texts: int, found_in: Callab
     often = {word: found_in(word) for word in terms_of(question)}
     weight = {word: math.log(1 + n_texts / max(n, 0.5)) for word, n in often.items()}
     own = [set(terms_of(passage.text)) & weight.keys() for text in texts for passage in passages(0, text)]
-    if not weight or any(sum(often[word] <= RARE * n_texts for word in words) >= 2 for words in own):
+    rare = {word for word, n in often.items() if n <= RARE * n_texts}
+    named = rare & names_of(question) & set().union(*own)
+    if not weight or len(named) >= 2 or any(len(words & rare) >= 2 for words in own):
         return 1.0
-    return max((sum(weight[word] for word in words) for words in own), default=0.0) / sum(weight.values())
+    share = max((sum(weight[word] for word in words) for words in own), default=0.0) / sum(weight.values())
+    return max(share, NAMED) if named else share
+
+
+def names_of(question: str) -> set[str]:
+    """The words of a question that look like names: in capitals within a sentence, or with digits."""
+    found = {match[0] for match in _WITHIN.finditer(question)}
+    return {term for word in found if word[0].isupper() or any(c.isdigit() for c in word) for term in terms_of(word)}

@@ -231,10 +231,8 @@ class LibraryEvaluation:
                 answer = reader.ask(asked.question, documents=parts, read=mode, max_tokens=MAX_TOKENS).answer  # type: ignore[arg-type]
                 assert answer.read is not None
                 assert reader.shelf is not None
-                # as it was for the answer: the likelihoods are remembered
-                selection = catalogue.select(
-                    asked.question, parts, check_mode(mode), likelihoods=reader.shelf.likelihoods
-                )
+                # as it was for the answer: what the model made of the question is remembered
+                selection = catalogue.select(asked.question, parts, check_mode(mode), model=reader.shelf)
                 cited = [citation.text for citation in answer.citations]
                 yield {
                     "form": asked.form,

@@ -302,7 +302,7 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
     if (m->params.read_budget > 0) {
         m->read_by.layers =
                 choose_layers(layers_that_see_everything(model), (int32_t) model.hparams.n_layer(), n_layers_read_by);
-        m->read_by.kind = LLAMA_MESA_ATTENTION_MEAN;
+        m->read_by.kind = LLAMA_MESA_ATTENTION_MAX;
     }
 
     ctx->set_mesa(m);
@@ -516,11 +516,12 @@ int32_t llama_mesa_make_plan(const llama_mesa_params * params, int32_t n_tokens,
 // attention
 //
 
-// false, and the last error is set
-static bool set_attention(llama_context & ctx, llama_mesa & m, std::vector<int32_t> layers, int32_t kind) {
-    m.attention        = {};
-    m.attention.layers = std::move(layers);
-    m.attention.kind   = kind;
+// Ask layers for what tokens attend to. false, and the last error is set
+static bool set_layers(
+        llama_context & ctx, llama_mesa_attention_rows & rows, std::vector<int32_t> layers, int32_t kind) {
+    rows        = {};
+    rows.layers = std::move(layers);
+    rows.kind   = kind;
 
     ctx.set_mesa(ctx.get_cparams().mesa); // the graphs change
     try {
@@ -529,13 +530,52 @@ static bool set_attention(llama_context & ctx, llama_mesa & m, std::vector<int32
         fail(std::string("there is too little memory for the compute buffers: ") + err.what());
         return false;
     }
-    for (size_t i = 0; i < m.attention.layers.size(); ++i) {
-        if (!m.attention.built[i]) {
-            fail("layer " + std::to_string(m.attention.layers[i]) + " has no attention over the whole text");
+    for (size_t i = 0; i < rows.layers.size(); ++i) {
+        if (!rows.built[i]) {
+            fail("layer " + std::to_string(rows.layers[i]) + " has no attention over the whole text");
             return false;
         }
     }
     return true;
+}
+
+// the same, or back to what it was before, and the last error is set
+static bool change_layers(
+        llama_context & ctx, llama_mesa_attention_rows & rows, std::vector<int32_t> layers, int32_t kind) {
+    const auto before = rows;
+    if (set_layers(ctx, rows, std::move(layers), kind)) {
+        return true;
+    }
+    const std::string why = g_last_error;
+    set_layers(ctx, rows, before.layers, before.kind);
+    fail(why);
+    return false;
+}
+
+// each is one of all, and none is given twice; false, and the last error is set
+static bool are_layers(const std::vector<int32_t> & chosen, const std::vector<int32_t> & all) {
+    for (auto it = chosen.begin(); it != chosen.end(); ++it) {
+        if (std::find(all.begin(), all.end(), *it) == all.end()) {
+            std::string names;
+            for (int32_t il : all) {
+                names += (names.empty() ? "" : ", ") + std::to_string(il);
+            }
+            fail("layer " + std::to_string(*it) + " does not see the whole text: of this model these do: " + names);
+            return false;
+        }
+        if (std::find(chosen.begin(), it, *it) != it) {
+            fail("layer " + std::to_string(*it) + " is given twice");
+            return false;
+        }
+    }
+    return true;
+}
+
+static int32_t copy_layers(const std::vector<int32_t> & all, int32_t * layers, int32_t n_max) {
+    if (layers) {
+        std::copy_n(all.begin(), std::max(0, std::min((int32_t) all.size(), n_max)), layers);
+    }
+    return (int32_t) all.size();
 }
 
 int32_t llama_mesa_attention_enable(llama_context * ctx, const int32_t * layers, int32_t n_layers, int32_t kind) {
@@ -558,27 +598,12 @@ int32_t llama_mesa_attention_enable(llama_context * ctx, const int32_t * layers,
     } else if (n_layers > 0) {
         chosen = choose_layers(all, (int32_t) model.hparams.n_layer(), n_layers);
     }
-    for (auto it = chosen.begin(); it != chosen.end(); ++it) {
-        if (std::find(all.begin(), all.end(), *it) == all.end()) {
-            std::string names;
-            for (int32_t il : all) {
-                names += (names.empty() ? "" : ", ") + std::to_string(il);
-            }
-            return fail(
-                    "layer " + std::to_string(*it) + " does not see the whole text: of this model these do: " + names);
-        }
-        if (std::find(chosen.begin(), it, *it) != it) {
-            return fail("layer " + std::to_string(*it) + " is given twice");
-        }
+    if (!are_layers(chosen, all)) {
+        return -1;
     }
-    if (chosen == m->attention.layers && kind == m->attention.kind) {
-        return (int32_t) chosen.size();
-    }
-    const auto before = m->attention;
-    if (!set_attention(*ctx, *m, std::move(chosen), kind)) {
-        const std::string why = g_last_error;
-        set_attention(*ctx, *m, before.layers, before.kind);
-        return fail(why);
+    const bool differs = chosen != m->attention.layers || kind != m->attention.kind;
+    if (differs && !change_layers(*ctx, m->attention, std::move(chosen), kind)) {
+        return -1;
     }
     return (int32_t) m->attention.layers.size();
 }
@@ -588,11 +613,7 @@ int32_t llama_mesa_get_attention_layers(llama_context * ctx, int32_t * layers, i
     if (!m) {
         return -1;
     }
-    const auto & all = m->attention.layers;
-    if (layers) {
-        std::copy_n(all.begin(), std::max(0, std::min((int32_t) all.size(), n_max)), layers);
-    }
-    return (int32_t) all.size();
+    return copy_layers(m->attention.layers, layers, n_max);
 }
 
 int32_t llama_mesa_get_attention(llama_context * ctx, float * weights, int64_t n_max, int32_t * n_rows) {
@@ -671,4 +692,39 @@ int32_t llama_mesa_set_read_ranges(llama_context * ctx, const int32_t * ranges, 
     }
     m->read = std::move(read);
     return 0;
+}
+
+int32_t llama_mesa_set_read_layers(llama_context * ctx, const int32_t * layers, int32_t n_layers) {
+    llama_mesa * m = get_mesa_synced(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (m->params.read_budget == 0) {
+        return fail("read_budget is 0: every token reads everything, and no layer tells what to read");
+    }
+    const auto & model = ctx->get_model();
+    const auto all     = layers_that_see_everything(model);
+
+    std::vector<int32_t> chosen = choose_layers(all, (int32_t) model.hparams.n_layer(), n_layers_read_by);
+    if (layers) {
+        if (n_layers < 1) {
+            return fail("what is read is told by " + std::to_string(n_layers) + " layers: give 1 or more");
+        }
+        chosen.assign(layers, layers + n_layers);
+    }
+    if (!are_layers(chosen, all)) {
+        return -1;
+    }
+    if (chosen != m->read_by.layers) {
+        m->read = {};
+        if (!change_layers(*ctx, m->read_by, std::move(chosen), LLAMA_MESA_ATTENTION_MAX)) {
+            return -1;
+        }
+    }
+    return (int32_t) m->read_by.layers.size();
+}
+
+int32_t llama_mesa_get_read_layers(llama_context * ctx, int32_t * layers, int32_t n_max) {
+    const llama_mesa * m = get_mesa_synced(ctx);
+    return m ? copy_layers(m->read_by.layers, layers, n_max) : -1;
 }

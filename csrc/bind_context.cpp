@@ -195,6 +195,17 @@ void bind_context(py::module_ & m) {
                 llama_mesa_set_read_ranges(to_ctx(ctx), ranges ? flat.data() : nullptr, (int32_t) (flat.size() / 2)));
     }, py::arg("ctx"), py::arg("ranges"));
 
+    m.def("set_read_layers", [](uintptr_t ctx, const std::vector<int32_t> & layers) {
+        check<std::invalid_argument>(llama_mesa_set_read_layers(to_ctx(ctx), layers.data(), (int32_t) layers.size()));
+    }, py::arg("ctx"), py::arg("layers"));
+
+    m.def("read_layers", [](uintptr_t ctx) {
+        auto * c = to_ctx(ctx);
+        std::vector<int32_t> res(check<std::runtime_error>(llama_mesa_get_read_layers(c, nullptr, 0)));
+        llama_mesa_get_read_layers(c, res.data(), (int32_t) res.size());
+        return res;
+    }, py::arg("ctx"));
+
     m.attr("ATTENTION_MEAN")  = (int32_t) LLAMA_MESA_ATTENTION_MEAN;
     m.attr("ATTENTION_MAX")   = (int32_t) LLAMA_MESA_ATTENTION_MAX;
     m.attr("ATTENTION_HEADS") = (int32_t) LLAMA_MESA_ATTENTION_HEADS;

@@ -23,7 +23,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 9
+#define LLAMA_MESA_VERSION 10
 
 #define LLAMA_MESA_UNSET (-1) // of a number in llama_mesa_params: llama_mesa_fill_params chooses it
 
@@ -192,7 +192,7 @@ LLAMA_API int32_t llama_mesa_get_attention(
 
 // Reading less. With read_budget a generated token (one that is decoded alone, and is not part of a text that was announced by
 // llama_mesa_prompt) reads the first chunk, the last_chunk tokens before it, and of what lies between as much as the budget allows: the blocks
-// that drew most attention from the tokens before it, as two layers tell. A token that would attend to another block more than to any of those is
+// that drew most attention from the tokens before it, as two layers tell (of each key the maximum over their heads). A token that would attend to another block more than to any of those is
 // computed again with that one. The first token behind a text reads everything, and so does every read_every-th from there on.
 // Layers with a sliding window read what they always do. What is left out costs nothing on the CPU with flash attention; elsewhere it is masked
 // and no faster. Where the budget covers all, nothing differs from reading everything. While a token reads less, llama_mesa_get_attention
@@ -205,6 +205,13 @@ LLAMA_API int32_t llama_mesa_get_read_ranges(struct llama_context * ctx, int32_t
 // Choose by hand what generated tokens read of the tokens that are in the context now; later ones are read anyhow. In order, and apart.
 // Holds, whatever read_budget is, until it is set again, or some of those tokens are removed; NULL: as read_budget has it. Method mesa.
 LLAMA_API int32_t llama_mesa_set_read_ranges(struct llama_context * ctx, const int32_t * ranges, int32_t n_ranges);
+
+// The layers that tell, of those that see everything; NULL: two between 40 and 80 % of the depth. Models differ in which of their layers look for
+// what they need, and each costs a pass over the keys. Until llama_mesa_enable is called again. Returns their number.
+LLAMA_API int32_t llama_mesa_set_read_layers(struct llama_context * ctx, const int32_t * layers, int32_t n_layers);
+
+// Fills at most n_max, returns their number; 0: read_budget is 0.
+LLAMA_API int32_t llama_mesa_get_read_layers(struct llama_context * ctx, int32_t * layers, int32_t n_max);
 
 #ifdef __cplusplus
 }

@@ -242,6 +242,7 @@ class MesaLlama(llama_cpp.Llama):
             _core.enable(self._address, self._params)
         except RuntimeError as err:
             raise ModelError(f"{model_path}: {err}") from None
+        self._set_read_layers()
         if self.mesa.plan is not None:
             _validate(self.mesa.plan, self._params, 0)
 
@@ -267,9 +268,18 @@ class MesaLlama(llama_cpp.Llama):
             raise ConfigError(str(err)) from None
         self.mesa, self._params, self.tuning = mesa, params, None
         self._init_args["mesa"] = mesa
+        self._set_read_layers()
         heads, self._heads = self._heads, None
         if heads is not None:
             self.enable_attention(self._attended, heads)
+
+    def _set_read_layers(self) -> None:
+        if self.mesa.read_layers is None:
+            return
+        try:
+            _core.set_read_layers(self._address, self.mesa.read_layers)
+        except ValueError as err:
+            raise (OutOfMemoryError if "memory" in str(err) else ConfigError)(f"read_layers: {err}") from None
 
     def _apply_adapter(self) -> None:
         """As `llama_cpp.Llama` does it, which crashes where llama.cpp refuses the adapter."""

@@ -548,6 +548,8 @@ NULL_CALLS = {
     "get_attention": lambda lib, null, ctx, p: lib.llama_mesa_get_attention(null, null, 0, null) < 0,
     "get_read_ranges": lambda lib, null, ctx, p: lib.llama_mesa_get_read_ranges(null, null, 0) < 0,
     "set_read_ranges": lambda lib, null, ctx, p: lib.llama_mesa_set_read_ranges(null, null, 0) < 0,
+    "set_read_layers": lambda lib, null, ctx, p: lib.llama_mesa_set_read_layers(null, null, 0) < 0,
+    "get_read_layers": lambda lib, null, ctx, p: lib.llama_mesa_get_read_layers(null, null, 0) < 0,
     "make_plan": lambda lib, null, ctx, p: lib.llama_mesa_make_plan(null, 5, null, null, 0, null, null) < 0,
 }
 
@@ -832,3 +834,25 @@ def test_what_a_generated_token_reads(context: Context) -> None:
     assert lib.llama_mesa_set_read_ranges(ctx, null, 0) == 0
     assert context.decode(LONG[23:24], n + 23) == 0
     assert lib.llama_mesa_get_read_ranges(ctx, null, 0) == 0
+
+
+def test_which_layers_choose_what_is_read(context: Context) -> None:
+    lib, ctx, new, null = context.lib, context.ctx, context.ffi.new, context.ffi.NULL
+    assert context.enable() == 0
+    assert lib.llama_mesa_get_read_layers(ctx, null, 0) == 0
+    assert lib.llama_mesa_set_read_layers(ctx, new("int32_t[]", [1]), 1) < 0
+    assert context.error().startswith("read_budget is 0")
+
+    assert context.enable(read_budget=64) == 0
+    layers = new("int32_t[2]", [-1, -1])
+    assert lib.llama_mesa_get_read_layers(ctx, layers, 1) == 2
+    assert list(layers) == [0, -1]
+    for wanted, message in (([5], "does not see the whole text"), ([1, 1], "is given twice"), ([], "give 1 or more")):
+        assert lib.llama_mesa_set_read_layers(ctx, new("int32_t[]", [*wanted, 0]), len(wanted)) < 0
+        assert message in context.error()
+    assert lib.llama_mesa_set_read_layers(ctx, new("int32_t[]", [1]), 1) == 1
+    assert lib.llama_mesa_get_read_layers(ctx, layers, 2) == 1
+    assert list(layers) == [1, -1]
+    assert lib.llama_mesa_set_read_layers(ctx, null, 0) == 2
+    assert lib.llama_mesa_get_read_layers(ctx, layers, 2) == 2
+    assert list(layers) == [0, 1]

@@ -91,6 +91,9 @@ def test_the_best_blocks_are_chosen(data: st.DataObject, n_keys: int, first: int
         (dict(read_budget=-1), "it must be 0 or more"),
         (dict(read_every=0), "it must be 1 or more"),
         (dict(read_budget=64, method="star"), "read_budget is for the method mesa"),
+        (dict(read_layers=(1,)), "give read_budget, too"),
+        (dict(read_budget=64, read_layers=()), "one or more"),
+        (dict(read_budget=64, read_layers=(1, -1)), "a layer's number is a whole number"),
     ],
 )
 def test_what_cannot_be_asked_for(changes: dict[str, Any], message: str) -> None:
@@ -101,15 +104,32 @@ def test_what_cannot_be_asked_for(changes: dict[str, Any], message: str) -> None
 # What is read.
 
 
+def test_a_layer_that_is_not_there(model_path: ModelPath, open_llama: Opener) -> None:
+    with pytest.raises(
+        ConfigError, match=r"read_layers: layer 7 does not see the whole text: of this model these do: 0, 1"
+    ):
+        open_llama(model_path("llama"), replace(LESS, read_layers=(1, 7)))
+    llm = open_llama(model_path("llama"), replace(LESS, read_layers=(1,)))
+    assert _core.read_layers(llm._address) == [1]
+    llm.reconfigure(replace(LESS))
+    assert _core.read_layers(llm._address) == [0, 1]
+
+
 @pytest.mark.parametrize("flash", [False, True])
-@pytest.mark.parametrize("kind", ["llama", "llama-gqa", "qwen2-yarn", "mpt", "nope", "gemma2"])
-def test_answers_equal_the_oracle(model_path: ModelPath, open_llama: Opener, kind: str, flash: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "told_by"),
+    [(kind, None) for kind in ("llama", "llama-gqa", "qwen2-yarn", "mpt", "nope", "gemma2")] + [("llama", (1,))],
+)
+def test_answers_equal_the_oracle(
+    model_path: ModelPath, open_llama: Opener, kind: str, told_by: tuple[int, ...] | None, flash: bool
+) -> None:
     """One token in eight reads everything; the others what drew attention so far, as the oracle sees it too. The anchor moves meanwhile."""
     path = model_path(kind)
     model = oracle.Model.from_gguf(path, kv_half=flash)
     state = oracle.State(model, log_scaling_T=T)
-    llm = open_llama(path, LESS, flash=flash)
-    layers = [layer for layer, window in enumerate(model.windows) if not window]  # fewer than eight
+    llm = open_llama(path, replace(LESS, read_layers=told_by), flash=flash)
+    layers = told_by or [layer for layer, window in enumerate(model.windows) if not window]
+    assert _core.read_layers(llm._address) == list(layers)
     limit = FLASH if flash else EXACT
 
     assert worst(read(llm, LONG), oracle_read(state, llm.plan(), LONG)) < limit
@@ -134,7 +154,7 @@ def test_answers_equal_the_oracle(model_path: ModelPath, open_llama: Opener, kin
             as_before = bool(kept) and min(kept) > max(left) - (0.02 if flash else 1e-3)
         first, n = llm.plan().chunk_starts[1], llm.n_tokens
         far = np.arange(first, n - SMALL.last_chunk)  # type: ignore[operator]
-        weights = np.stack([state.attention[layer].mean(0) for layer in layers]).sum(0)
+        weights = np.stack([state.attention[layer].max(0) for layer in layers]).sum(0)
         own = np.zeros(1000)
         np.add.at(own, far // BLOCK, weights[far])
         drawn = drawn / 2 + own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesa_gguf.errors import PromptError
-from mesa_gguf.server.engine import Engine, GiveWay, Job, Stopped
+from mesa_gguf.server.engine import Channel, Engine, GiveWay, Job, Stopped
 from mesa_gguf.server.metrics import Metrics
 from mesa_gguf.server.problems import Problem
 from mesa_gguf.server.served import Usage
@@ -181,6 +182,44 @@ def test_the_end_refuses_those_that_wait_and_finishes_what_runs() -> None:
     assert run.outcome(running) == [("item", "done"), ("end", None)]
     run.close()
     assert run.engine.llm.closed  # type: ignore[attr-defined]
+
+
+def test_what_comes_while_it_gathers_is_taken_together_and_the_end_at_once(run: Run) -> None:
+    """The model's thread wakes the loop for the first of them and for the end, and for none between."""
+    woken: list[float] = []
+    tell = run.loop.call_soon_threadsafe
+    run.loop.call_soon_threadsafe = lambda *args: (woken.append(time.monotonic()), tell(*args))[1]  # type: ignore[method-assign]
+    channel = Channel(run.loop)
+
+    def put() -> None:
+        for n in range(50):
+            channel.put(("item", n))
+            time.sleep(0.001)
+        channel.put(("end", None))
+
+    async def collect() -> list[list[Any]]:
+        thread = threading.Thread(target=put)
+        thread.start()
+        found = [await channel.take(5)]
+        while found[-1][-1][0] == "item":
+            await channel.gather(60)
+            found.append(await channel.take(5))
+        thread.join()
+        return found
+
+    begin = time.monotonic()
+    found = run.loop.run_until_complete(collect())
+    assert [item for items in found for _, item in items] == [*range(50), None]
+    # one word more where the first item came before it was waited for
+    assert len(found) <= 3 and len(woken) <= 3 and time.monotonic() - begin < 30
+
+
+def test_what_does_not_come_is_not_waited_for_longer(run: Run) -> None:
+    channel = Channel(run.loop)
+    channel.put(("item", 1))
+    assert run.loop.run_until_complete(channel.take(5)) == [("item", 1)]
+    run.loop.run_until_complete(channel.gather(0.01))
+    assert run.loop.run_until_complete(channel.take(0.01)) == []
 
 
 class Chunks:

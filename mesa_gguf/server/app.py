@@ -42,7 +42,8 @@ log = logging.getLogger("mesa_gguf.server")
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE_SECONDS = 15.0  # between signs of life where there is nothing to say
 POLL_SECONDS = 0.25  # of a document's progress
-TOGETHER_SECONDS = 0.005  # that a token waits for others, where they come faster than that
+# between two writes of a stream, where tokens come faster: at each one the model's thread may have to wait for the other
+TOGETHER_SECONDS = 0.02
 MAX_FIELD = 64 * 1024  # bytes of a form's field that is no file
 
 _EXTENDED_NAME = re.compile(
@@ -135,7 +136,7 @@ class _Stream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            items, more, sent = self._items, True, 0.0
+            items, more, before = self._items, True, 0.0
             while more and not self._gone.done():
                 lines = []
                 for kind, item in items:
@@ -151,9 +152,9 @@ class _Stream(Response):
                 await send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})
                 if more:
                     now = time.monotonic()
-                    if now - sent < 2 * TOGETHER_SECONDS:  # one that comes later does not wait
-                        await asyncio.sleep(TOGETHER_SECONDS)
-                    sent = now
+                    if now - before < 1.5 * TOGETHER_SECONDS:  # where they come more slowly, none would come meanwhile
+                        await self._job.channel.gather(TOGETHER_SECONDS)
+                    before = now
                     items = await self._served._first(self._job, KEEP_ALIVE_SECONDS)
             await send({"type": "http.response.body", "body": b""})
         finally:

@@ -37,13 +37,13 @@ class Channel:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._items: deque[Any] = deque()
+        self._items: deque[tuple[str, Any]] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._told = False  # the loop was told that there is something, or will look by itself
 
-    def put(self, item: Any) -> None:
+    def put(self, item: tuple[str, Any]) -> None:
         self._items.append(item)
-        if not self._told:
+        if not self._told or item[0] != "item":  # the end is told at once
             self._told = True
             try:
                 self._loop.call_soon_threadsafe(self._wake)
@@ -54,25 +54,33 @@ class Channel:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def take(self, timeout: float) -> list[Any]:
+    async def take(self, timeout: float) -> list[tuple[str, Any]]:
         """All that is there; nothing after the timeout, or now and then before it.
 
         note: without asyncio.wait_for, which makes a task: this is what a streamed token costs.
         """
         self._told = False  # before it is looked: one that comes from now on tells
         if not self._items:
-            self._waiter = self._loop.create_future()
-            timer = self._loop.call_later(timeout, self._wake)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
+            await self._wait(timeout)
         self._told = True  # until the next time: what comes meanwhile costs the model's thread nothing
         items = []
         while self._items:
             items.append(self._items.popleft())
         return items
+
+    async def gather(self, seconds: float) -> None:
+        """Let come what comes, for so long or until the end: between two of `take`."""
+        if not self._items or self._items[-1][0] == "item":
+            await self._wait(seconds)
+
+    async def _wait(self, seconds: float) -> None:
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self._wake)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
 
 
 Work = Callable[["Job"], Iterator[Any]]
@@ -312,7 +320,6 @@ class Engine:
                         job.first = time.monotonic() - job.begin
                         self.metrics.first.observe(job.first)
                     job.channel.put(("item", item))
-                    job.check()
             finally:
                 close = getattr(items, "close", None)
                 if close is not None:

@@ -43,6 +43,10 @@ class ServedLlama(MesaLlama):
     usage: Usage = Usage()
     interrupt: Callable[[], None] | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._known_ends: dict[int, bool] = {}
+        super().__init__(*args, **kwargs)
+
     def _check_devices(self) -> None:
         super()._check_devices()
         if self.interrupt is not None:
@@ -56,9 +60,16 @@ class ServedLlama(MesaLlama):
 
     def _sample(self, sampler: Any, last: int) -> int:
         token = super()._sample(sampler, last)
-        if not llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
+        if not self._ends(token):
             self.usage.completion += 1
         return token
+
+    def _ends(self, token: int) -> bool:
+        """Whether a token ends a text."""
+        known = self._known_ends.get(token)  # each call of llama.cpp lets other threads take the interpreter
+        if known is None:
+            known = self._known_ends[token] = bool(llama_cpp.llama_vocab_is_eog(self._model.vocab, token))
+        return known
 
 
 def load(path: Any, *, n_ctx: int | None = None, n_gpu_layers: int | None = None, **options: Any) -> ServedLlama:

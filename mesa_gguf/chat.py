@@ -158,6 +158,12 @@ def _render(llm: MesaLlama, template: str, arguments: dict[str, Any]) -> list[di
     return filled if fails else messages
 
 
+def tells_tools(llm: MesaLlama) -> bool:
+    """Whether the model's chat template tells it of tools."""
+    template = _template(llm)
+    return template is not None and "tools" in template
+
+
 def _response_format(arguments: dict[str, Any]) -> dict[str, Any]:
     """response_format, and the grammar of its schema: a chat handler would take any JSON where there is none."""
     wanted = arguments.get("response_format")
@@ -169,8 +175,10 @@ def _response_format(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": None if wanted["type"] == "text" else {"type": "json_object"}}
 
 
-def grammar_of(response_format: Mapping[str, Any] | None, what: str = "response_format") -> LlamaGrammar | None:
-    """The grammar of an answer in a form that OpenAI's API knows; None for text.
+def grammar_of(
+    response_format: Mapping[str, Any] | LlamaGrammar | None, what: str = "response_format"
+) -> LlamaGrammar | None:
+    """The grammar of an answer in a form that OpenAI's API knows, or in one that has a grammar already; None for text.
 
     Args:
         what: has the schema, for messages.
@@ -178,8 +186,8 @@ def grammar_of(response_format: Mapping[str, Any] | None, what: str = "response_
     Raises:
         ConfigError: there is no such form, or its schema cannot be made a grammar.
     """
-    if response_format is None:
-        return None
+    if response_format is None or isinstance(response_format, LlamaGrammar):
+        return response_format
     schema = _schema(response_format)
     if schema is not None:
         return _grammar_of_schema(schema, what)

@@ -28,8 +28,9 @@ COLDEST = (
     1e-6  # below, logits divided by the temperature may not be finite: the most likely token has all the probability
 )
 MIROSTAT_M = 100  # tokens that Mirostat estimates from, as in llama_cpp.Llama
-# the rule for characters that llama-cpp-python makes of any schema with texts: line breaks are among them, which JSON does not have
-_ANY_CHAR = re.compile(r'^char ::= \[\^"\\\\\] \| ', re.MULTILINE)
+# the rule for characters that llama-cpp-python makes of any schema with texts: line breaks are among them, which JSON does not have.
+# note: call0- and so on are put before it where a grammar is made of those of several functions
+_ANY_CHAR = re.compile(r'^((?:call[0-9]+-)?)char ::= \[\^"\\\\\] \| ', re.MULTILINE)
 _JSON_CHAR = r'char ::= [^"\\\x7F\x00-\x1F] | '
 
 
@@ -236,7 +237,7 @@ def _biases(biases: Any, n_vocab: int) -> tuple[npt.NDArray[np.intp], Logits]:
 def _add_grammar(chain: LlamaSampler, model: LlamaModel, gbnf: Any) -> None:
     if model.vocab_type() == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
         raise ModelError("this model has no vocabulary: a grammar cannot be used with it")
-    text = _ANY_CHAR.sub(lambda _: _JSON_CHAR, gbnf._grammar)
+    text = _ANY_CHAR.sub(lambda found: found[1] + _JSON_CHAR, gbnf._grammar)
     sampler = llama_cpp.llama_sampler_init_grammar(model.vocab, text.encode(), gbnf._root.encode())
     if not sampler:
         raise ConfigError(f"the grammar cannot be used: llama.cpp refuses it, see its message ({gbnf._grammar[:80]!r})")

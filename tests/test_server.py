@@ -156,6 +156,36 @@ def test_a_tool_is_called_in_a_stream(client: OpenAI) -> None:
     assert choice.finish_reason == "tool_calls" and call.id.count("call_") == 1
 
 
+def test_one_of_several_tools_is_called(client: OpenAI, document: dict[str, Any]) -> None:
+    """With documents and without, in one piece and in a stream: the same call."""
+    text = {"type": "object", "properties": {"text": {"$ref": "#/$defs/Word"}}, "required": ["text"],
+            "$defs": {"Word": {"enum": ["a } b", "c"]}}}  # fmt: skip
+    number = {"type": "object", "properties": {"n": {"$ref": "#/$defs/Word"}, "of": {"type": "object", "properties": {}}},
+              "required": ["n", "of"], "$defs": {"Word": {"enum": [7, 8]}}}  # fmt: skip
+    tools: Any = [{"type": "function", "function": {"name": name, "parameters": schema}}
+                  for name, schema in (("say", text), ("count.all", number), ("stop", {"type": "object", "properties": {}}))]  # fmt: skip
+    known = {"say": {"text"}, "count.all": {"n", "of"}, "stop": set()}
+    called = set()
+    for messages in ([{"role": "user", "content": "Hello"}], about(document["id"], "What is the code?")):
+        for seed in range(5):
+            options: dict[str, Any] = dict(
+                model="mesa", messages=messages, tools=tools, tool_choice="required", temperature=2, seed=seed, max_tokens=64,
+            )  # fmt: skip
+            choice = client.chat.completions.create(**options).choices[0]
+            (call,) = choice.message.tool_calls or ()
+            assert choice.finish_reason == "tool_calls" and choice.message.content is None
+            assert set(json.loads(call.function.arguments)) == known[call.function.name]
+            with client.chat.completions.stream(**options) as stream:
+                (streamed,) = stream.get_final_completion().choices
+            (again,) = streamed.message.tool_calls or ()
+            assert (again.function.name, again.function.arguments) == (call.function.name, call.function.arguments)
+            assert streamed.finish_reason == "tool_calls" and again.id.count("call_") == 1
+            called.add(call.function.name)
+            cut = client.chat.completions.create(**{**options, "max_tokens": 1}).choices[0]
+            assert cut.finish_reason == "length" and not cut.message.tool_calls
+    assert len(called) > 1
+
+
 def test_a_prompt_of_several_choices_is_counted_once(client: OpenAI) -> None:
     options: dict[str, Any] = dict(
         model="mesa", messages=[{"role": "user", "content": "Hello"}], max_tokens=4, temperature=0
@@ -262,9 +292,15 @@ def test_a_schema_that_cannot_be_used_is_told(server: Server, document: dict[str
     asked = {**body, "tools": [tool], "tool_choice": "required"}
     status, error = server.error("POST", "/v1/chat/completions", asked)
     assert status == 400 and "the schema of the tool add" in error["message"]
-    for choice in ({"type": "function", "function": {"name": "sub"}}, "required"):
-        asked = {**body, "tools": [ADD, {**ADD, "function": {"name": "mul"}}], "tool_choice": choice}
-        assert server.error("POST", "/v1/chat/completions", asked)[1]["param"] == "tool_choice"
+    asked = {**body, "tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}}
+    assert server.error("POST", "/v1/chat/completions", asked)[1]["param"] == "tool_choice"
+    asked = {
+        **body,
+        "tools": [ADD, tool | {"function": {**tool["function"], "name": "sub"}}],
+        "tool_choice": "required",
+    }
+    status, error = server.error("POST", "/v1/chat/completions", asked)
+    assert status == 400 and "the schema of the tool sub" in error["message"]
 
 
 def test_log_probabilities_about_a_document(client: OpenAI, document: dict[str, Any]) -> None:

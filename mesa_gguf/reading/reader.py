@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import llama_cpp
 import numpy as np
+from llama_cpp.llama_grammar import LlamaGrammar
 
 from .. import rpc
 from ..chat import grammar_of
@@ -266,7 +267,7 @@ class Reader:
         history: Sequence[Turn] = (),
         instructions: str | None = None,
         follow_up: bool = False,
-        response_format: Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | LlamaGrammar | None = None,
         logprobs: int | None = None,
         progress: Progress | None = None,
         begin: float | None = None,
@@ -291,7 +292,7 @@ class Reader:
                 stands before the documents is the same for all questions.
             follow_up: the last question and its answer stay in the context, before this question.
             response_format: the answer is JSON, as in `create_chat_completion`: {"type": "json_object"}, or {"type": "json_schema",
-                "json_schema": {"schema": …}}. Citations are for its values. "each" asks each chunk in words.
+                "json_schema": {"schema": …}}, or a grammar of JSON. Citations are for its values. "each" asks each chunk in words.
             logprobs: the answer has the log-probabilities of its tokens, each with so many of the likeliest in its place.
             progress: called with (tokens read, tokens to read) after each chunk that is read, each passage that is compared with the
                 question, and each answer of "each". What it raises ends the reading there; what was read is kept.

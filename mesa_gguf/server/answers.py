@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import time
 import uuid
 import warnings
@@ -14,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from ..chat import grammar_of
+from ..chat import tells_tools
 from ..library.library import Document
 from ..reading.prompts import END, Turn
-from ..reading.reader import MAX_TOKENS, Answer, Reader, TokenLogprob
+from ..reading.reader import MAX_TOKENS, Answer, Reader
 from ..reading.shelf import ReadMode
+from .calls import Forced, Spoken, tools_of
 from .documents import Documents
 from .engine import Engine, GiveWay, Job, Work
 from .problems import Problem
-from .schemas import SAMPLING, ChatRequest, CompletionRequest, EmbeddingRequest, Sampling, ToolChoice
+from .schemas import SAMPLING, ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 from .served import ServedLlama
 
-CALL = "A function that can be called:\n{function}\nAnswer with a call of {name}: its arguments as JSON."
 SPARE = 64  # tokens between a text and the end of the context, for what stands around it
 
 
@@ -84,22 +83,26 @@ class Answers:
             options |= dict(logprobs=True, top_logprobs=request.top_logprobs or 0)
         if request.response_format is not None:
             options["response_format"] = request.response_format.model_dump()
-        tools, chosen = _tools(request)
+        tools, forced = tools_of(request)
         if tools:
             options["tools"] = tools
-            if chosen is not None:
-                options["tool_choice"] = {"type": "function", "function": {"name": chosen}}
-            elif request.tool_choice is not None:
+            if request.tool_choice is not None:
                 options["tool_choice"] = "auto"
+        if forced is not None:
+            options.pop("response_format", None)
+            if not tells_tools(self.llm):
+                messages = _instructed(messages, forced.instruction)
 
         def make(stream: bool, seed: int | None) -> Any:
-            more = {} if seed is None else {"seed": seed}
+            more: dict[str, Any] = {} if seed is None else {"seed": seed}
+            if forced is not None:
+                more["grammar"] = forced.grammar
             with warnings.catch_warnings():  # that the model has no chat template was said when the server began
                 warnings.simplefilter("ignore")
                 return self.llm.create_chat_completion(messages, stream=stream, **options, **more)
 
         kind = "chat.completion"
-        return self._work(request, kind, "chatcmpl", [make], bool(request.stream))
+        return self._work(request, kind, "chatcmpl", [make], bool(request.stream), forced)
 
     def complete(self, request: CompletionRequest) -> Work:
         given = request.prompt
@@ -128,6 +131,7 @@ class Answers:
         prefix: str,
         makers: Sequence[Callable[[bool, int | None], Any]],
         stream: bool,
+        forced: Forced | None = None,
     ) -> Work:
         """n choices of each prompt, one after the other."""
         n = request.n or 1
@@ -141,15 +145,13 @@ class Answers:
                 seed = None if request.seed is None else (request.seed + index) & 0xFFFFFFFF
                 with _prompt_counted(job, index % n == 0):
                     made = makers[index // n](stream, seed)
+                    spoken = Spoken(forced, False)
                     if not stream:
-                        choices.append({**made["choices"][0], "index": index})
+                        choices.append({**spoken.choice(made["choices"][0]), "index": index})
                         continue
-                    calls = _Calls()
                     for chunk in made:
-                        yield {
-                            **head,
-                            "choices": [{**calls.once(choice), "index": index} for choice in chunk["choices"]],
-                        }
+                        said = [{**spoken.choice(choice), "index": index} for choice in chunk["choices"]]
+                        yield {**head, "choices": said}
             if not stream:
                 yield {**head, "choices": [_annotated(choice) for choice in choices], "usage": _usage(job)}
             elif usage:
@@ -208,14 +210,10 @@ class Answers:
         if limit is not None:
             options["max_tokens"] = limit
         instructions = asked.instructions
-        tools, tool = _tools(request)
-        form = None if request.response_format is None else request.response_format.model_dump()
-        if tool is not None:  # others are not told of: none of them would be called
-            function = next(found["function"] for found in tools if found["function"]["name"] == tool)
-            form = {"type": "json_object", "schema": function["parameters"]}
+        _, forced = tools_of(request)
+        if forced is not None:  # others are not told of: none of them would be called
             # a chat template would have it before the documents, which are read already
-            call = CALL.format(function=json.dumps(function, ensure_ascii=False), name=tool)
-            instructions = END.join(filter(None, (instructions, call)))
+            instructions = END.join(filter(None, (instructions, forced.instruction)))
         if request.logprobs:
             options["logprobs"] = request.top_logprobs or 0
         n = request.n or 1
@@ -245,8 +243,9 @@ class Answers:
                 if self.engine.others_wait and done < of and index == 0:
                     raise GiveWay
 
-            if tool is not None:  # its schema, by its name in messages
-                grammar_of(form, f"the tool {tool}")
+            form: Any = None if request.response_format is None else request.response_format.model_dump()
+            if forced is not None:
+                form = forced.grammar
             self.documents.forget_gone(shelf)
             self.documents.check_there(documents)
             mode = asked.read
@@ -276,7 +275,7 @@ class Answers:
                         **more,
                     ) as pieces,
                 ):
-                    spoken = _Spoken(tool, request.logprobs is True)
+                    spoken = Spoken(forced, request.logprobs is True)
                     if stream:
                         yield chunk(spoken.begin(), index=index)
                     for piece in pieces:
@@ -284,12 +283,12 @@ class Answers:
                             yield chunk(spoken.delta(piece), index=index, said=spoken.logprobs(pieces.logprobs))
                     answer = pieces.answer
                 finish = answer.finish_reason if answer.finish_reason != "closed" else "stop"
-                reason = "tool_calls" if tool is not None and finish == "stop" else finish
+                reason = spoken.reason(finish)
                 said = {"annotations": self._annotations(answer, asked)}
                 about, told = _mesa(answer, job.computed_chunks), spoken.logprobs(answer.logprobs)
                 stands = stands and answer.stands
                 if stream:
-                    yield chunk(said, reason, index, told, mesa=about)
+                    yield chunk({**spoken.end(), **said}, reason, index, told, mesa=about)
                 else:
                     message = {**spoken.whole(answer.text), **said}
                     choices.append({"index": index, "message": message, "logprobs": told, "finish_reason": reason})
@@ -333,109 +332,20 @@ def _options(request: Sampling) -> dict[str, Any]:
     return request.given(*SAMPLING, "stop", "max_tokens")
 
 
+def _instructed(messages: list[dict[str, Any]], instruction: str) -> list[dict[str, Any]]:
+    """The messages with something more that the model is told: in the user's last one, as some chat templates refuse a system's."""
+    at = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=len(messages) - 1)
+    said = messages[at].get("content") or ""
+    text = said if isinstance(said, str) else "\n".join(part["text"] for part in said)
+    told = {**messages[at], "content": END.join(filter(None, (text, instruction)))}
+    return [*messages[:at], told, *messages[at + 1 :]]
+
+
 def _plain(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if isinstance(content, list) and any(part["type"] != "text" for part in content):
         raise Problem(400, "a message has a file, and this request cannot be about documents", "invalid_value")
     return message
-
-
-def _tools(request: ChatRequest) -> tuple[list[dict[str, Any]], str | None]:
-    """The tools that the model is told of, and the name of the one that it must call.
-
-    Raises:
-        Problem: it must call one that is not there.
-    """
-    choice = request.tool_choice
-    if not request.tools or choice == "none":
-        if isinstance(choice, ToolChoice) or choice == "required":
-            raise Problem(400, "tool_choice without tools", "invalid_value", param="tool_choice")
-        return [], None
-    tools = [tool.model_dump(exclude_none=True) for tool in request.tools]
-    if choice == "required":
-        if len(tools) > 1:
-            raise Problem(
-                400,
-                "tool_choice is required: with several tools name one of them",
-                "invalid_value",
-                param="tool_choice",
-            )
-        return tools, tools[0]["function"]["name"]
-    if not isinstance(choice, ToolChoice):
-        return tools, None
-    if all(tool["function"]["name"] != choice.function.name for tool in tools):
-        raise Problem(400, f"there is no tool {choice.function.name}", "invalid_value", param="tool_choice")
-    return tools, choice.function.name
-
-
-class _Calls:
-    """Calls of tools in a stream as OpenAI has them: llama-cpp-python repeats id and name in each chunk, and clients add them up."""
-
-    def __init__(self) -> None:
-        self._begun = False
-
-    def once(self, choice: dict[str, Any]) -> dict[str, Any]:
-        delta = choice.get("delta")
-        if delta is None or "function_call" not in delta:
-            return choice
-        delta = {name: value for name, value in delta.items() if value is not None and name != "function_call"}
-        if "tool_calls" in delta:
-            if self._begun:
-                delta["tool_calls"] = [
-                    {"index": call["index"], "function": {"arguments": call["function"]["arguments"]}}
-                    for call in delta["tool_calls"]
-                ]
-            self._begun = True
-        return {**choice, "delta": delta}
-
-
-class _Spoken:
-    """An answer about documents as OpenAI has it: a text, or the call of a tool.
-
-    Args:
-        tool: that is called.
-        logprobs: they are told.
-    """
-
-    def __init__(self, tool: str | None, logprobs: bool) -> None:
-        self._tool, self._tells = tool, logprobs
-        self._id = f"call_{uuid.uuid4().hex}"
-        self._told = 0
-
-    def begin(self) -> dict[str, Any]:
-        if self._tool is None:
-            return {"role": "assistant", "content": ""}
-        call = {"index": 0, **self._call("")}
-        return {"role": "assistant", "content": None, "tool_calls": [call]}
-
-    def delta(self, piece: str) -> dict[str, Any]:
-        if self._tool is None:
-            return {"content": piece}
-        return {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
-
-    def whole(self, text: str) -> dict[str, Any]:
-        if self._tool is None:
-            return {"role": "assistant", "content": text}
-        return {"role": "assistant", "content": None, "tool_calls": [self._call(text)]}
-
-    def _call(self, arguments: str) -> dict[str, Any]:
-        return {"id": self._id, "type": "function", "function": {"name": self._tool, "arguments": arguments}}
-
-    def logprobs(self, known: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        """Those that were not told yet."""
-        if not self._tells:
-            return None
-        new, self._told = known[self._told :], len(known)
-        return {"content": [_logprob(token) for token in new], "refusal": None}
-
-
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    def entry(data: bytes, logprob: float) -> dict[str, Any]:
-        # a number that JSON has, where a token cannot be at all
-        return {"token": data.decode("utf-8", "replace"), "bytes": list(data), "logprob": max(logprob, -9999.0)}
-
-    top = [entry(data, logprob) for _, data, logprob in token.top]
-    return {**entry(token.data, token.logprob), "top_logprobs": top}
 
 
 @contextlib.contextmanager
@@ -451,7 +361,6 @@ def _annotated(choice: dict[str, Any]) -> dict[str, Any]:
     message = choice.get("message")
     if message is None:
         return choice
-    message = {name: value for name, value in message.items() if name != "function_call"}  # OpenAI's, before tool_calls
     return {**choice, "message": {**message, "annotations": []}}
 
 

@@ -278,6 +278,65 @@ def test_a_citation_leads_to_its_page(with_files: Page) -> None:
     expect(number).to_be_focused()
 
 
+def test_a_page_is_turned_enlarged_and_read(browser: Any, filled: Running) -> None:
+    """Its words lie where the picture shows them: marked, selected, and read aloud; a larger one is drawn anew."""
+    with opened(browser, filled, device_scale_factor=2) as page:
+        wait_until_read(page)
+        row(page, "report.pdf").hover()
+        page.get_by_role("button", name="Look into report.pdf").click()
+        words = page.get_by_role("group", name="Text of page 1")
+        picture = page.get_by_role("img", name="Page 1 of report.pdf")
+        expect(picture).to_be_visible()
+        shown = lines(REPORT.text)
+        assert words.locator("text").all_text_contents() == shown[:44]
+        box, sheet = words.locator("text").first.bounding_box(), page.locator(".sheet").bounding_box()
+        assert box["x"] - sheet["x"] == pytest.approx(sheet["width"] * 72 / 612, abs=2)
+        words.locator("text").nth(1).dblclick(position={"x": 3, "y": 5})
+        assert page.evaluate("getSelection().toString()").strip() == shown[1].split()[0]
+        page.evaluate("() => getSelection().selectAllChildren(document.querySelector('.words'))")
+        assert page.evaluate("getSelection().toString()").split() == " ".join(shown[:44]).split()
+
+        sharp = "image => image.naturalWidth / image.getBoundingClientRect().width"
+        width = page.locator(".sheet").bounding_box()["width"]
+        for zoom in (150, 200, 300):
+            page.get_by_role("button", name="Larger").click()
+            expect(page.locator(".zoom")).to_have_text(f"{zoom} %")
+            page.wait_for_function(
+                f"() => ({sharp})(document.querySelector('.sheet img')) >= 1.99 || document.querySelector('.sheet img').naturalWidth >= 3400"
+            )
+        assert page.locator(".sheet").bounding_box()["width"] == pytest.approx(3 * width, abs=2)
+        assert scan(page) == [] and overflow(page) <= 0
+        page.keyboard.press("-")
+        expect(page.locator(".zoom")).to_have_text("200 %")
+        page.get_by_role("button", name="Page after").press("Enter")
+        expect(page.get_by_role("group", name="Text of page 2")).to_be_attached()
+        expect(page.get_by_role("button", name="Page after")).to_be_focused()
+        expect(page.locator(".zoom")).to_have_text("200 %")  # as it was left
+        page.keyboard.press("n")
+        expect(page.get_by_role("group", name="Text of page 3")).to_be_attached()
+        page.keyboard.press("p")
+        page.keyboard.press("p")
+        expect(page.get_by_role("group", name="Text of page 1")).to_be_attached()
+        expect(page.get_by_role("button", name="Page before")).to_be_disabled()
+
+
+def test_the_words_under_the_mark_are_the_passage(with_files: Page) -> None:
+    page, fact = with_files, REPORT.target
+    only(page, "report.pdf")
+    ask(page, fact.question)
+    page.locator(".passage").first.click()
+    expect(page.locator(".marks rect").first).to_be_in_viewport()
+    under = page.evaluate(
+        """() => {
+          const marks = [...document.querySelectorAll(".marks rect")].map(rect => rect.getBoundingClientRect());
+          const meets = (a, b) => Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.6 * Math.min(a.height, b.height);
+          const words = [...document.querySelectorAll(".words text")];
+          return words.filter(text => marks.some(mark => meets(mark, text.getBoundingClientRect()))).map(text => text.textContent);
+        }"""
+    )
+    assert fact.sentence.rstrip(".") in " ".join(" ".join(under).split())
+
+
 @pytest.mark.parametrize(("name", "document"), [("book.html", BOOK), ("notes.txt", NOTES)])
 def test_a_citation_leads_to_its_place_in_the_text(with_files: Page, name: str, document: Document) -> None:
     page, fact = with_files, document.target

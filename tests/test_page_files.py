@@ -90,6 +90,12 @@ def test_a_page_of_a_pdf_and_a_passage_on_it(server: Server) -> None:
     assert server.json("GET", f"/v1/files/{file}/pages/1?start={start}&stop={stop}")["rectangles"] == []
     assert server.json("GET", f"/v1/files/{file}/pages/1")["text"] == ""
 
+    assert [line[4] for line in found["lines"]] == [f"Line {n} of page 1." for n in range(40)]
+
+    _, _, small = server.ask("GET", f"/v1/files/{file}/pages/2.png?width=200")
+    assert int.from_bytes(small[16:20], "big") == 200 < int.from_bytes(picture[16:20], "big") == 1400
+    for width in (0, 4201, "x"):
+        assert server.error("GET", f"/v1/files/{file}/pages/2.png?width={width}")[0] == 400
     assert server.error("GET", f"/v1/files/{file}/pages/4.png")[0] == 400
     assert server.error("GET", f"/v1/files/{file}/pages/0")[0] == 400
     assert server.error("GET", "/v1/files/file-0/pages/1")[0] == 404

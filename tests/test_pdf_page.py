@@ -73,6 +73,42 @@ def test_what_is_not_on_the_page_is_not_marked() -> None:
     assert find_on_page(FILE, "log.pdf", 1, " \n").rectangles == ()
 
 
+def test_the_words_of_a_page_lie_where_they_are_shown() -> None:
+    page = find_on_page(FILE, "log.pdf", 2)
+    assert [text for *_, text in page.lines] == LINES[1]
+    dark = ink(2)
+    scale = dark.shape[1] / page.width
+    for left, top, width, height, _ in page.lines:
+        rows, columns = (slice(int(a * scale), int((a + n) * scale)) for a, n in ((top, height), (left, width)))
+        inside = np.flatnonzero(dark[rows, columns].any(axis=0))
+        assert dark[rows, columns].any() and inside[-1] - inside[0] > 0.95 * (columns.stop - columns.start)
+        dark[rows, columns] = False
+    assert not dark.any()
+
+
+def test_columns_are_apart() -> None:
+    row = b"BT /F1 12 Tf 72 720 Td (Left words) Tj 300 0 Td (right words) Tj ET"
+    content = pdf([["one line"]]).replace(b"BT /F1 12 Tf 72 720 Td 14 TL (one line) Tj T* ET", row)
+    lines = find_on_page(content, "columns.pdf", 1).lines
+    assert [text.strip() for *_, text in lines] == ["Left words", "right words"]
+    assert lines[0][0] + lines[0][2] < 200 and lines[1][0] > 350
+
+
+def test_a_page_that_is_turned_has_its_words_turned() -> None:
+    content = FILE.replace(b"/Type /Page ", b"/Type /Page /Rotate 90 ")
+    page = find_on_page(content, "turned.pdf", 1)
+    assert (page.width, page.height) == (792, 612) and sorted(text for *_, text in page.lines) == LINES[0][::-1]
+    assert all(height > 2 * width for _, _, width, height, _ in page.lines)
+
+
+@pytest.mark.parametrize("width", [1, 700, 4200, 10_000])
+def test_a_picture_is_as_wide_as_it_should_be(width: int) -> None:
+    image = pytest.importorskip("PIL.Image")
+    drawn = image.open(io.BytesIO(draw_page(FILE, "log.pdf", 1, width)))
+    assert drawn.width <= min(width, 4200) and drawn.width * drawn.height <= 16_100_000
+    assert drawn.width >= min(width, 3500)
+
+
 @pytest.mark.parametrize(
     ("data", "number", "said"),
     [(FILE, 3, "has no page 3"), (FILE, 0, "has no page 0"), (b"%PDF-1.4 and no more", 1, "damaged or locked"),

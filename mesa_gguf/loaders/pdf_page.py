@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
+import math
 import struct
 import zlib
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +16,14 @@ from .apart import run_apart
 from .document import LIMITS, Limits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pypdfium2 import PdfDocument, PdfPage
 
-_PIXELS = (1400, 4200)  # of a picture, at most: in width, and in height
+WIDTH = 1400  # pixels of a picture
+MOST_WIDTH = 4200
+_MOST_PIXELS = 16_000_000  # of a picture in all: a strip of paper may be long
+_MOST_CHARACTERS = 50_000  # of a page whose lines are told
 _HYPHENS = "-\x02\xad\u2010\u2011\ufffe"  # PDFium's marks of a broken word among them: in a text they may be left out
 _SCALE = 16  # PDFium gives places on a picture as whole numbers: of a large picture
 
@@ -31,6 +37,7 @@ class Page:
         pages: of the document.
         width, height: in points, as it is shown.
         rectangles: where the passage lies: left, top, width and height of each line, in points from the upper left.
+        lines: the page's text: of each piece of a line where it lies, as a rectangle has it, and the text.
     """
 
     number: int
@@ -38,12 +45,13 @@ class Page:
     width: float
     height: float
     rectangles: tuple[tuple[float, float, float, float], ...] = ()
+    lines: tuple[tuple[float, float, float, float, str], ...] = ()
 
 
 def find_on_page(
     data: bytes, name: str, number: int, passage: str = "", *, before: str = "", limits: Limits = LIMITS
 ) -> Page:
-    """A page's size, and where a passage lies on it.
+    """A page's size and text, and where a passage lies on it.
 
     Args:
         passage: a part of the page's text, as the loader gives it; white space and hyphens need not be the same.
@@ -55,17 +63,21 @@ def find_on_page(
     """
     task = {"what": "find", "number": number, "passage": passage, "before": before}
     answer = run_apart("pdf_page", task, data, name, limits)
-    return Page(**{**answer, "rectangles": tuple(tuple(rectangle) for rectangle in answer["rectangles"])})
+    return Page(**{**answer, **{name: tuple(map(tuple, answer[name])) for name in ("rectangles", "lines")}})
 
 
-def draw_page(data: bytes, name: str, number: int, *, limits: Limits = LIMITS) -> bytes:
+def draw_page(data: bytes, name: str, number: int, width: int = WIDTH, *, limits: Limits = LIMITS) -> bytes:
     """A picture of a page, as a PNG file.
+
+    Args:
+        width: of the picture in pixels; of a page that is very long less.
 
     Raises:
         DocumentError: as `find_on_page` does.
         MissingPackageError: as there.
     """
-    answer = run_apart("pdf_page", {"what": "draw", "number": number}, data, name, limits)
+    task = {"what": "draw", "number": number, "pixels": min(width, MOST_WIDTH)}
+    answer = run_apart("pdf_page", task, data, name, limits)
     return base64.b64decode(answer["png"])
 
 
@@ -75,7 +87,9 @@ def warm_up(**_: object) -> None:
         import pypdfium2  # noqa: F401
 
 
-def apart(data: bytes, name: str, *, what: str, number: int, passage: str = "", before: str = "") -> dict[str, Any]:
+def apart(
+    data: bytes, name: str, *, what: str, number: int, pixels: int = WIDTH, passage: str = "", before: str = ""
+) -> dict[str, Any]:
     """What that process does."""
     try:
         import pypdfium2
@@ -97,7 +111,7 @@ def apart(data: bytes, name: str, *, what: str, number: int, passage: str = "", 
             raise DocumentError(f"page {number} of {name} is damaged") from None
         try:
             if what == "draw":
-                return {"png": base64.b64encode(_picture(page)).decode()}
+                return {"png": base64.b64encode(_picture(page, pixels)).decode()}
             return asdict(_find(pdf, page, number, passage, before))
         finally:
             page.close()
@@ -105,9 +119,9 @@ def apart(data: bytes, name: str, *, what: str, number: int, passage: str = "", 
         pdf.close()
 
 
-def _picture(page: PdfPage) -> bytes:
-    width, height = page.get_size()
-    scale = min(_PIXELS[0] / max(width, 1), _PIXELS[1] / max(height, 1))
+def _picture(page: PdfPage, pixels: int) -> bytes:
+    width, height = (max(size, 1) for size in page.get_size())
+    scale = min(pixels / width, math.sqrt(_MOST_PIXELS / (width * height)))
     bitmap = page.render(scale=scale, rev_byteorder=True, prefer_bgrx=False)
     try:
         return _png(bytes(bitmap.buffer), bitmap.width, bitmap.height, bitmap.stride, bitmap.n_channels)
@@ -140,18 +154,21 @@ def _png(pixels: bytes, width: int, height: int, stride: int, channels: int) -> 
 
 
 def _find(pdf: PdfDocument, page: PdfPage, number: int, passage: str, before: str) -> Page:
-    width, height = page.get_size()
-    found = Page(number, len(pdf), width, height)
-    if not passage.strip():
-        return found
     from pypdfium2 import raw
 
+    width, height = page.get_size()
+    found = Page(number, len(pdf), width, height)
     textpage = page.get_textpage()
     try:
         n_chars = textpage.count_chars()
         # note: one by one, because only so the place of a character in the text is its number on the page
         characters = [chr(raw.FPDFText_GetUnicode(textpage, n)) for n in range(n_chars)]
-        span = _span(characters, passage, before)
+        lines = tuple(
+            (*_on_picture(page, width, height, *box), text)
+            for box, text in _lines(textpage, characters[:_MOST_CHARACTERS])
+        )
+        found = replace(found, lines=lines)
+        span = _span(characters, passage, before) if passage.strip() else None
         if span is None:
             return found
         rectangles = []
@@ -161,6 +178,34 @@ def _find(pdf: PdfDocument, page: PdfPage, number: int, passage: str, before: st
         return replace(found, rectangles=tuple(rectangles))
     finally:
         textpage.close()
+
+
+def _lines(textpage: Any, characters: list[str]) -> Iterator[tuple[tuple[float, float, float, float], str]]:
+    """A page's text in pieces that lie beside each other: of each its left, bottom, right and top on the page, and the text."""
+    from pypdfium2 import raw
+
+    box = raw.FS_RECTF()
+    text, around = "", (0.0, 0.0, 0.0, 0.0)
+    for n, character in enumerate(characters):
+        if character in "\r\n":
+            if text.strip():
+                yield around, text
+            text = ""
+            continue
+        if character == "\0" or not raw.FPDFText_GetLooseCharBox(textpage, n, box):
+            continue
+        left, bottom, right, top = box.left, box.bottom, box.right, box.top
+        if text and left - around[2] > 2 * (around[3] - around[1]):  # another column, or the next cell of a table
+            if text.strip():
+                yield around, text
+            text = ""
+        if right > left and top > bottom:  # not the spaces and breaks that PDFium adds
+            around = (left, bottom, right, top) if not text.strip() else (
+                min(around[0], left), min(around[1], bottom), max(around[2], right), max(around[3], top)
+            )  # fmt: skip
+        text += character
+    if text.strip():
+        yield around, text
 
 
 def _span(characters: list[str], passage: str, before: str) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from ..loaders.document import Limits
-from ..loaders.pdf_page import draw_page, find_on_page
+from ..loaders.pdf_page import MOST_WIDTH, WIDTH, draw_page, find_on_page
 from .documents import Documents
 from .problems import Json, Problem
 from .records import FileRow
@@ -21,6 +21,7 @@ LIMITS = Limits(seconds=20.0, memory=1 << 30)  # of one page
 AT_ONCE = 2  # processes that look at pages
 
 Number = Annotated[int, InPath(ge=1, le=2**31 - 1)]
+Width = Annotated[int, Query(ge=1, le=MOST_WIDTH, description="Of the picture, in pixels.")]
 Place = Annotated[int, Query(ge=0, le=2**53)]
 
 
@@ -36,9 +37,9 @@ def pdf_pages(documents: Documents) -> APIRouter:
             raise Problem(404, f"the bytes of {row.filename} are not kept here: its text is at /text", "not_found")
         return row, path
 
-    def draw(file_id: str, number: int) -> bytes:
+    def draw(file_id: str, number: int, width: int) -> bytes:
         row, path = content(file_id)
-        return draw_page(path.read_bytes(), row.filename, number, limits=LIMITS)
+        return draw_page(path.read_bytes(), row.filename, number, width, limits=LIMITS)
 
     def find(file_id: str, number: int, start: int, stop: int) -> dict[str, Any]:
         row, path = content(file_id)
@@ -47,18 +48,20 @@ def pdf_pages(documents: Documents) -> APIRouter:
         return {
             "file_id": row.id, "filename": row.filename, "page": found.number, "pages": found.pages,
             "width": found.width, "height": found.height, "text": passage, "rectangles": found.rectangles, "goes_on": to,
+            "lines": found.lines,
         }  # fmt: skip
 
     @router.get(
         "/v1/files/{file_id}/pages/{number}.png", summary="A page of a PDF as a picture",
         response_class=Response, responses={200: {"content": {"image/png": {}}}},
     )  # fmt: skip
-    async def picture(file_id: str, number: Number) -> Response:
+    async def picture(file_id: str, number: Number, width: Width = WIDTH) -> Response:
         async with turns:
-            return Response(await run_in_threadpool(draw, file_id, number), media_type="image/png")
+            return Response(await run_in_threadpool(draw, file_id, number, width), media_type="image/png")
 
     @router.get(
-        "/v1/files/{file_id}/pages/{number}", summary="A page of a PDF: its size, and where a passage lies on it"
+        "/v1/files/{file_id}/pages/{number}",
+        summary="A page of a PDF: its size and text, and where a passage lies on it",
     )
     async def page(file_id: str, number: Number, start: Place = 0, stop: Place = 0) -> Json:
         async with turns:

@@ -163,11 +163,11 @@ export const files = {
   remove: (id) => request(`v1/files/${encodeURIComponent(id)}`, { method: "DELETE" }),
   text: (id, start, stop, signal) => get(`v1/files/${encodeURIComponent(id)}/text?start=${start}&stop=${stop}`, signal),
   content: async (id) => (await request(`v1/files/${encodeURIComponent(id)}/content`)).blob(),
-  /** A page of a PDF: a picture, and where a passage lies on it. */
+  /** A page of a PDF: its text, where a passage lies on it, and a picture. */
   page: (id, page, start, stop, signal) =>
     get(`v1/files/${encodeURIComponent(id)}/pages/${page}?start=${start}&stop=${stop}`, signal),
-  picture: async (id, page, signal) =>
-    (await request(`v1/files/${encodeURIComponent(id)}/pages/${page}.png`, { signal })).blob(),
+  picture: async (id, page, width, signal) =>
+    (await request(`v1/files/${encodeURIComponent(id)}/pages/${page}.png?width=${width}`, { signal })).blob(),
   async *events(id, signal) {
     const response = await request(`v1/files/${encodeURIComponent(id)}/events`, { signal });
     for await (const data of events(response)) yield JSON.parse(data);

@@ -4,16 +4,23 @@ import { announce, byId, count, h, icon, iconButton, svg } from "./dom.js";
 
 const AROUND = 6000; // characters shown on either side of a passage
 const MORE = 12000; // when more of the text is asked for
+const ZOOMS = [1, 1.5, 2, 3]; // of a page, times the panel's width
+const WIDTHS = [1400, 2100, 2800, 4200]; // of its picture, in pixels
 
 export class Source {
   constructor() {
     this.panel = byId("source");
     this.work = null; // what is being fetched
+    this.keys = {}; // what keys do in the view that is shown
     this.from = null; // where the focus was
+    this.zoom = 1;
     this.panel.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      const act = event.key === "Escape" ? () => this.close() : this.keys[event.key];
+      if (!act) return;
+      event.preventDefault();
       event.stopPropagation();
-      this.close();
+      act();
     });
   }
 
@@ -28,6 +35,7 @@ export class Source {
   async open(passage) {
     if (!this.isOpen) this.from = document.activeElement;
     this.passage = passage;
+    this.keys = {};
     this.panel.hidden = false;
     document.body.classList.add("with-source");
     byId("main").inert = matchMedia("(max-width: 52rem)").matches; // it lies over everything
@@ -71,6 +79,7 @@ export class Source {
   async show(view, isFirst = false) {
     this.work?.abort();
     const work = (this.work = new AbortController());
+    if (view !== "page") this.keys = {}; // while the next page comes, they turn on
     this.asPage?.setAttribute("aria-pressed", String(view === "page"));
     this.asText?.setAttribute("aria-pressed", String(view === "text"));
     this.body.setAttribute("aria-busy", "true");
@@ -193,52 +202,98 @@ export class Source {
 
   async showPage(number, signal, isFirst) {
     const { file_id, filename, start, stop } = this.passage;
-    let found;
-    let picture;
-    if (isFirst) {
-      found = await files.page(file_id, number, start, stop, signal);
-      if (found.goes_on && found.text.length < (stop - start) / 2) {
-        // most of it is on the next page
-        this.passage = { ...this.passage, page: found.goes_on };
-        return this.showPage(found.goes_on, signal, false);
-      }
-      picture = await files.picture(file_id, number, signal);
-    } else {
-      [found, picture] = await Promise.all([
-        files.page(file_id, number, start, stop, signal),
-        files.picture(file_id, number, signal),
-      ]);
+    const pixelsFor = (width) => WIDTHS.find((one) => one >= width * devicePixelRatio) ?? WIDTHS.at(-1);
+    const picture = (pixels) => files.picture(file_id, number, pixels, signal);
+    let early = isFirst ? null : picture(pixelsFor(this.zoom * this.body.clientWidth)); // the passage may be on the next page
+    early?.catch(() => {}); // told where it is waited for
+    const found = await files.page(file_id, number, start, stop, signal);
+    if (isFirst && found.goes_on && found.text.length < (stop - start) / 2) {
+      // most of it is on the next page
+      this.passage = { ...this.passage, page: found.goes_on };
+      return this.showPage(found.goes_on, signal, false);
     }
-    const url = URL.createObjectURL(picture);
-    const image = h("img", { alt: `Page ${number} of ${filename}`, width: found.width, height: found.height });
-    const { width, height, rectangles } = found;
+    const { width, height, rectangles, lines, pages } = found;
+    const image = h("img", { alt: `Page ${number} of ${filename}`, width, height });
+    const box = { viewBox: `0 0 ${width} ${height}` };
     const marks = svg(
       "svg",
-      { class: "marks", viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
+      { class: "marks", ...box, "aria-hidden": "true" },
       ...rectangles.map(([x, y, w, h]) => svg("rect", { x: x - 1, y: y - 1, width: w + 2, height: h + 2, rx: 1.5 })),
     );
+    // the page's words, to be selected and read aloud; the picture shows them
+    const words = svg("svg", { class: "words", ...box, role: "group", "aria-label": `Text of page ${number}` }, ...lines.map(line));
+    const sheet = h("div.sheet", {}, image, marks, words);
     const go = (to) => {
+      if (to < 1 || to > pages) return;
       this.passage = { ...this.passage, page: to };
       this.show("page");
     };
-    const previous = iconButton("left", "Page before", () => go(number - 1), { disabled: number <= 1 });
-    const next = iconButton("right", "Page after", () => go(number + 1), { disabled: number >= found.pages });
+    const turn = (by) => go((this.passage.page ?? number) + by); // the next one may be on its way already
+    const previous = iconButton("left", "Page before", () => turn(-1), { disabled: number <= 1 });
+    const next = iconButton("right", "Page after", () => turn(1), { disabled: number >= pages });
+    const size = h("span.zoom", {});
+    const smaller = iconButton("minus", "Smaller", () => zoom(-1));
+    const larger = iconButton("plus", "Larger", () => zoom(1));
+    const fit = () => {
+      sheet.style.width = `${100 * this.zoom}%`;
+      size.textContent = `${100 * this.zoom} %`;
+      const focused = document.activeElement; // a button that is switched off would lose it
+      smaller.disabled = this.zoom === ZOOMS[0];
+      larger.disabled = this.zoom === ZOOMS.at(-1);
+      if (focused === smaller && smaller.disabled) larger.focus();
+      if (focused === larger && larger.disabled) smaller.focus();
+    };
+    let drawn = 0; // pixels that the picture is wide
+    const draw = async () => {
+      const pixels = pixelsFor(sheet.clientWidth);
+      if (pixels <= drawn) return;
+      const url = URL.createObjectURL(await (early ?? picture(pixels)));
+      early = null;
+      await new Promise((resolve) => {
+        image.onload = image.onerror = resolve;
+        image.src = url;
+      });
+      URL.revokeObjectURL(url);
+      drawn = pixels;
+    };
+    const zoom = (by) => {
+      const to = ZOOMS[ZOOMS.indexOf(this.zoom) + by];
+      if (!to) return;
+      // what is in the middle stays there
+      const { body } = this;
+      const x = (body.scrollLeft + body.clientWidth / 2) / body.scrollWidth;
+      const y = (body.scrollTop + body.clientHeight / 2) / body.scrollHeight;
+      this.zoom = to;
+      fit();
+      body.scrollTo(x * body.scrollWidth - body.clientWidth / 2, y * body.scrollHeight - body.clientHeight / 2);
+      announce(size.textContent);
+      draw().catch((error) => error.name !== "AbortError" && announce(error.message));
+    };
+    const focused = this.body.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
     this.body.replaceChildren(
-      h("div.page-bar", {}, previous, h("span", {}, `Page ${count(number)} of ${count(found.pages)}`), next),
-      h("div.sheet", {}, image, marks),
+      h("div.page-bar", {}, previous, h("span", {}, `Page ${count(number)} of ${count(pages)}`), next, smaller, size, larger),
+      sheet,
       found.goes_on
         ? h("button.small.more", { type: "button", onclick: () => go(found.goes_on) }, `The passage goes on on page ${count(found.goes_on)}`)
         : "",
     );
-    await new Promise((resolve) => {
-      image.onload = image.onerror = resolve;
-      image.src = url;
-    });
-    URL.revokeObjectURL(url);
-    if (rectangles.length) marks.firstChild.scrollIntoView({ block: "center" });
+    this.keys = { "+": () => zoom(1), "=": () => zoom(1), "-": () => zoom(-1), n: () => turn(1), p: () => turn(-1) };
+    fit();
+    if (focused) ([previous, next, smaller, larger].find((one) => one.ariaLabel === focused && !one.disabled) ?? this.body).focus();
+    await draw();
+    if (rectangles.length) marks.firstChild.scrollIntoView({ block: "center", inline: "center" });
+    else this.body.scrollTo(0, 0);
     const said = found.text ? `: ${found.text}` : "";
     announce(`Page ${number} of ${filename}${said}`);
   }
+}
+
+/** A piece of a page's text, over the place where the picture shows it. */
+function line([x, y, width, height, text]) {
+  const upright = height > 2 * width && text.length > 2; // it runs from top to bottom
+  const [length, size] = upright ? [height, width] : [width, height];
+  const place = upright ? { x: 0, y: 0, transform: `translate(${x + 0.2 * width} ${y}) rotate(90)` } : { x, y: y + 0.8 * height };
+  return svg("text", { ...place, "font-size": size, textLength: length, lengthAdjust: "spacingAndGlyphs" }, text);
 }
 
 const plain = (text) => text.replace(/[\s#*_]+/g, " ").trim().toLowerCase();

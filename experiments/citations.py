@@ -56,36 +56,38 @@ def likelihood(reader: Reader, tail: list[int], answer: list[int]) -> float:
     return float(found[-len(answer) :].sum())
 
 
-def ask(reader: Reader, document: Any, question: Question, at: int, max_tokens: int) -> dict[str, Any] | None:
+def ask(
+    reader: Reader, document: Any, question: Question, at: int, max_tokens: int, methods: tuple[str, ...]
+) -> dict[str, Any] | None:
     """A question whose fact was read, and where each method finds its answer; None: the fact is in no chunk that was read."""
     assert reader.shelf is not None
-    selection = reader.shelf.catalogue.select(question.text, [document], "auto")
-    if not any(piece.span.start <= at < piece.span.stop for piece in selection.pieces):
-        return None
     answer = reader.ask(question.text, documents=[document], max_tokens=max_tokens).answer
+    watched, sources = Watched.last, reader._sources
+    assert sources is not None
+    if not any(piece.span.start <= at < piece.span.stop for piece in sources.pieces):
+        return None
     result: dict[str, Any] = dict(form=question.form, right=question.is_right(answer.text), answer=answer.text)
     if not result["right"] or not answer.tokens:
         return result
-    watched, sources = Watched.last, reader._sources
-    assert sources is not None
     read = [passage for n in range(len(sources.pieces)) for passage in sources.passages(n)]
     asked, said = terms_of(question.text), terms_of(citations.first_statement(answer.text))
     new = [word for word in said if word not in asked]
     later = [word for word in terms_of(answer.text) if word not in asked and word not in said]
     words = citations.by_words(asked, new, later, read)
-    tail, tokens = reader.form.tail(question.text), list(answer.tokens)
-    gains = []
-    for piece in sources.pieces:
-        reader.shelf.put_together([piece])
-        gains.append(likelihood(reader, tail, tokens))
-    best = int(np.argmax(gains))  # what the question alone gives is the same for all of them
     by = {
         "words": words,
         "attention": watched.shares,
         "raw": watched.raw,
         "both": watched.shares + citations.WORDS_WEIGHT * words / max(words.sum(), 1e-30),
-        "likelihood": np.where([passage.source == best for passage in read], words, -1),
     }
+    if "likelihood" in methods:
+        tail, tokens = reader.form.tail(question.text), list(answer.tokens)
+        gains = []
+        for piece in sources.pieces:
+            reader.shelf.put_together([piece])
+            gains.append(likelihood(reader, tail, tokens))
+        best = int(np.argmax(gains))  # what the question alone gives is the same for all of them
+        by["likelihood"] = np.where([passage.source == best for passage in read], words, -1)
     first = {name: read[int(np.argmax(scores))] for name, scores in by.items()}
     return result | {name: passage.start <= at < passage.stop for name, passage in first.items()}
 
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="of a document")
     parser.add_argument("--facts", type=int, nargs=2, default=[12, 12], help="unlike all others, and alike")
     parser.add_argument("--decoys", type=int, default=0, help="other sentences that name each fact's value")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--max-tokens", type=int, default=32, help="of an answer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
@@ -142,7 +145,7 @@ def main() -> None:
             for question in made.questions:
                 fact = made.facts[question.facts[0]]
                 at = text.index(fact.sentence) + fact.sentence.rindex(fact.value)
-                found = ask(reader, document, question, at, args.max_tokens)
+                found = ask(reader, document, question, at, args.max_tokens, args.methods)
                 if found is not None:
                     results.append(found | {"seed": seed})
         if args.output:
@@ -151,7 +154,7 @@ def main() -> None:
         print(
             f"after document {seed}, {time.perf_counter() - start:.0f} s: {len(right)} right answers of {len(results)}"
         )
-        for name in METHODS:
+        for name in args.methods:
             hits = sum(result[name] for result in right)
             if right:
                 low, high = wilson(hits, len(right))

@@ -14,6 +14,7 @@ it has one, and share no word with it where it has none. With --fresh the facts 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 import time
@@ -149,6 +150,7 @@ def main() -> None:
     threads = dict(n_threads=args.threads, n_threads_batch=args.threads)
     llm = load_vocabulary(args.model) if args.near_only else MesaLlama(args.model, n_ctx=1536, **threads)
     form = PromptForm(llm)
+    count = functools.cache(lambda text: len(form.tokenize(text)))
     haystack = Haystack(load_text(args.text) if args.text else default_text())
     results: list[dict[str, Any]] = []
     methods = ("words", "near") if args.near_only else ("words", "near", "compared")
@@ -158,7 +160,7 @@ def main() -> None:
         if args.fresh:
             facts.UNLIKE = FRESH[n :: len(args.seeds)]  # type: ignore[misc]
         made = make_document(
-            haystack, seed, args.tokens, lambda text: len(form.tokenize(text)),
+            haystack, seed, args.tokens, lambda text: sum(count(f"{part}\n\n") for part in text.split("\n\n")),
             n_unlike=min(args.facts, len(facts.UNLIKE)), n_alike=8, n_links=0, n_counts=0, n_absent=0,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder, Library(folder) as library:

@@ -135,7 +135,8 @@ def test_names() -> None:
         ("Qui était Élodie ?", {"élodie"}),
         ("Who leads? Nobody. 漢字", set()),
     ):
-        assert names_of(question) == expected
+        assert names_of(question).keys() == expected
+    assert names_of("Who is Élodie?") == {"élodie": "Élodie"}
     # one of them is some evidence, two are enough, wherever they stand; those that the texts have not are none
     question = (
         "For how many of these does the text state a mayor: Fernwick, Coldmere, Amberdale, Gorsefell and Hazelham?"
@@ -359,3 +360,15 @@ def test_a_model_without_its_table_still_selects(
     catalogue = Catalogue(llm, PromptForm(llm), library)
     selection = catalogue.select(STRANGE, library.documents(), 1, model=Liking())
     assert len(selection.pieces) == 1 and selection.compared == 0
+
+
+def test_names_that_no_document_has(library: Library, llm: MesaLlama) -> None:
+    """They are said, whatever is read."""
+    reader = Reader(llm, library, cite_by="words")
+    known = MADE.facts[0].key
+    for mode in ("auto", "all", 300):
+        read = reader.ask(f"What is said of {known} and Zaphod B77?", read=mode, max_tokens=2).answer.read  # type: ignore[arg-type]
+        assert read is not None
+        assert read.notes == ("the documents do not have these words of the question: Zaphod, B77",)
+        read = reader.ask(f"What is said of {known}?", read=mode, max_tokens=2).answer.read  # type: ignore[arg-type]
+        assert read is not None and read.notes == ()

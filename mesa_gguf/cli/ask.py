@@ -404,6 +404,7 @@ def _kept_result(question: str, answer: Answer, path: Path) -> dict[str, Any]:
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
         "citations": [_citation(citation) for citation in answer.citations],
+        "stands": answer.stands,
         "read": asdict(read),
         "n_tokens": {"question": answer.n_question, "answer": answer.n_tokens},
         "timings": {

@@ -750,6 +750,8 @@ def _what_was_read(selection: Selection, computed: int, notes: Sequence[str]) ->
     names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
     reused = max(0, selection.n_tokens - computed)
     n_read = len(selection.pieces)
+    if selection.unknown:
+        notes = [*notes, f"the documents do not have these words of the question: {', '.join(selection.unknown)}"]
     return Read(
         str(selection.mode), n_read, selection.of_chunks, names, computed, reused, tuple(notes), selection.compared
     )

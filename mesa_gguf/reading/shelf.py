@@ -30,7 +30,7 @@ from ..model.tuning import tuned
 from .citations import closest_sentence
 from .other_words import OtherWords, Thesaurus
 from .prompts import END, QUESTION, PromptForm, Turn
-from .similar import SimilarPassages, WordVectors, evidence
+from .similar import SimilarPassages, WordVectors, evidence, names_of
 
 CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
 LEAST_CHUNK_TOKENS = 256
@@ -88,12 +88,14 @@ class Selection:
 
     Attributes:
         compared: passages that the question's likelihood was computed for.
+        unknown: words of the question that look like names, and stand nowhere in the documents.
     """
 
     mode: ReadMode
     pieces: tuple[Piece, ...]
     of_chunks: int
     compared: int = 0
+    unknown: tuple[str, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -264,13 +266,13 @@ class Catalogue:
         every = [(document, row) for document in documents for row in self.rows(document)]
         if not every:
             raise PromptError("the documents are empty")
+        numbers = [document.id for document in documents]
         budget = mode if mode != "auto" else AUTO_TOKENS if room is None else min(AUTO_TOKENS, room)
         compared = 0
         if isinstance(budget, str) or sum(row.n_tokens for _, row in every) <= budget:
             chosen = every
         else:
             place = {row.id: i for i, (_, row) in enumerate(every)}
-            numbers = [document.id for document in documents]
             scores = {
                 place[span]: score for span, score in self._match(question, history, numbers).items() if span in place
             }
@@ -291,7 +293,13 @@ class Catalogue:
                     break
                 taken.append(i)
             chosen = [every[i] for i in sorted(taken)]
-        return Selection(mode, tuple(self.piece(document, row) for document, row in chosen), len(every), compared)
+        pieces = tuple(self.piece(document, row) for document, row in chosen)
+        unknown = [
+            word
+            for term, word in names_of(question).items()
+            if not self.library.index.search(term, self._cut, numbers, 1)
+        ]
+        return Selection(mode, pieces, len(every), compared, tuple(dict.fromkeys(unknown)))
 
     def _in_other_words(
         self,

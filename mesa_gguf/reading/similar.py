@@ -235,14 +235,15 @@ def evidence(question: str, texts: Sequence[str], n_texts: int, found_in: Callab
     weight = {word: math.log(1 + n_texts / max(n, 0.5)) for word, n in often.items()}
     own = [set(terms_of(passage.text)) & weight.keys() for text in texts for passage in passages(0, text)]
     rare = {word for word, n in often.items() if n <= RARE * n_texts}
-    named = rare & names_of(question) & set().union(*own)
+    named = rare & names_of(question).keys() & set().union(*own)
     if not weight or len(named) >= 2 or any(len(words & rare) >= 2 for words in own):
         return 1.0
     share = max((sum(weight[word] for word in words) for words in own), default=0.0) / sum(weight.values())
     return max(share, NAMED) if named else share
 
 
-def names_of(question: str) -> set[str]:
-    """The words of a question that look like names: in capitals within a sentence, or with digits."""
-    found = {match[0] for match in _WITHIN.finditer(question)}
-    return {term for word in found if word[0].isupper() or any(c.isdigit() for c in word) for term in terms_of(word)}
+def names_of(question: str) -> dict[str, str]:
+    """The words of a question that look like names, in capitals within a sentence or with digits, as they are searched -> as they are written."""
+    found = [match[0] for match in _WITHIN.finditer(question)]
+    names = [word for word in found if word[0].isupper() or any(c.isdigit() for c in word)]
+    return {term: word for word in names for term in terms_of(word)}

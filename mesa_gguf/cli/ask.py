@@ -350,9 +350,11 @@ def n_ctx_for(
     if isinstance(budget, int) and sum(sizes) > budget:
         n_read = max(budget, *sizes)  # whichever they are: that is found out when the model is there
     else:
-        read = [len(piece.tokens) for piece in catalogue.select(question, documents, mode).pieces]
-        # of "each" the answers together come last; others must be chosen again, by what the index counts
-        n_read = max(*read, len(read) * (max_tokens + 32)) if mode == "each" else max(sum(read), sum(sizes))
+        everything = catalogue.select(question, documents, mode)
+        n_read = everything.room
+        if mode == "each":  # the answers together come last
+            n_longest = max(len(piece.tokens) for piece in everything.pieces)
+            n_read = max(n_longest, len(everything.pieces) * (max_tokens + 32))
     n_tail = len(catalogue.form.tail(question, history=history, instructions=instructions))
     n_preamble = len(catalogue.preamble)
     return max(

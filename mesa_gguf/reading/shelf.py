@@ -101,6 +101,11 @@ class Selection:
     def n_tokens(self) -> int:
         return sum(len(piece.tokens) for piece in self.pieces)
 
+    @property
+    def room(self) -> int:
+        """Tokens that a context must have for it to be selected again: as the index counts them, or as they are."""
+        return max(self.n_tokens, sum(piece.span.n_tokens for piece in self.pieces))
+
 
 @dataclass(frozen=True)
 class Read:

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m) {
     bind_context(m);
     bind_gguf(m);
     bind_sampling(m);
+    bind_attention(m);
 }

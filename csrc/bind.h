@@ -31,7 +31,8 @@ const uint8_t * breaks_data(const breaks_arg & breaks, int64_t n_tokens);
 
 void load_backends(); // where they are files of their own
 
-void bind_plan(py::module_ & m);     // plans, positions, masks
-void bind_context(py::module_ & m);  // llama-mesa.h on a model or context
-void bind_gguf(py::module_ & m);     // model files
-void bind_sampling(py::module_ & m); // the next token
+void bind_attention(py::module_ & m); // how long it takes
+void bind_plan(py::module_ & m);      // plans, positions, masks
+void bind_context(py::module_ & m);   // llama-mesa.h on a model or context
+void bind_gguf(py::module_ & m);      // model files
+void bind_sampling(py::module_ & m);  // the next token

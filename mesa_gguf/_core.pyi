@@ -168,6 +168,19 @@ class ModelView(TypedDict):
     rope_type: int
 
 def read_gguf(path: str) -> GgufContents: ...
+def time_attention(
+    flash: bool,
+    n_head: int,
+    n_head_kv: int,
+    n_k: int,
+    n_v: int,
+    type_k: int,
+    type_v: int,
+    n_queries: int,
+    n_keys: int,
+    n_threads: int,
+    n_runs: int = 5,
+) -> float: ...
 def tensor_rows(path: str, name: str, rows: Sequence[int]) -> npt.NDArray[np.float32] | None: ...
 def rehearse(
     path: str, overrides: dict[str, bool | int | float | str], loaded: Callable[[ModelView | None], None]

@@ -27,6 +27,7 @@ from . import _core, _llama_cpp, chat, completion, embedding, machine, rpc, samp
 from .config import MesaConfig, MesaPlan
 from .crew import Crew
 from .errors import ConfigError, MesaError, ModelError, OutOfMemoryError, PromptError, Remedy
+from .model.attention import AttentionTimes, time_attention
 from .model.header import SHOW_REASON, check_adapter, check_model, damaged, fingerprint
 from .model.memory import check_kv_types, check_memory, is_quantized
 from .model.tuning import Tuning, tuned
@@ -83,7 +84,8 @@ class MesaLlama(llama_cpp.Llama):
             a multiple of 256, as llama.cpp does.
         n_batch: tokens handed to llama.cpp at once.
         n_ubatch: tokens computed at once; default 512.
-        flash_attn: on by default, other than in `Llama`. "auto": llama.cpp decides, by what the devices can do.
+        flash_attn: on by default, other than in `Llama`. "auto": on the CPU what is faster, which is measured when the model is loaded
+            (`attention_times`); with other devices llama.cpp decides, by what they can do.
         progress: called with (tokens read, tokens to read) while a prompt of more than one batch is read.
         rpc_servers: "host:port,host:port", or a list of such: servers whose devices take the layers (docs/RPC.md), before
             this machine's GPUs. n_gpu_layers is -1, all layers, unless it is given; tensor_split says how many go where.
@@ -149,6 +151,7 @@ class MesaLlama(llama_cpp.Llama):
         if flash_attn not in (True, False, "auto"):
             raise ConfigError(f'flash_attn is {flash_attn!r}: it must be True, False or "auto"')
         self._auto_flash_attn = flash_attn == "auto"
+        self.attention_times: AttentionTimes | None = None
         if flash_attn is False and is_quantized(kwargs.get("type_v")):
             raise ConfigError(
                 "a quantized V cache needs flash attention",
@@ -189,6 +192,10 @@ class MesaLlama(llama_cpp.Llama):
                 self.mesa.params(header.train_length)  # raises before anything is loaded
             elif header.rehearsal.fatal:
                 raise damaged(header.path, f"llama.cpp {header.rehearsal.reason}")
+            if self._auto_flash_attn and not offloads and not is_quantized(kwargs.get("type_v")):
+                self.attention_times = time_attention(header, n_ctx, self._threads[1], *kv_types)
+                if self.attention_times is not None:
+                    self._auto_flash_attn, flash_attn = False, self.attention_times.flash_is_faster
 
         kwargs["verbose"] = bool(kwargs.get("verbose", False)) and _llama_cpp.has_stderr()
         _llama_cpp.keep_standard_streams()

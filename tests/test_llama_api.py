@@ -16,6 +16,7 @@ from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from conftest import (
     BUNDLED,
     F32,
+    Q8_0,
     READER,
     SMALL,
     ModelPath,
@@ -27,6 +28,8 @@ from conftest import (
 )
 from mesa_gguf import ConfigError, MesaConfig, MesaLlama, MesaPlan, PromptError
 from mesa_gguf.lab.documents import make_document
+from mesa_gguf.model.attention import AttentionTimes, time_attention
+from mesa_gguf.model.header import check_model
 
 DOCUMENT = make_document(3, 1400)
 PROMPT = DOCUMENT.prompt()
@@ -418,12 +421,39 @@ CONFIGS = [
 ]
 
 
-def test_pickle_leaves_flash_attention_to_llama_cpp(model_path: ModelPath, open_llama: Opener) -> None:
+@pytest.mark.parametrize("faster", [True, False])
+def test_flash_attention_where_it_is_faster(
+    model_path: ModelPath, open_llama: Opener, monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    """On the CPU it is measured, and a copy of the context keeps to it."""
+    measured = AttentionTimes(2048, 20.0, 1.0, 50.0, 0.9) if faster else AttentionTimes(2048, 20.0, 1.0, 15.0, 1.1)
+    monkeypatch.setattr("mesa_gguf.llama.time_attention", lambda *args: measured)
+    monkeypatch.setattr("mesa_gguf.rpc.has_gpu", lambda: False)
     llm = open_llama(model_path("llama"), flash="auto")
+    assert llm.attention_times == measured
+    monkeypatch.undo()
     copy = pickle.loads(pickle.dumps(llm))
+    names = {True: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED}
     for one in (llm, copy):
-        assert one.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+        assert one.context_params.flash_attn_type == names[faster]
     copy.close()
+
+
+def test_attention_is_measured(model_path: ModelPath) -> None:
+    """With quantized keys, too, where heads are whole blocks."""
+    header = check_model(model_path("llama-head-size"))
+    for kind in (None, F32, Q8_0):
+        times = time_attention(header, 4096, 1, type_k=kind)
+        assert times is not None and times.n_keys == 4096
+        assert min(times.window, times.token, times.plain_window, times.plain_token) > 0
+        assert "without it" in str(times)
+    assert time_attention(check_model(model_path("llama")), 4096, 1, type_k=Q8_0) is None
+
+
+def test_quantized_values_need_flash_attention(model_path: ModelPath, open_llama: Opener) -> None:
+    llm = open_llama(model_path("llama-head-size"), kv=Q8_0, flash="auto")
+    assert llm.attention_times is None
+    assert llm.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
 
 
 @pytest.mark.parametrize("mesa", CONFIGS)

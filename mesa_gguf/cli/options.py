@@ -248,7 +248,7 @@ FlashAttn = Annotated[
     option(
         "--flash-attn",
         metavar="on|off|auto",
-        help="Whether to use flash attention; auto uses it where the devices have it.",
+        help="Whether to use flash attention; auto uses it where it is faster, which is measured on the CPU.",
         panel=ENGINE,
     ),
 ]

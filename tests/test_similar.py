@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,9 @@ def test_the_nearest_passage_has_other_words() -> None:
 
 @given(st.lists(st.text("abc é漢.\n", max_size=60), max_size=6), st.text("abc é漢?", max_size=20))
 def test_nearest_passages_of_any_text(texts: list[str], question: str) -> None:
-    """Each text at most once, in order, by a passage of its own."""
+    """Each text at most three times, in order, by passages of its own."""
     found = SimilarPassages(texts).nearest(question, Same())
-    assert len({near.source for near in found}) == len(found)
+    assert max(Counter(near.source for near in found).values(), default=0) <= 3
     assert all(near.text in texts[near.source] and near.score > 0 for near in found)
     scores = [near.score for near in found]
     assert scores == sorted(scores, reverse=True)

@@ -47,7 +47,7 @@ TURN_WEIGHT = 0.5  # of a turn's score, beside that of the turn or question afte
 WEAK_EVIDENCE = 0.4  # share of a question's words in the best passage, below which other words are looked for
 NO_EVIDENCE = 0.2  # below which all chunks that the words find come behind them
 ASKED_WORDS = 32  # of a longer question enough are found
-COMPARED_PASSAGES = 16  # that the question's likelihood is computed for: about 50 tokens each, with the question
+COMPARED_PASSAGES = 24  # that the question's likelihood is computed for: about 50 tokens each, with the question
 NEAR_WEIGHT = 4.0  # of how near a passage is, beside the question's likelihood after it
 PASSAGE_TOKENS = 128  # longest of them
 MOST_CHARS = 2**23  # of documents that other words are looked for in: two million tokens
@@ -343,7 +343,8 @@ class Catalogue:
         except (RuntimeError, ValueError):  # the model's file is gone, or another one: what is in memory answers still
             return ranked, 0
         compared = found[:COMPARED_PASSAGES]
-        compared += [near for near in found[COMPARED_PASSAGES:] if ranked and near.source == ranked[0]]
+        if ranked and all(near.source != ranked[0] for near in compared):
+            compared += [near for near in found if near.source == ranked[0]][:1]
         if model is None:
             compared = []
         else:

@@ -33,6 +33,8 @@ NEAREST = 4.0  # and how many more count in full: the word itself is hardly more
 SENTENCE_CHARS = 60  # shorter ones are taken together
 SENTENCE_WORDS = 16  # different ones: sentences of many more count less
 WINDOW_CHARS = 160  # of a sentence with its neighbours, as the model reads it
+OF_ONE_TEXT = 3  # passages: the nearest one need not be the one that tells it
+AGAIN = 0.9  # what is left of the score of each further one of a text
 SAID = 0.5  # how much a word counts that the model expects in an answer,
 EXPECTED = 1.0  # standard deviations from which on one counts that it could have written,
 SURELY = 6.0  # and how many more count in full
@@ -127,7 +129,7 @@ class Near:
     Attributes:
         source: the number of the text that it is of.
         text: a sentence and its neighbours.
-        score: of the sentence.
+        score: of the sentence; less where another one of its text is nearer.
     """
 
     source: int
@@ -155,7 +157,7 @@ class SimilarPassages:
         self._sizes = np.array([len(words) for words in own])
 
     def nearest(self, question: str, vectors: WordVectors, other: OtherWords | None = None) -> list[Near]:
-        """The nearest passage of each text, the nearest text first; none where the model has no vectors for words.
+        """The nearest passages of each text, the nearest first; none where the model has no vectors for words.
 
         Args:
             other: what the model makes of the question.
@@ -178,12 +180,14 @@ class SimilarPassages:
                 scores += SAID * self._scores(np.clip((said - NEAR) / NEAREST, 0.0, 1.0))
             expected = self._likely(other.expected[None], vectors)
             scores += self._scores(np.clip((expected - EXPECTED) / SURELY, 0.0, 1.0))
-        best: dict[int, Near] = {}
+        taken: Counter[int] = Counter()
+        found = []
         for i in np.argsort(-scores, kind="stable"):
-            source = self._sentences[i].source
-            if source not in best and scores[i] > 0:
-                best[source] = Near(source, self._window(int(i)), float(scores[i]))
-        return list(best.values())
+            source, score = self._sentences[i].source, float(scores[i])
+            if score > 0 and taken[source] < OF_ONE_TEXT:
+                found.append(Near(source, self._window(int(i)), score * AGAIN ** taken[source]))
+                taken[source] += 1
+        return sorted(found, key=lambda near: -near.score)
 
     def _near(self, words: Sequence[str], vectors: WordVectors) -> Floats | None:
         """How near each word of the texts is to some words, in standard deviations [words, theirs]."""

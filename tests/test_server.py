@@ -183,7 +183,50 @@ def test_one_of_several_tools_is_called(client: OpenAI, document: dict[str, Any]
             called.add(call.function.name)
             cut = client.chat.completions.create(**{**options, "max_tokens": 1}).choices[0]
             assert cut.finish_reason == "length" and not cut.message.tool_calls
+        stopped = client.chat.completions.create(**options, stop=["name"]).choices[0]
+        assert stopped.finish_reason == "stop" and not stopped.message.tool_calls
+        last = [chunk.choices[0] for chunk in client.chat.completions.create(**options, stop=["name"], stream=True)][-1]
+        assert last.finish_reason == "stop"
     assert len(called) > 1
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [({"messages": [{"role": "user", "content": "x"}], "read": 0}, "read", ("'auto'", "greater than or equal to 1")),
+     ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", ("string", "list")),
+     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", ("required",)),
+     ({"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": 3}}]}]}, "messages.0.content.0.file.file_id", ("string",)),
+     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0", ("image_url", "'text', 'file'")),
+     ({"messages": [{"role": "user", "content": "x"}], "stop": 3}, "stop", ("string", "list")),
+     ({"messages": [{"role": "user", "content": "x"}], "tool_choice": "some"}, "tool_choice", ("'required'",)),
+     ({}, "messages", ("required",))],
+)  # fmt: skip
+def test_a_wrong_field_is_told_by_its_name(server: Server, body: Any, param: str, said: tuple[str, ...]) -> None:
+    status, error = server.error("POST", "/v1/chat/completions", body)
+    assert status == 400 and error["param"] == param
+    assert error["message"].startswith(f"{error['param']}: ") and all(word in error["message"] for word in said)
+
+
+def test_what_is_asked_at_the_wrong_place_is_led_to_the_right_one(server: Server) -> None:
+    status, headers, data = server.ask("GET", "/v1/chat/completions")
+    assert status == 405 and headers["allow"] == "POST" and "takes POST" in json.loads(data)["error"]["message"]
+    status, headers, data = server.ask("PATCH", "/v1/files/x")
+    assert status == 405 and "DELETE and GET" in json.loads(data)["error"]["message"]
+    # a client whose address lacks it
+    status, error = server.error("POST", "/chat/completions", {"messages": []})
+    assert status == 404 and "under /v1" in error["message"]
+    assert server.error("GET", "/v1/nothing")[1]["message"] == "there is nothing at /v1/nothing"
+
+
+def test_a_developer_is_a_system(client: OpenAI) -> None:
+    """OpenAI's newer clients call it so; the model's template does not."""
+    messages: Any = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    told = client.chat.completions.create(model="mesa", messages=messages, max_tokens=4, temperature=0)
+    messages[0]["role"] = "system"
+    again = client.chat.completions.create(model="mesa", messages=messages, max_tokens=4, temperature=0)
+    assert told.choices[0].message.content == again.choices[0].message.content
+    assert told.usage is not None and again.usage is not None
+    assert told.usage.prompt_tokens == again.usage.prompt_tokens
 
 
 def test_a_prompt_of_several_choices_is_counted_once(client: OpenAI) -> None:

@@ -283,14 +283,14 @@ class Answers:
                             yield chunk(spoken.delta(piece), index=index, said=spoken.logprobs(pieces.logprobs))
                     answer = pieces.answer
                 finish = answer.finish_reason if answer.finish_reason != "closed" else "stop"
-                reason = spoken.reason(finish)
                 said = {"annotations": self._annotations(answer, asked)}
                 about, told = _mesa(answer, job.computed_chunks), spoken.logprobs(answer.logprobs)
                 stands = stands and answer.stands
                 if stream:
-                    yield chunk({**spoken.end(), **said}, reason, index, told, mesa=about)
+                    yield chunk({**spoken.end(), **said}, spoken.reason(finish), index, told, mesa=about)
                 else:
                     message = {**spoken.whole(answer.text), **said}
+                    reason = spoken.reason(finish)
                     choices.append({"index": index, "message": message, "logprobs": told, "finish_reason": reason})
             self.engine.metrics.computed.labels("document").inc(job.computed_chunks)
             # they were in the context, but read for this
@@ -345,6 +345,8 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if isinstance(content, list) and any(part["type"] != "text" for part in content):
         raise Problem(400, "a message has a file, and this request cannot be about documents", "invalid_value")
+    if message["role"] == "developer":  # OpenAI's newer word for it, which chat templates do not know
+        return {**message, "role": "system"}
     return message
 
 

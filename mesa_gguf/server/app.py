@@ -7,7 +7,7 @@ import html
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Match, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
@@ -49,6 +50,8 @@ MAX_FIELD = 64 * 1024  # bytes of a form's field that is no file
 _EXTENDED_NAME = re.compile(
     rb";\s*filename\*=utf-8'[^';]*'([^;\s]+)", re.IGNORECASE
 )  # as some clients send names beyond ASCII
+
+_FIELD = re.compile(r"(?!(?:str|int|float|bool|dict)$)[a-z_0-9]+")
 
 FileId = Annotated[str, Query(max_length=256)]
 
@@ -220,18 +223,36 @@ def make_app(
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, err: RequestValidationError) -> Response:
-        first = err.errors()[0] if err.errors() else {"loc": (), "msg": "it cannot be understood"}
-        place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-        param = ".".join(place) or None
-        message = f"{param}: {first['msg']}" if param else str(first["msg"])
-        return Problem(400, message, "invalid_value", param=param).response()
+        errors = [(_place(one["loc"]), str(one["msg"])) for one in err.errors()] or [("", "it cannot be understood")]
+        # of the kinds of values that a field may have, the one that was meant is understood furthest
+        param = max(
+            (place for place, _ in errors if place.startswith(errors[0][0])), key=lambda place: place.count(".")
+        )
+        said = [message for place, message in errors if place == param]
+        message = ", or: ".join(dict.fromkeys(said))
+        return Problem(
+            400, f"{param}: {message}" if param else message, "invalid_value", param=param or None
+        ).response()
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, err: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed"}.get(err.status_code, "refused")
-        problem = Problem(err.status_code, str(err.detail), code).response()
-        problem.headers.update(err.headers or {})
-        return problem
+    async def refused(request: Request, err: HTTPException) -> Response:
+        if err.status_code not in (404, 405):
+            problem = Problem(err.status_code, str(err.detail), "refused").response()
+            problem.headers.update(err.headers or {})
+            return problem
+        # note: the page's files are at "/", so what is nowhere else, or of another method, ends there
+        path = request.url.path
+        methods = sorted({
+            method for route in app.routes if isinstance(route, Route) and route.matches(request.scope)[0] == Match.PARTIAL
+            for method in route.methods or ()
+        })  # fmt: skip
+        if methods:
+            wrong = Problem(405, f"{path} takes {' and '.join(methods)}, not {request.method}", "method_not_allowed")
+            answer = wrong.response()
+            answer.headers["Allow"] = ", ".join(methods)
+            return answer
+        beside = "" if path.startswith("/v1/") else ": the API is under /v1"
+        return Problem(404, f"there is nothing at {path}{beside}", "not_found").response()
 
     @app.exception_handler(Problem)
     @app.exception_handler(MesaError)
@@ -241,6 +262,16 @@ def _handle_errors(app: FastAPI) -> None:
         if problem.status == 500:
             log.error("a request failed", exc_info=err)
         return problem.response()
+
+
+def _place(loc: Sequence[str | int]) -> str:
+    """A field by its name in the request, without what pydantic calls the kinds of values that it may have."""
+    own: list[str] = []
+    for part in map(str, loc):
+        # the kind of a message's part has the name of its only field
+        if part not in ("body", "query", "path", *own[-1:]) and _FIELD.fullmatch(part):
+            own.append(part)
+    return ".".join(own)
 
 
 def _describe_errors(app: FastAPI) -> None:

@@ -167,16 +167,19 @@ class Spoken:
         """A choice of a chat without documents, in a stream or whole, whose text may be that of a call."""
         if self._forced is None:
             return choice
-        reason = choice["finish_reason"] and self.reason(choice["finish_reason"])
+        finish = choice["finish_reason"]
         if "message" in choice:
-            return {**choice, "message": self.whole(choice["message"]["content"]), "finish_reason": reason}
+            message = self.whole(choice["message"]["content"])
+            return {**choice, "message": message, "finish_reason": self.reason(finish)}
         given = choice["delta"]
         delta = self.begin() if "role" in given else self.delta(given["content"]) if given.get("content") else {}
-        return {**choice, "delta": {**delta, **(self.end() if reason else {})}, "finish_reason": reason}
+        if finish is None:
+            return {**choice, "delta": delta}
+        return {**choice, "delta": {**delta, **self.end()}, "finish_reason": self.reason(finish)}
 
     def reason(self, finish: str) -> str:
-        """OpenAI's name of why it ended."""
-        return "tool_calls" if self._forced is not None and finish == "stop" else finish
+        """OpenAI's name of why it ended: a stop string may have cut it before it said what it calls."""
+        return "tool_calls" if self._name is not None and finish == "stop" else finish
 
     def _certain(self) -> str:
         """The text without what may be the end of the call, and is none of the arguments."""

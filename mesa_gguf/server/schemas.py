@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 MAX_MESSAGES = 4096
 MAX_STOP = 64
+MAX_DOCUMENTS = 10_000  # as many as a list of files has
 MAX_CHOICES = 16
 MAX_SCHEMA = 256 * 1024  # characters of a response_format or of tools
 TOKENS = 2**31 - 1
@@ -115,7 +116,7 @@ class ChatRequest(Sampling):
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
-    documents: Annotated[list[Id], Field(max_length=1024)] | None = Field(
+    documents: Annotated[list[Id], Field(max_length=MAX_DOCUMENTS)] | None = Field(
         None, description="Ids of files that the last message is about."
     )
     collection: Id | None = Field(None, description="A vector store, by id or name, that the messages are about.")

@@ -259,13 +259,15 @@ export class Source {
     const zoom = (by) => {
       const to = ZOOMS[ZOOMS.indexOf(this.zoom) + by];
       if (!to) return;
-      // what is in the middle stays there
+      // what is in the middle stays there, but lines are seen from their beginning
       const { body } = this;
       const x = (body.scrollLeft + body.clientWidth / 2) / body.scrollWidth;
       const y = (body.scrollTop + body.clientHeight / 2) / body.scrollHeight;
       this.zoom = to;
       fit();
-      body.scrollTo(x * body.scrollWidth - body.clientWidth / 2, y * body.scrollHeight - body.clientHeight / 2);
+      const text = (Math.min(...lines.map(([left]) => left)) / width) * sheet.clientWidth;
+      const across = x * body.scrollWidth - body.clientWidth / 2;
+      body.scrollTo(Math.min(across, text), y * body.scrollHeight - body.clientHeight / 2);
       announce(size.textContent);
       draw().catch((error) => error.name !== "AbortError" && announce(error.message));
     };

@@ -149,8 +149,9 @@ def _png(pixels: bytes, width: int, height: int, stride: int, channels: int) -> 
     def part(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
+    # note: level 2 takes a third of the time of the default, and 5 % more bytes, which go through the machine's own wires
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows, 6)) + part(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows, 2)) + part(b"IEND", b"")
 
 
 def _find(pdf: PdfDocument, page: PdfPage, number: int, passage: str, before: str) -> Page:

@@ -20,7 +20,7 @@ from .schemas import ChatRequest, ToolChoice
 ONE = "A function that can be called:\n{functions}\nAnswer with a call of {name}: its arguments as JSON."
 SEVERAL = (
     "Functions that can be called:\n{functions}\n"
-    'Answer with a call of the one that fits, as JSON: {{"name": the function\'s name, "arguments": its arguments}}.'
+    'Answer with a call of the one that fits: JSON with its "name" and "arguments".'
 )
 _BEGIN, _MIDDLE, _END = '{"name": "', '", "arguments": ', "}"
 _CALLED = re.compile(re.escape(_BEGIN) + '([^"]*)' + re.escape(_MIDDLE))

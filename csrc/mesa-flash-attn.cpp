@@ -884,3 +884,51 @@ bool mesa_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) 
     }
     return true;
 }
+
+bool mesa_key_products(const ggml_compute_params * params, ggml_tensor * dst) {
+    using namespace mesa;
+
+    const ggml_tensor *k = dst->src[0], *q = dst->src[1];
+    if (dst->op != GGML_OP_MUL_MAT || params->use_ref || !mesa_kernels_on()) {
+        return false;
+    }
+    const dots_fn dots_of = reader_of(k->type).dots;
+    const size_t row      = dots_of == nullptr ? 0 : ggml_row_size(k->type, k->ne[0]);
+    // rows that lie apart: those of a head, in a cache. Matrices are left to ggml
+    if (dots_of == nullptr || k->ne[0] % LANES != 0 || k->nb[0] != ggml_type_size(k->type) || k->nb[1] <= row ||
+            k->ne[2] != q->ne[2] || k->ne[3] != 1 || q->ne[3] != 1 || q->ne[1] > FEW_ROWS || q->type != GGML_TYPE_F32 ||
+            q->nb[0] != sizeof(float) || q->nb[1] != k->ne[0] * sizeof(float) || dst->nb[0] != sizeof(float)) {
+        return false;
+    }
+    const int n_cols = (int) q->ne[1], n_vec = (int) k->ne[0] / LANES, stride = (int) (dst->nb[1] / sizeof(float));
+    const int64_t n_keys = k->ne[1], n_blocks = (n_keys + BLOCK - 1) / BLOCK;
+
+    rows_of now;
+    now.n_lines = (int) (row + 63) / 64;
+    for (int64_t b = n_blocks * params->ith / params->nth; b < n_blocks * (params->ith + 1) / params->nth; b++) {
+        for (int64_t head = 0; head < k->ne[2]; head++) {
+            const int64_t start = b * BLOCK;
+            const char * keys   = (const char *) k->data + head * k->nb[2];
+            now.n               = (int) std::min<int64_t>(BLOCK, n_keys - start);
+            now.n_soon          = (int) std::max<int64_t>(0, std::min<int64_t>(BLOCK, n_keys - start - AHEAD));
+            for (int i = 0; i < now.n; i++) {
+                now.at[i] = keys + (start + i) * k->nb[1];
+            }
+            for (int i = 0; i < now.n_soon; i++) {
+                now.soon[i] = keys + (start + AHEAD + i) * k->nb[1];
+            }
+            const float * x = (const float *) ((const char *) q->data + head * q->nb[2]);
+            float * y       = (float *) ((char *) dst->data + head * dst->nb[2]) + start;
+            if (now.n % KEYS == 0) {
+                dots_of(now, x, n_cols, n_vec, y, stride);
+                continue;
+            }
+            float last[FEW_ROWS * BLOCK];
+            dots_of(now, x, n_cols, n_vec, last, BLOCK);
+            for (int r = 0; r < n_cols; r++) {
+                std::copy_n(last + r * BLOCK, now.n, y + (int64_t) r * stride);
+            }
+        }
+    }
+    return true;
+}

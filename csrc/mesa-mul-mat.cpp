@@ -8,6 +8,7 @@
 // that of vec_dot but for the order in which the blocks' floats are added. It does not depend on the number of columns.
 
 #include "mesa-mul-mat.h"
+#include "mesa-flash-attn.h"
 #include "mesa-kernels.h"
 
 #define GGML_COMMON_DECL_CPP
@@ -1016,6 +1017,9 @@ bool mesa_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
     if ((dst->op != GGML_OP_MUL_MAT && dst->op != GGML_OP_MUL_MAT_ID) || params->use_ref || !mesa_kernels_on()) {
         return false;
     }
+    if (mesa_key_products(params, dst)) {
+        return true;
+    }
     switch (dst->src[0]->type) {
         case GGML_TYPE_Q4_0: return mesa::multiply<mesa::q4_0>(params, dst);
         case GGML_TYPE_Q4_1: return mesa::multiply<mesa::q4_1>(params, dst);
@@ -1048,8 +1052,8 @@ size_t mesa_mul_mat_work_size(const ggml_tensor *, int) {
     return 0;
 }
 
-bool mesa_mul_mat(const ggml_compute_params *, ggml_tensor *) {
-    return false;
+bool mesa_mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
+    return mesa_key_products(params, dst);
 }
 
 bool mesa_mul_mat_repacked(const ggml_compute_params *, ggml_tensor *) {

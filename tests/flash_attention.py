@@ -178,3 +178,24 @@ def attend(case: Case, n_threads: int = 1) -> Floats:
         return np.frombuffer(data, np.float32).reshape(shape).copy()
     finally:
         function("ggml_free", None, POINTER)(context)
+
+
+def key_products(keys: Floats, queries: Floats, kind: int, n_threads: int = 1) -> Floats:
+    """A cache's keys [n_head_kv, n_kv, n] times queries [n_head_kv, n_group, n], as for what a token attends to: [n_head_kv, n_group, n_kv]."""
+    n_head_kv, n_kv, n = keys.shape
+    n_group = queries.shape[1]
+    size = 2**22 + 8 * keys.nbytes + 4 * queries.nbytes + 8 * n_head_kv * n_group * n_kv
+    context = function("ggml_init", POINTER, InitParams)(InitParams(size, None, False))
+    try:
+        k = cache_of(context, keys[None], kind, None)
+        q = function("ggml_new_tensor_3d", POINTER, POINTER, INT, LONG, LONG, LONG)(context, F32, n, n_group, n_head_kv)
+        fill(q, np.ascontiguousarray(queries, np.float32).tobytes())
+        out = function("ggml_mul_mat", POINTER, POINTER, POINTER, POINTER)(context, k, q)
+        graph = function("ggml_new_graph", POINTER, POINTER)(context)
+        function("ggml_build_forward_expand", None, POINTER, POINTER)(graph, out)
+        compute = function("ggml_graph_compute_with_ctx", INT, POINTER, POINTER, INT, of="ggml-cpu")
+        assert compute(context, graph, n_threads) == 0
+        data = ctypes.string_at(function("ggml_get_data", POINTER, POINTER)(out), 4 * n_head_kv * n_group * n_kv)
+        return np.frombuffer(data, np.float32).reshape(n_head_kv, n_group, n_kv).copy()
+    finally:
+        function("ggml_free", None, POINTER)(context)

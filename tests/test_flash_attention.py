@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from conftest import worst
-from flash_attention import TYPES, Case, attend, expected, set_kernels
+from flash_attention import INT, TYPES, Case, attend, expected, function, kept, key_products, set_kernels
 
 EXACT = 2e-5  # of values of about 1, in single precision, where logits reach 15
 
@@ -181,3 +181,27 @@ def test_what_the_kernel_cannot_do_is_left_to_ggml() -> None:
     set_kernels(False)
     assert worst(ours, expected(case)) < 1e-2
     assert worst(ours, attend(case)) < 1e-2
+
+
+@given(
+    kind=st.sampled_from(("f32", "f16", "bf16", "q8_0", "q4_0")),
+    heads=st.integers(2, 5),
+    group=st.integers(1, 9),
+    n_kv=st.integers(1, 300),
+    size=st.sampled_from((32, 64, 80, 96, 128)),
+    threads=st.integers(1, 3),
+)
+def test_keys_times_queries(kind: str, heads: int, group: int, n_kv: int, size: int, threads: int) -> None:
+    """What a token attends to begins with these products; nothing is written beside them."""
+    size = size // 32 * 32 if kind[0] == "q" else size
+    rng = np.random.default_rng(n_kv)
+    keys = rng.normal(size=(heads, n_kv, size)).astype(np.float32)
+    queries = rng.normal(size=(heads, group, size)).astype(np.float32)
+    right = np.einsum("hkd,hgd->hgk", kept(keys[None], TYPES[kind])[0], queries.astype(np.float64))
+    given = key_products(keys, queries, TYPES[kind], threads)
+    is_ours = group <= 8 and kind != "q4_0" and size % 16 == 0
+    assert worst(given, right) < (EXACT if is_ours and has_vectors() else 0.2 if kind[0] == "q" else 0.05) * size**0.5
+
+
+def has_vectors() -> bool:
+    return any(function(f"ggml_cpu_has_{name}", INT, of="ggml-cpu")() for name in ("avx2", "neon"))

@@ -141,6 +141,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", default=["1"])
     parser.add_argument("--tokens", type=int, default=16384, help="of a document")
     parser.add_argument("--facts", type=int, default=48, help="without a name, in a document")
+    parser.add_argument("--names", type=int, default=8, help="facts with a name, in a document")
+    parser.add_argument("--links", type=int, default=0, help="questions over two of those, by way of another name")
+    parser.add_argument(
+        "--counts", type=int, default=0, help="questions of how many of five names there is one of those"
+    )
     parser.add_argument("--fresh", action="store_true", help="the facts of this file")
     parser.add_argument("--near-only", action="store_true", help="without the model's weights: not compared")
     parser.add_argument("--threads", type=int, default=1)
@@ -161,15 +166,18 @@ def main() -> None:
             facts.UNLIKE = FRESH[n :: len(args.seeds)]  # type: ignore[misc]
         made = make_document(
             haystack, seed, args.tokens, lambda text: sum(count(f"{part}\n\n") for part in text.split("\n\n")),
-            n_unlike=min(args.facts, len(facts.UNLIKE)), n_alike=8, n_links=0, n_counts=0, n_absent=0,
+            n_unlike=min(args.facts, len(facts.UNLIKE)), n_alike=args.names, n_links=args.links,
+            n_counts=args.counts, n_absent=0,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder, Library(folder) as library:
             document = library.add_text(made.text, "document")
             catalogue = Catalogue(llm, form, library)
             shelf = None if args.near_only else Shelf(llm, catalogue)
             for question in made.questions:
-                fact = made.facts[question.facts[0]]
-                kind = "literal" if question.form == "literal" else "with the name" if fact.is_alike else "other words"
+                sentences = [made.facts[i].sentence for i in question.facts]
+                kind: str = question.form
+                if kind == "paraphrase":
+                    kind = "with the name" if made.facts[question.facts[0]].is_alike else "other words"
                 row: dict[str, Any] = dict(seed=seed, kind=kind, question=question.text)
                 for method in methods:
                     shelf_module.WEAK_EVIDENCE = 0.0 if method == "words" else weak
@@ -177,7 +185,7 @@ def main() -> None:
                     selection = catalogue.select(
                         question.text, [document], "auto", model=shelf if method == "compared" else None
                     )
-                    row[method] = any(fact.sentence in piece.text for piece in selection.pieces)
+                    row[method] = all(any(text in piece.text for piece in selection.pieces) for text in sentences)
                     row[f"{method} CPU seconds"] = round(time.process_time() - begin, 4)
                     row[f"{method} passages"] = selection.compared
                 results.append(row)
@@ -185,7 +193,7 @@ def main() -> None:
                     args.output.write_text(json.dumps(results, indent=1))
             n_chunks = len(catalogue.rows(document))
         print(f"after document {seed}: {n_chunks} chunks, {time.perf_counter() - start:.0f} s")
-        for kind in ("literal", "with the name", "other words"):
+        for kind in dict.fromkeys(result["kind"] for result in results):
             of = [result for result in results if result["kind"] == kind]
             print(f"  {kind}, {len(of)}:")
             for method in methods:

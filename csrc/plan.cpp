@@ -277,10 +277,12 @@ plan append_chunk(const params & p, const plan & old, int32_t n_past, int32_t n_
         invalid("a text of " + str(n_tokens) + " tokens is too long");
     }
 
-    pl.anchor = n_tokens;
+    // the chunk in front of the question stands at its true distance, if that leaves a quarter of the positions to the stair
+    const bool is_near = n_last - n_past + p.room <= p.reading_length - p.reading_length / 4;
+    pl.anchor          = is_near ? n_past : n_tokens;
 
     const int32_t e_fit = stair_width_fit(p, pl.anchor, n_last, p.room, 1);
-    if (p.stair_width > 0 && ceil_div(pl.anchor, p.stair_width) + p.last_chunk > p.reading_length) {
+    if (p.stair_width > 0 && ceil_div(pl.anchor, p.stair_width) + (n_last - pl.anchor) > p.reading_length) {
         invalid("stair_width " + str(p.stair_width) + " is too small for " + str(n_tokens) +
                 " tokens and a last chunk; use " + str(e_fit) + " or more, or \"auto\"");
     }

@@ -95,7 +95,7 @@ plan extend(const params & p, const plan & old, int32_t n_past, int32_t n_tokens
         int32_t n_loaded = 0);
 
 // Plan where the tokens n_past .. n_tokens-1 are a chunk that is loaded behind what was read under the plan old. Whatever is read next
-// is the last chunk. Anchor and E depend on n_tokens alone, so that texts of different lengths after it move no key.
+// is the last chunk. Anchor and E depend on n_past and n_tokens alone, so that texts of different lengths after it move no key.
 // n_past must be the end of a chunk, or of a text that was read plainly: that one is the first chunk.
 plan append_chunk(const params & p, const plan & old, int32_t n_past, int32_t n_tokens);
 

@@ -124,8 +124,10 @@ def written_plan(order: Sequence[int], params: MesaConfig = SMALL) -> MesaPlan:
     starts, end = starts_of(order), starts_of(order)[-1]
     if end + params.last_chunk <= T:
         return MesaPlan(starts, anchor=0, stair_width=1)
-    width = next(e for e in range(1, end) if -(-end // e) + params.last_chunk + params.room <= T)
-    return MesaPlan(starts, anchor=end, stair_width=width)
+    anchor = starts[-2] if end + params.last_chunk + params.room - starts[-2] <= 3 * T // 4 else end
+    after = end + params.last_chunk + params.room - anchor
+    width = next(e for e in range(1, end) if -(-anchor // e) + after <= T)
+    return MesaPlan(starts, anchor=anchor, stair_width=width)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +217,26 @@ def test_logits_are_those_of_the_oracle(
     )
     assert moves >= 1 or order == ONE
     assert max(errors) <= limit(kind, flash)
+
+
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_the_chunk_in_front_of_the_question_is_near(
+    any_path: AnyPath, open_llama: Opener, kind: str, flash: bool
+) -> None:
+    """It stands at its true distance, where that leaves a quarter of the positions to the stair; all chunks before it are on the stair."""
+    path, near, order = any_path(kind), replace(SMALL, room=8), [3, 2, 0]
+    llm = open_llama(path, near, flash=flash)
+    text = put_together(llm, keep(llm), order)
+    plan = llm.plan()
+    assert plan == written_plan(order, near) and plan.anchor == len(text) - len(CHUNKS[0]) and plan.stair_width > 1
+    state = oracle.State(oracle.Model.from_gguf(path, kv_half=flash), log_scaling_T=T)
+    oracle_together(state, order)
+    for tokens in (QUESTION, *([token] for token in REST)):
+        assert worst(read(llm, tokens), oracle_last(state, llm.plan(), tokens)) <= limit(kind, flash)
+    assert llm.plan().anchor > plan.anchor
+    llm.n_tokens = len(text)
+    assert written_plan([3, 2, 1], near).anchor == len(FIRST) + sum(len(CHUNKS[i]) for i in (3, 2, 1))  # too long
 
 
 def read_at_once(

@@ -292,10 +292,10 @@ def test_a_conversation_about_a_library(library: Library, llm: MesaLlama, tmp_pa
     assert is_right(two, second.text) and second.citations
     assert second.n_question < second.n_prompt
     longer = [*history, Turn(two.question, second.text)]
-    third = reader.ask(FACT.question, read="all", history=longer).answer
-    assert third.n_question <= len(reader.form.follow_up(FACT.question, second.written)) + 2
+    third = reader.ask(two.question, read="all", history=longer).answer  # the same chunk stands in front of it
+    assert third.n_question <= len(reader.form.follow_up(two.question, second.written)) + 2
     # in a new process, as it were: the same answer
-    again = Reader(llm, library).ask(FACT.question, read="all", history=longer).answer
+    again = Reader(llm, library).ask(two.question, read="all", history=longer).answer
     assert again.tokens == third.tokens and again.n_question > third.n_question
     # and what was not part of a conversation leaves nothing behind
     assert Reader(llm, library).ask(one.question, read=600).answer.tokens == first.tokens
@@ -314,6 +314,33 @@ def test_a_second_hop_is_found(library: Library, llm: MesaLlama) -> None:
     longest = max(row.n_tokens for row in catalogue.rows(document))
     pieces = catalogue.select("What is the doctor of Mara Lind asked at the door?", [document], 2 * longest).pieces
     assert all(any(fact in piece.text for piece in pieces) for fact in (facts[0], facts[2]))
+
+
+def test_the_best_chunk_stands_in_front_of_the_question(library: Library, llm: MesaLlama) -> None:
+    """All others in the text's order where everything is read; of chunks that were chosen, the better ones later."""
+    filler = "It rained on Monday, and the market was closed until noon. The bread was good. " * 30
+    facts = (
+        "The gardener of the palace is old.",
+        "Nothing was known.",
+        "The door code of the palace is 48152.",
+        "It was late.",
+    )
+    document = library.add_text("\n\n".join(f"{filler}{fact} {filler}" for fact in facts), "codes")
+    catalogue = Catalogue(llm, Reader(llm).form, library)
+    everything = [row.id for row in catalogue.rows(document)]
+
+    def read(mode: Any) -> list[int]:
+        pieces = catalogue.select("What is the door code of the palace?", [document], mode).pieces
+        assert facts[2] in pieces[-1].text or mode == "each"
+        return [piece.span.id for piece in pieces]
+
+    *others, best = read("all")
+    assert [*sorted([*others, best])] == everything == read("each") and others == [i for i in everything if i != best]
+    assert catalogue.select("Summarize.", [document], "all").pieces[-1].span.id == everything[-1]
+    longest = max(row.n_tokens for row in catalogue.rows(document))
+    some = read(3 * longest)
+    pieces = {row.id: catalogue.piece(document, row).text for row in catalogue.rows(document)}
+    assert facts[0] in pieces[some[-2]] and some[-1] == best and len(some) < len(everything)
 
 
 def test_what_a_question_of_few_words_is_about(library: Library, llm: MesaLlama) -> None:

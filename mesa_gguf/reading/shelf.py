@@ -84,7 +84,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a question reads: chunks in the order of documents and text, of how many there are.
+    """What a question reads, of how many chunks there are: the one that matches it best comes last, in front of the question, where models use a
+    text most. All others come in the order of documents and text; of those that were chosen, the better ones later.
 
     Attributes:
         compared: passages that the question's likelihood was computed for.
@@ -273,21 +274,12 @@ class Catalogue:
             raise PromptError("the documents are empty")
         numbers = [document.id for document in documents]
         budget = mode if mode != "auto" else AUTO_TOKENS if room is None else min(AUTO_TOKENS, room)
-        compared = 0
-        if isinstance(budget, str) or sum(row.n_tokens for _, row in every) <= budget:
-            chosen = every
+        fits = isinstance(budget, str) or sum(row.n_tokens for _, row in every) <= budget
+        ranked, compared = self._ranked(question, every, numbers, history) if mode != "each" else [], 0
+        if fits:
+            last = ranked[:1]
+            order = [*(i for i in range(len(every)) if i not in last), *last]
         else:
-            place = {row.id: i for i, (_, row) in enumerate(every)}
-            scores = {
-                place[span]: score for span, score in self._match(question, history, numbers).items() if span in place
-            }
-            if scores:  # what the best chunk says of it may name what another one tells
-                document, row = every[max(scores, key=lambda i: scores[i])]
-                said = closest_sentence(question, self.piece(document, row).text)
-                for span, score in self._named(question, said, numbers):
-                    if span in place:
-                        scores[place[span]] = scores.get(place[span], 0.0) + NAMED_WEIGHT * score
-            ranked = sorted(scores, key=lambda i: -scores[i])
             if not history or self._n_matched(question, numbers) >= ENOUGH_WORDS:
                 ranked, compared = self._in_other_words(question, every, numbers, ranked, model)
             taken: list[int] = []
@@ -297,7 +289,9 @@ class Catalogue:
                 if taken and n_tokens > budget:
                     break
                 taken.append(i)
-            chosen = [every[i] for i in sorted(taken)]
+            rank = {i: place for place, i in enumerate(ranked)}
+            order = sorted(taken, key=lambda i: (-rank.get(i, len(rank)), i))
+        chosen = [every[i] for i in order]
         pieces = tuple(self.piece(document, row) for document, row in chosen)
         unknown = [
             word
@@ -305,6 +299,25 @@ class Catalogue:
             if not self.library.index.search(term, self._cut, numbers, 1)
         ]
         return Selection(mode, pieces, len(every), compared, tuple(dict.fromkeys(unknown)))
+
+    def _ranked(
+        self,
+        question: str,
+        every: Sequence[tuple[Document, SpanRow]],
+        documents: Sequence[int],
+        history: Sequence[Turn],
+    ) -> list[int]:
+        """Chunks that have words of the question, the best first."""
+        place = {row.id: i for i, (_, row) in enumerate(every)}
+        matched = self._match(question, history, documents)
+        scores = {place[span]: score for span, score in matched.items() if span in place}
+        if scores:  # what the best chunk says of it may name what another one tells
+            document, row = every[max(scores, key=lambda i: scores[i])]
+            said = closest_sentence(question, self.piece(document, row).text)
+            for span, score in self._named(question, said, documents):
+                if span in place:
+                    scores[place[span]] = scores.get(place[span], 0.0) + NAMED_WEIGHT * score
+        return sorted(scores, key=lambda i: -scores[i])
 
     def _in_other_words(
         self,

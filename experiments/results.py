@@ -5,7 +5,7 @@
 Takes folders and looks through them for the JSON files of the two, whatever they are called. Several files of `eval` for one
 task, with the same settings of it, and one model become one table, in which each cell is from the file that has the most items
 for it. Files with options of Mesa (--chunk and the like) or of the KV cache become rows of an ablation, together with the plain
-file beside them, if there is one.
+file beside them, if there is one. Files of `eval real` come first, each with its own tables; models that this project trained come last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mesa_gguf.lab.evaluate import report
+from mesa_gguf.lab.evaluate import real_report, report
+from mesa_gguf.lab.evaluate.real import REAL
 from mesa_gguf.lab.evaluate.report import cell, length_name, tables
 from mesa_gguf.lab.evaluate.run import sort_key
 from mesa_gguf.lab.evaluate.tasks import TASKS
@@ -41,6 +42,8 @@ account. A length is that of prompt and answer together; T is the trained length
 """
 GROUPS = ("passkey", "niah", "ruler", "qa", "ppl")
 MESA = "mesa"
+TRAINED_HERE = "mesa-"
+"""What the names of the models begin with that this project trained."""
 
 Contents = dict[str, Any]
 
@@ -138,20 +141,22 @@ def merge(files: list[Measured], name: str) -> Merged:
     return Merged(contents, sources, files, picture)
 
 
-def find(folders: list[Path]) -> tuple[list[Measured], list[tuple[Path, Contents]]]:
-    """All files of results in folders, in the order of their names: of `eval`, and of `bench`."""
-    found, benches = [], []
+def find(folders: list[Path]) -> tuple[list[Measured], list[Measured], list[tuple[Path, Contents]]]:
+    """All files of results in folders, in the order of their names: of `eval real`, of other tasks, and of `bench`."""
+    real, found, benches = [], [], []
     for folder in folders:
         for path in sorted(folder.rglob("*.json")):
             contents = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(contents, dict) and {"settings", "summary", "run"} <= contents.keys():
-                if contents["settings"]["task"]["name"] in GROUPS:  # those of "real" have a page of their own
+                if contents["settings"]["task"]["name"] == REAL:
+                    real.append(Measured(path, contents))
+                elif contents["settings"]["task"]["name"] in GROUPS:
                     found.append(Measured(path, contents))
             elif isinstance(contents, dict) and {"command", "machine", "results"} <= contents.keys():
                 benches.append((path, contents))
-    if not found and not benches:
+    if not real and not found and not benches:
         raise SystemExit(f"no results of mesa-gguf eval or bench in {', '.join(map(str, folders))}")
-    return found, benches
+    return real, sorted(found, key=lambda one: one.model.startswith(TRAINED_HERE)), benches
 
 
 def check_defaults(measured: list[Measured]) -> None:
@@ -303,6 +308,30 @@ def ablation(default: Measured, others: list[Measured]) -> Iterator[str]:
     yield ""
 
 
+def real_text(measured: list[Measured], folder: Path) -> Iterator[str]:
+    """The tables and the picture of each file of `eval real`, model by model."""
+    for model in dict.fromkeys(one.model for one in measured):
+        yield f"## {model}: questions about real text"
+        yield ""
+        for one in (one for one in measured if one.model == model):
+            yield from commands(one.contents)
+            yield ""
+            text = f'T = {one.train_length:,}, style "{one.settings["style"]}", {one.contents["run"]["machine"]}.'
+            changed = ", ".join(f"{name} {value}" for name, value in one.options.items())
+            yield f"{text} {changed}." if changed else text
+            yield ""
+            for title, lengths, rows in real_report.tables(one.contents):
+                yield f"{title}."
+                yield ""
+                yield from table(
+                    ["method", *heads(lengths, one.train_length)], [[name, *cells] for name, cells in rows]
+                )
+            picture = one.path.with_suffix(".png")
+            if picture.exists():
+                yield f"![Answers by length]({os.path.relpath(picture, folder)})"
+                yield ""
+
+
 def write(measured: list[Measured], folder: Path) -> Iterator[str]:
     """The sections, model by model."""
     models = dict.fromkeys((one.model, one.settings["model"]["fingerprint"]) for one in measured)
@@ -432,9 +461,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     head = INTRODUCTION.format(folders=" ".join(map(str, args.folders)), output=args.output)
-    measured, benches = find(args.folders)
+    real, measured, benches = find(args.folders)
     check_defaults(measured)
-    lines = [head, *write(measured, args.output.parent)]
+    lines = [head, *real_text(real, args.output.parent), *write(measured, args.output.parent)]
     if benches:
         lines += ["## Memory and latency", ""]
         lines += [line for bench in benches for line in speed_and_memory(*bench, args.output.parent)]

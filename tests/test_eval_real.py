@@ -21,6 +21,7 @@ from mesa_gguf.lab.methods import find_setting
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 from test_cli import TEMPLATE, with_template
+from test_evaluate import results_page
 
 T = 512  # of the bundled model
 PROSE = " ".join(
@@ -223,6 +224,12 @@ def test_the_command(command: Callable[..., str], tmp_path: Path) -> None:
         "scores",
         "run",
     }
+    page = results_page(tmp_path, "out")
+    assert (
+        "## mesa-reader-q8_0.gguf: questions about real text" in page and "![Answers by length](out/real.png)" in page
+    )
+    assert "real/literal: answers written freely, share that is right; 3 items a cell." in page
+    assert "| mesa,chunk=200 | " in page and "| method | 2 T |" in page
 
 
 @pytest.mark.parametrize(

@@ -103,11 +103,23 @@ def server(library: Path, port: int) -> Iterator[Running]:
     running.kill()
 
 
+@pytest.fixture(scope="module")
+def tab(browser: Any, server: Running) -> Iterator[opened]:
+    found = opened(browser, server)
+    with found:
+        yield found
+
+
 @pytest.fixture
-def page(browser: Any, server: Running) -> Iterator[Page]:
-    """A new tab that knows nothing. What the page logs as an error fails the test."""
-    with opened(browser, server) as page:
-        yield page
+def page(tab: opened, server: Running) -> Iterator[Page]:
+    """A tab that knows nothing: the same one, as a new one takes its time. What the page logs as an error fails the test."""
+    tab.page.goto(server.url)
+    yield tab.page
+    tab.page.unroute_all()
+    tab.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+    tab.page.goto("about:blank")
+    errors, tab.errors[:] = list(tab.errors), []
+    assert errors == []
 
 
 class opened:
@@ -118,20 +130,18 @@ class opened:
         self._url = server.url
 
     def __enter__(self) -> Page:
-        self._page = self._context.new_page()
-        self._page.set_default_timeout(SECONDS * 1000)
-        self._errors: list[str] = []
-        self._page.on("pageerror", lambda error: self._errors.append(str(error)))
-        self._page.on(
-            "console", lambda said: self._errors.append(said.text) if "Security Policy" in said.text else None
-        )
-        self._page.goto(self._url)
-        return self._page
+        self.page = self._context.new_page()
+        self.page.set_default_timeout(SECONDS * 1000)
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda said: self.errors.append(said.text) if "Security Policy" in said.text else None)
+        self.page.goto(self._url)
+        return self.page
 
     def __exit__(self, *failed: object) -> None:
         self._context.close()
         if failed[0] is None:
-            assert self._errors == []
+            assert self.errors == []
 
 
 #

@@ -298,10 +298,14 @@ def test_the_likeliest_passage_comes_first(llm: MesaLlama, library: Library) -> 
         assert len(model.asked[-1]) == selection.compared > model.best
         assert " ".join(model.asked[-1][model.best].split()) in " ".join(selection.pieces[0].text.split())
     assert model.asked[0] == model.asked[1]
-    # not for a question in the text's own words, nor where everything is read
-    for question, mode in ((MADE.facts[0].question, "auto"), (STRANGE, "all")):
+    # not for a question in the text's own words, nor where every chunk is read alone
+    for question, mode in ((MADE.facts[0].question, "auto"), (STRANGE, "each")):
         assert catalogue.select(question, documents, mode, model=model).compared == 0  # type: ignore[arg-type]
     assert len(model.asked) == 2
+    # where everything is read, its chunk is the last one
+    selection = catalogue.select(STRANGE, documents, "all", model=model)
+    assert len(selection.pieces) == selection.of_chunks and selection.compared > model.best
+    assert " ".join(model.asked[-1][model.best].split()) in " ".join(selection.pieces[-1].text.split())
 
 
 def test_likelihoods_are_remembered(llm: MesaLlama, library: Library) -> None:

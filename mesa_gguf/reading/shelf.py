@@ -134,7 +134,8 @@ class Read:
 
     def __str__(self) -> str:
         names = ", ".join(self.documents) if len(self.documents) <= 3 else f"{len(self.documents)} documents"
-        why = f", of {self.compared} passages that may tell it in other words" if self.compared else ""
+        is_chosen = self.compared and self.chunks < self.of_chunks
+        why = f", of {self.compared} passages that may tell it in other words" if is_chosen else ""
         return f"read {self.chunks} of {self.of_chunks} chunks of {names}{why}"
 
 
@@ -243,6 +244,7 @@ class Catalogue:
         "auto" and a number of tokens take everything where it is no longer than that, else the chunks that match the question
         best (BM25) as far as they fit. Where few of its words match, chunks with passages of words that mean nearly the same come
         first (similar.py): those after which the question is likeliest, if that can be computed. Where nothing matches, the beginning.
+        "all" puts the best one last in the same way.
 
         Raises:
             PromptError: the mode is none, or the documents are empty.
@@ -276,12 +278,13 @@ class Catalogue:
         budget = mode if mode != "auto" else AUTO_TOKENS if room is None else min(AUTO_TOKENS, room)
         fits = isinstance(budget, str) or sum(row.n_tokens for _, row in every) <= budget
         ranked, compared = self._ranked(question, every, numbers, history) if mode != "each" else [], 0
+        is_alone = not history or self._n_matched(question, numbers) >= ENOUGH_WORDS
+        if is_alone and len(every) > 1 and (mode == "all" or not fits):
+            ranked, compared = self._in_other_words(question, every, numbers, ranked, model)
         if fits:
             last = ranked[:1]
             order = [*(i for i in range(len(every)) if i not in last), *last]
         else:
-            if not history or self._n_matched(question, numbers) >= ENOUGH_WORDS:
-                ranked, compared = self._in_other_words(question, every, numbers, ranked, model)
             taken: list[int] = []
             n_tokens = 0
             for i in dict.fromkeys([*ranked, *range(len(every))]):

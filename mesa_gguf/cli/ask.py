@@ -350,7 +350,7 @@ def n_ctx_for(
     if isinstance(budget, int) and sum(sizes) > budget:
         n_read = max(budget, *sizes)  # whichever they are: that is found out when the model is there
     else:
-        everything = catalogue.select(question, documents, mode)
+        everything = catalogue.select(question, documents, "each")  # all of it, in whichever order
         n_read = everything.room
         if mode == "each":  # the answers together come last
             n_longest = max(len(piece.tokens) for piece in everything.pieces)

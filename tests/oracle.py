@@ -258,8 +258,10 @@ def silu(x: Floats) -> Floats:
 
 
 def gelu(x: Floats) -> Floats:
-    """The tanh form. note: ggml's CPU backend looks it up in a table of f16, with that rounding."""
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * x * (1 + 0.044715 * x * x)))
+    """The tanh form, argument and value in f16: ggml's CPU backend has a table of it, for what lies between -10 and 10."""
+    r = np.clip(x, -10, 10).astype(np.float16).astype(np.float64)
+    looked_up = (0.5 * r * (1 + np.tanh(np.sqrt(2 / np.pi) * r * (1 + 0.044715 * r * r)))).astype(np.float16)
+    return np.where(x <= -10, 0.0, np.where(x >= 10, x, looked_up.astype(np.float64)))
 
 
 NEOX_ARCHITECTURES = {"qwen2", "stablelm", "gptneox", "gemma2", "gemma3", "olmo2"}

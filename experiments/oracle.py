@@ -33,7 +33,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from real import N_FACTS, STRIDE, Chunk, Measure  # beside this script
+from real import N_FACTS, STRIDE, Chunk, Measure, options  # beside this script
 
 from mesa_gguf import MesaConfig, MesaLlama
 from mesa_gguf.lab.evaluate import report
@@ -159,18 +159,8 @@ def show(results: dict[str, dict[str, list[float]]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model", type=Path)
-    parser.add_argument("--length", type=int, default=16384, help="of a document, in tokens")
-    parser.add_argument("--keep", type=Path, default=Path("run-real"), help="folder of chunks that were read")
-    parser.add_argument("--text", type=Path, help="a document or a folder; default: Python's documentation")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first", type=int, default=0, help="number of the first document")
-    parser.add_argument("--documents", type=int, default=1)
+    parser = options(__doc__)
     parser.add_argument("--pieces", action="store_true", help="also read the chosen chunks as one piece: takes long")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--show", action="store_true", help="print the table of what is there")
-    parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     if args.model is not None:
         measure(args)

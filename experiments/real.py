@@ -216,11 +216,11 @@ def measure(args: argparse.Namespace) -> None:
                 )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What an experiment takes that asks behind chunks that were read once: the document, where chunks and results are, and threads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", type=Path)
     parser.add_argument("--length", type=int, default=16384, help="of a document, in tokens")
-    parser.add_argument("--parts", type=int, default=1, help=f"in how many it is cut, at most {MAX_PARTS}")
     parser.add_argument("--keep", type=Path, default=Path("run-real"), help="folder of chunks that were read")
     parser.add_argument(
         "--text", type=Path, help="a document or a folder; default: the documentation of Python's language"
@@ -228,13 +228,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first document")
     parser.add_argument("--documents", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--show", action="store_true", help="print the table of what is there")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--parts", type=int, default=1, help=f"in how many it is cut, at most {MAX_PARTS}")
     parser.add_argument(
         "--setting", action="append", default=[], help="as --method of mesa-gguf eval real; may be repeated"
     )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--show", action="store_true", help="print the table of what is there")
     parser.add_argument("--base", default="stock", help="the setting that others are compared with in the table")
-    parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     if args.model is not None:
         measure(args)

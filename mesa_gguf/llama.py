@@ -286,7 +286,7 @@ class MesaLlama(llama_cpp.Llama):
         try:
             _core.set_read_layers(self._address, self.mesa.read_layers)
         except ValueError as err:
-            raise (OutOfMemoryError if "memory" in str(err) else ConfigError)(f"read_layers: {err}") from None
+            raise _no_layers(f"read_layers: {err}") from None
 
     def _apply_adapter(self) -> None:
         """As `llama_cpp.Llama` does it, which crashes where llama.cpp refuses the adapter."""
@@ -828,7 +828,7 @@ class MesaLlama(llama_cpp.Llama):
         try:
             chosen = _core.attention_enable(address, numbers, n_most, _KINDS[heads])
         except ValueError as err:
-            raise (OutOfMemoryError if "memory" in str(err) else ConfigError)(str(err)) from None
+            raise _no_layers(str(err)) from None
         self._heads, self._attended = heads, chosen
         return chosen
 
@@ -1193,6 +1193,11 @@ def _arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[
     arguments = _signature(function).bind(*args, **kwargs).arguments
     del arguments["self"]
     return arguments
+
+
+def _no_layers(why: str) -> MesaError:
+    """Layers are refused, or there is no memory for what they tell."""
+    return (OutOfMemoryError if "memory" in why else ConfigError)(why)
 
 
 def _validate(plan: MesaPlan, params: _core.Params, n_tokens: int) -> None:

@@ -109,7 +109,7 @@ class Thesaurus:
         def look(start: int, logits: npt.NDArray[np.single]) -> None:
             for i, row in enumerate(logits, start):
                 if i in wanted:
-                    sums[wanted[i]] += _log_p(row)
+                    sums[wanted[i]] += self._llm.logits_to_logprobs(row)
 
         self._llm._eval(self._llm._announce(self.tokens), look=look)
         usual = (sums / [[len(self._at_word)], [len(self._at_text)]]).astype(np.float16)
@@ -132,7 +132,7 @@ class Thesaurus:
         for word in terms_of(question):
             llm.n_tokens = start
             llm.eval(self._tokenize(f"{word}:")[-WORD_TOKENS:])
-            words.append(_log_p(llm._get_logits(llm.n_tokens - 1)))
+            words.append(llm.logits_to_logprobs(llm._get_logits(llm.n_tokens - 1)))
         likely = np.stack(words)
         # what is likely for each of its words is so because of the question, or of the examples
         likely -= (likely.mean(axis=0) + self._usual[0]) / 2
@@ -142,7 +142,7 @@ class Thesaurus:
         said = b""
         for _ in range(SENTENCE_TOKENS):
             logits = llm._get_logits(llm.n_tokens - 1)
-            expected = np.maximum(expected, _log_p(logits))
+            expected = np.maximum(expected, llm.logits_to_logprobs(logits))
             token = int(logits.argmax())
             piece = llm.token_bytes(token)
             if b"\n" in piece or llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
@@ -154,8 +154,3 @@ class Thesaurus:
 
 def _question(question: str) -> str:
     return f"Question: {question}\n"
-
-
-def _log_p(logits: npt.NDArray[np.single]) -> Floats:
-    top = logits.max()
-    return np.asarray(logits - (top + np.log(np.exp(logits - top).sum(dtype=np.float64))), np.float32)

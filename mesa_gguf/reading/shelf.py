@@ -278,8 +278,8 @@ class Catalogue:
         budget = mode if mode != "auto" else AUTO_TOKENS if room is None else min(AUTO_TOKENS, room)
         fits = isinstance(budget, str) or sum(row.n_tokens for _, row in every) <= budget
         ranked, compared = self._ranked(question, every, numbers, history) if mode != "each" else [], 0
-        is_alone = not history or self._n_matched(question, numbers) >= ENOUGH_WORDS
-        if is_alone and len(every) > 1 and (mode == "all" or not fits):
+        looks = len(every) > 1 and (mode == "all" or not fits)
+        if looks and (not history or self._n_matched(question, numbers) >= ENOUGH_WORDS):
             ranked, compared = self._in_other_words(question, every, numbers, ranked, model)
         if fits:
             last = ranked[:1]
@@ -294,8 +294,7 @@ class Catalogue:
                 taken.append(i)
             rank = {i: place for place, i in enumerate(ranked)}
             order = sorted(taken, key=lambda i: (-rank.get(i, len(rank)), i))
-        chosen = [every[i] for i in order]
-        pieces = tuple(self.piece(document, row) for document, row in chosen)
+        pieces = tuple(self.piece(*every[i]) for i in order)
         unknown = [
             word
             for term, word in names_of(question).items()
@@ -574,20 +573,37 @@ class Shelf:
 
     def _begin(self) -> None:
         """The preamble alone in the context. It is kept as other chunks are: a decode of few tokens still goes through all weights."""
+        preamble = self.catalogue.preamble
+
+        def read() -> bytes:
+            self.llm.eval(preamble)
+            return self.llm.save_chunk(0, len(preamble))
+
+        key = chunk_key(self.catalogue.model, self._origin, tokens=preamble, preamble=[])
+        self._preamble = self._stand(
+            key, preamble, self._preamble, lambda rows: self.llm.load_chunk(preamble, rows), read
+        )
+        self._ready = True
+
+    def _stand(
+        self,
+        key: str,
+        tokens: Sequence[int],
+        held: bytes | None,
+        load: Callable[[bytes], object],
+        read: Callable[[], bytes],
+    ) -> bytes:
+        """These tokens alone in the context -> their rows: what is held or kept is loaded, else they are read and kept."""
         self.forget()
         self.llm.reset()
-        preamble = self.catalogue.preamble
-        key = chunk_key(self.catalogue.model, self._origin, tokens=preamble, preamble=[])
-        rows = self._preamble if self._preamble is not None else self.library.rows(key, len(preamble))
+        rows = held if held is not None else self.library.rows(key, len(tokens))
         if rows is not None:
-            self.llm.load_chunk(preamble, rows)
-        else:
-            self.llm.eval(preamble)
-            rows = self.llm.save_chunk(0, len(preamble))
-            with contextlib.suppress(LibraryError):  # no room: it is read again
-                self.library.keep(key, self.catalogue.model, len(preamble), rows)
-        self._preamble = rows
-        self._ready = True
+            load(rows)
+            return rows
+        rows = read()
+        with contextlib.suppress(LibraryError):  # no room: they are read again
+            self.library.keep(key, self.catalogue.model, len(tokens), rows)
+        return rows
 
     def _compute(self, piece: Piece) -> bytes:
         """Read a chunk behind the preamble alone, which is what stock llama.cpp does, and take its rows."""
@@ -610,17 +626,8 @@ class Shelf:
         thesaurus = self._thesaurus
         if not thesaurus.has_room(question):
             return None
-        self.forget()
-        self.llm.reset()
         key = chunk_key(self.catalogue.model, self._origin, "other words", tokens=thesaurus.tokens, preamble=[])
-        kept = self._examples if self._examples is not None else self.library.rows(key, len(thesaurus.tokens))
-        if kept is not None:
-            thesaurus.load(kept)
-        else:
-            kept = thesaurus.learn()
-            with contextlib.suppress(LibraryError):  # no room: they are read again
-                self.library.keep(key, self.catalogue.model, len(thesaurus.tokens), kept)
-        self._examples = kept
+        self._examples = self._stand(key, thesaurus.tokens, self._examples, thesaurus.load, thesaurus.learn)
         while len(self._other_words) >= N_OTHER_WORDS:
             del self._other_words[next(iter(self._other_words))]
         self._other_words[question] = thesaurus.ask(question)

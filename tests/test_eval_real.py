@@ -129,11 +129,11 @@ def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.
     whole = run(tmp_path / "whole", options, generate=False)
     ask, asked = RealEvaluation._ask, []
 
-    def cut_off(self: RealEvaluation, llm: Any, made: Any, index: int) -> Any:
+    def cut_off(self: RealEvaluation, llm: Any, made: Any, index: int, read: Any) -> Any:
         if len(asked) == 3:
             raise KeyboardInterrupt
         asked.append(index)
-        return ask(self, llm, made, index)
+        return ask(self, llm, made, index, read)
 
     monkeypatch.setattr(RealEvaluation, "_ask", cut_off)
     with pytest.raises(KeyboardInterrupt):
@@ -160,6 +160,26 @@ def test_kinds_and_without_writing(tmp_path: Path) -> None:
         RealEvaluation(replace(options, kinds=["hard"]), tmp_path)
 
 
+def test_documents_that_are_kept(tmp_path: Path) -> None:
+    """`read=all` has every fact before the question, a number of tokens some of them, and both within T too."""
+    options = replace(SMALL_RUN, lengths=(T, 3 * T), methods=("mesa,read=all", "mesa,read=250"), samples={"real": 1})
+    rows = run(tmp_path, options)["rows"]
+    prompts = {
+        (row["method"], row["length"]): [
+            r["n_prompt"] for r in rows if (r["method"], r["length"]) == (row["method"], row["length"])
+        ]
+        for row in rows
+    }
+    assert all("right" in row for row in rows) and all("begun" in row for row in rows if row["task"] != "real/absent")
+    for length in options.lengths:
+        every, some = prompts["mesa,read=all", length], prompts["mesa,read=250", length]
+        assert all(0.75 * length < n <= length + 64 for n in every)
+        assert all(n < T + 64 for n in some)  # one chunk at least, whatever its length
+        assert len(every) == len(some) == 11
+    right = sum(row["right"] for row in rows if row["task"] == "real/literal" and row["method"] == "mesa,read=all")
+    assert right >= 1  # of 8: the bundled model was trained for other facts
+
+
 def test_texts_that_are_too_short(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="give a longer one"):
         RealEvaluation(replace(SMALL_RUN, lengths=(2 * T, 64 * T)), tmp_path)
@@ -171,12 +191,18 @@ def test_settings() -> None:
     found = find_setting("mesa,chunk=200, stair_bias=0.5,log_scaling=false")
     assert found.method.name == "mesa"
     assert found.overrides == {"chunk": 200, "stair_bias": 0.5, "log_scaling": False}
+    assert found.read is None
+    kept = find_setting("mesa,read=900, stair_bias=0")
+    assert (kept.read, kept.overrides) == (900, {"stair_bias": 0}) and find_setting("mesa,read=all").read == "all"
     for text, problem in (
         ("mesa,size=2", "size is no option"),
         ("mesa,chunk", "write NAME=VALUE"),
         ("mesa,chunk=many", "many is no number"),
         ("yarn,chunk=2", "yarn has no options but train_length"),
         ("mega,chunk=2", "there is no method mega"),
+        ("mesa,read=each", "read is each: it must be auto, all, or a number of tokens"),
+        ("mesa,read=0", "read is 0: it must be"),
+        ("stock,read=auto", "stock cannot read chunks that are kept: write mesa,read=auto"),
     ):
         with pytest.raises(ConfigError, match=problem):
             find_setting(text)

@@ -133,7 +133,8 @@ def evaluate(
             "--method",
             metavar="NAME",
             help="A method to compare, or all for every one; may be given several times. Default: mesa and those that "
-            "stock llama.cpp has. For real: with options of its own, as mesa,chunk=512; the first is compared with.",
+            "stock llama.cpp has. For real: with options of its own, as mesa,chunk=512, or mesa,read=auto for a text that is kept in a "
+            "library; the first is compared with.",
         ),
     ] = None,
     lengths: Annotated[

@@ -20,6 +20,7 @@ from ..errors import ConfigError, ModelError
 from ..llama import MesaLlama
 from ..model.header import Header, check_model
 from ..reading.reader import load_model
+from ..reading.shelf import ReadMode
 
 Rope = Callable[[Header, int, int], dict[str, Any]]
 """Of (model, trained length, length of the text): the arguments of `llama_cpp.Llama` that scale RoPE for that length."""
@@ -131,6 +132,9 @@ METHODS: dict[str, Method] = {
 OPTIONS = tuple(field.name for field in fields(MesaConfig) if field.name not in ("enabled", "plan", "method"))
 """Fields of `MesaConfig` that a setting may change."""
 
+READ = "read"
+"""The option of a setting that says how much a question reads of a document that is kept in a library."""
+
 RENAMED = {"origin": "stock"}
 """Names that methods had in version 0.1."""
 
@@ -155,15 +159,17 @@ class Setting:
     Attributes:
         name: as it is written: "mesa,chunk=1024,stair_bias=0".
         overrides: fields of `MesaConfig`.
+        read: how much of a document that is kept in a library each question reads; None: it is read whole, in one go.
     """
 
     name: str
     method: Method
     overrides: Mapping[str, Any]
+    read: ReadMode | None = None
 
 
 def find_setting(text: str) -> Setting:
-    """The method of a name, with the fields of `MesaConfig` that are written behind it.
+    """The method of a name, with the fields of `MesaConfig` that are written behind it, and "read".
 
     Raises:
         ConfigError: there is no such method or field, or the method has no options.
@@ -171,19 +177,35 @@ def find_setting(text: str) -> Setting:
     name, *written = text.split(",")
     method = find_method(name.strip())
     overrides: dict[str, Any] = {}
+    read: ReadMode | None = None
     for option in written:
         key, equals, value = (part.strip() for part in option.partition("="))
-        if not equals or key not in OPTIONS:
+        if not equals or key not in (*OPTIONS, READ):
             raise ConfigError(
-                f"{text}: {key} is no option of a method: write NAME=VALUE, with one of {', '.join(OPTIONS)}"
+                f"{text}: {key} is no option of a method: write NAME=VALUE, with one of {', '.join((*OPTIONS, READ))}"
             )
+        if key == READ:
+            read = _read_mode(text, value)
+            continue
         try:
             overrides[key] = json.loads(value)
         except (ValueError, RecursionError):
             raise ConfigError(f"{text}: {value} is no number, true or false") from None
     if method.engine is None and not overrides.keys() <= {"train_length"}:
         raise ConfigError(f"{text}: {method.name} has no options but train_length")
-    return Setting(text, method, overrides)
+    if read is not None and method.engine not in ("mesa", "mesa-exact"):
+        raise ConfigError(f"{text}: {method.name} cannot read chunks that are kept: write mesa,{READ}={read}")
+    return Setting(text, method, overrides, read)
+
+
+def _read_mode(text: str, value: str) -> ReadMode:
+    if value == "auto":
+        return "auto"
+    if value == "all":
+        return "all"
+    if value.isdecimal() and value.isascii() and int(value) > 0:
+        return int(value)
+    raise ConfigError(f"{text}: {READ} is {value}: it must be auto, all, or a number of tokens")
 
 
 def renamed(old: str, new: str) -> ConfigError:
@@ -221,13 +243,20 @@ def _config(method: Method, overrides: Mapping[str, Any]) -> MesaConfig:
 
 
 def open_model(
-    path: Path, method: str, n_tokens: int, *, overrides: Mapping[str, Any] | None = None, **llama_kwargs: Any
+    path: Path,
+    method: str,
+    n_tokens: int,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    kept: bool = False,
+    **llama_kwargs: Any,
 ) -> MesaLlama:
     """A model that reads texts of up to n_tokens tokens, answers included, with a method.
 
     Args:
         n_tokens: the length asked; the methods that scale RoPE scale it for exactly that.
         overrides: fields of `MesaConfig`, for the methods that the engine computes; "train_length" counts for all.
+        kept: a text comes in chunks that are kept, a short one too.
         **llama_kwargs: other arguments of `MesaLlama`.
 
     Raises:
@@ -239,7 +268,7 @@ def open_model(
     check_method(header, found, overrides)
     train_length = overrides.get("train_length") or header.train_length
     plain = train_length if found.engine is None else _config(found, overrides).params(train_length).reading_length
-    if n_tokens <= plain:
+    if n_tokens <= plain and not kept:
         return load_model(path, mesa=MesaConfig(enabled=False), n_ctx=n_tokens, **llama_kwargs)
     rope = found.rope(header, train_length, n_tokens) if found.rope is not None else {}
     return load_model(path, mesa=_config(found, overrides), n_ctx=n_tokens, **rope, **llama_kwargs)

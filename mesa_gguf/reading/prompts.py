@@ -32,6 +32,11 @@ _FIRST, _REPLY, _SECOND = "\ue000mesa-first\ue001", "\ue000mesa-reply\ue001", "\
 _MARK = "\ue000mesa-{}\ue001"
 
 
+def gap_after(text: str) -> str:
+    """What stands between a document's last chunk and the question, so that the document ends as `PromptForm.head` ends it."""
+    return "" if text.endswith(END) else END[1:] if text.endswith("\n") else END
+
+
 @dataclass(frozen=True)
 class Turn:
     """A question of a conversation and its answer.

@@ -37,7 +37,7 @@ from ..sampling import Sampler, SamplingOptions, whole
 from .attended import LAYERS, N_CALM, Attended, Shares, token_starts
 from .citations import Passage, cite, passages, stands_in, values_of
 from .other_words import OtherWords
-from .prompts import END, PromptForm, Turn
+from .prompts import PromptForm, Turn, gap_after
 from .shelf import Catalogue, Piece, Progress, Read, ReadMode, Selection, Shelf
 from .text import check_text
 
@@ -380,9 +380,7 @@ class Reader:
 
     def _of_chunks(self, asked: _Asked, selection: Selection, progress: Progress | None, begin: float) -> AnswerStream:
         assert self.shelf is not None
-        text = selection.pieces[-1].text
-        gap = "" if text.endswith(END) else END[1:] if text.endswith("\n") else END
-        tail = [*self.form.tokenize(gap), *asked.tail]
+        tail = [*self.form.tokenize(gap_after(selection.pieces[-1].text)), *asked.tail]
         self._check_room(asked, selection, len(tail))
         head, computed, notes = self.shelf.put_together(selection.pieces, progress, keep_rest=bool(asked.history))
         self._sources = _Sources(asked.question, selection.pieces, _what_was_read(selection, computed, notes))

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import make_documents as make
 from mesa_gguf.errors import DocumentError, MesaError, MissingPackageError
 from mesa_gguf.loaders import Limits, LoadedDocument, Place, load, load_bytes, walk
+from mesa_gguf.loaders.formats import foreign
 from mesa_gguf.loaders.plain import markdown_places
 
 pytest.importorskip("pypdfium2")
@@ -590,6 +591,12 @@ def test_given_encodings_are_kept_to() -> None:
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file"),
         (b"\xd0\xcf\x11\xe0" + "EncryptedPackage".encode("utf-16-le"), "locked with a password"),
         (b"%!PS-Adobe-3.0\n", "a PostScript file"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0"/></svg>', "a drawing"),
+        (
+            b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- made -->\n<!DOCTYPE svg PUBLIC "a" "b">\n<svg:svg width="1">',
+            "a drawing",
+        ),
+        (b"/* XPM */\nstatic char *icon[] = {", "a picture"),
         (bytes(range(256)) * 4, "a binary file of no kind that is read"),
         (b"", "is empty"),
         (b" \n\n", "has no text"),
@@ -597,6 +604,13 @@ def test_given_encodings_are_kept_to() -> None:
 )
 def test_other_files_are_named(data: bytes, says: str) -> None:
     assert says in error(data, "a.txt")
+
+
+@pytest.mark.parametrize(
+    "text", ["About <svg> files", "<p>A <svg></svg> drawing</p>", "<svgs>", "<!--" * 9999, "<!-- -->" * 9999]
+)
+def test_texts_about_drawings_are_texts(text: str) -> None:
+    assert foreign(text.encode()) is None
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,13 @@ _PACKED = (
     ("META-INF/MANIFEST.MF", "a Java archive", "give a text as the document"),
 )
 
+# pictures that are written as text, and what may stand before their mark
+_DRAWINGS = ((re.compile(rb"<(?:\w+:)?svg[\s>]"), "a drawing"), (re.compile(rb"/\* XPM \*/"), "a picture"))
+_BEFORE_DRAWING = re.compile(
+    rb"\xef\xbb\xbf|\s+|<!--.*?-->|<\?.*?\?>|<!DOCTYPE\s+svg\b[^<>\[]*>", re.DOTALL | re.IGNORECASE
+)
+_DRAWING_HEAD = 16_384
+
 _ASIDE = re.compile(r"\s+|<!--.*?-->|<\?.*?\?>", re.DOTALL)
 _HTML = re.compile(
     r"<(?:!doctype\s+html|html|head|body|title|meta|link|style|script|base|h[1-6]|p|div|span|table|ul|ol|article|main|section|"
@@ -100,6 +107,12 @@ def foreign(data: bytes) -> tuple[str, str] | None:
         for at, mark, what, advice in _BINARY_FILES:
             if data.startswith(mark, at):
                 return what, advice
+    head, at = data[:_DRAWING_HEAD], 0
+    while aside := _BEFORE_DRAWING.match(head, at):
+        at = aside.end()
+    for pattern, what in _DRAWINGS:
+        if pattern.match(head, at):
+            return what, "give a text as the document"
     return None
 
 

@@ -7,6 +7,7 @@ import time
 
 # seconds that are measured at once: enough for the clock of CPU time, whose steps are of a few milliseconds on some systems
 LEAST = max(0.02, 20 * time.get_clock_info("process_time").resolution)
+ALIKE = 256  # tokens of a batch from which on a token takes the same time: chunks differ in length, and are compared
 LOST = 0.3  # CPUs that the threads were there for and did not get; more of it is other programs'
 GAIN = 0.9  # of the time: fewer threads that are not faster by this are not worth it
 PAUSES = 0.5, 4.0  # seconds between two trials: after one that helped, and at most
@@ -49,7 +50,7 @@ class Crew:
         if self._trial is not None and now - wall > self._trial[3]:  # nothing came that it could be compared by
             self.n, self._trial, self._next = self._trial[0], None, now + self._pause
             return
-        size = n_tokens.bit_length()
+        size = min(n_tokens, ALIKE).bit_length()
         if size != self._size:
             first, self._size = self._size < 0, size
             self._tokens, self._wall, self._cpu = 0, 0.0, 0.0

@@ -76,6 +76,18 @@ def test_long_batches_are_tried_seldom() -> None:
     assert 0 < fewer <= 20
 
 
+def test_chunks_of_different_lengths_are_compared() -> None:
+    """A trial ends with the next batch, whatever the length that its chunk has."""
+    made, now, used = Crew(2), 0.0, []
+    for n_tokens in [569, 1024] * 10:
+        used.append(made.n)
+        wall = n_tokens * (0.002 if made.n == 1 else 0.004)
+        now += wall
+        made.worked(n_tokens, wall, wall * (1.0 if made.n == 1 else 1.2), now)
+    assert used[:2] == [2, 2]  # one does not count, one is measured
+    assert used[2:].count(1) >= 16
+
+
 def test_the_first_batch_waits_for_the_disk() -> None:
     made = Crew(4)
     made.worked(512, 9.0, 4.0, 9.0)

@@ -24,6 +24,7 @@ FILES = {
     "0007-cpu-attention.patch": {f"ggml/src/ggml-cpu/{name}" for name in ("ggml-cpu.c", "ggml-cpu.cpp", "ops.cpp")},
     "0008-cpu-mul-mat.patch": {f"ggml/src/ggml-cpu/{name}" for name in ("ggml-cpu.c", "repack.cpp")},
     "0009-huge-pages.patch": {"ggml/src/ggml.c"},
+    "0010-concat.patch": {"ggml/src/ggml-cpu/ops.cpp"},
 }
 
 MAX_ADDED, MAX_REMOVED = 165, 40  # lines of the whole series; now: 161 and 35

@@ -20,7 +20,7 @@ class Crew:
     ggml's threads wait for each other actively, several times in each layer. One that has lost its core for some milliseconds holds
     up all of them, and where little is computed between two waits they are slower together than without it. That shows in the CPU time that
     they get: waiting counts in it, being put off does not. Where it falls short, fewer are tried, and kept if they are faster. Now and then one more
-    is. The first batch does not count: weights come from the disk.
+    is. A batch for which weights came from the disk does not count.
 
     Args:
         most: threads, on a machine that does nothing else.
@@ -38,12 +38,13 @@ class Crew:
         self._next = -math.inf  # when there may be another one
         self._pause = PAUSES[0]
 
-    def worked(self, n_tokens: int, wall: float, cpu: float, now: float) -> None:
+    def worked(self, n_tokens: int, wall: float, cpu: float, now: float, from_disk: bool | None = None) -> None:
         """Note what a batch took, and choose the number of threads for the next one.
 
         Args:
             wall, cpu: seconds of the clock, and of all threads together.
             now: seconds, of a clock that goes on evenly.
+            from_disk: whether it waited for weights; None: not known, and taken to be so of the first batch.
         """
         if self.most == 1:
             return
@@ -54,8 +55,10 @@ class Crew:
         if size != self._size:
             first, self._size = self._size < 0, size
             self._tokens, self._wall, self._cpu = 0, 0.0, 0.0
-            if first:
+            if first and from_disk is None:
                 return
+        if from_disk:
+            return
         self._tokens, self._wall, self._cpu = self._tokens + n_tokens, self._wall + wall, self._cpu + cpu
         if self._wall < LEAST:
             return

@@ -519,10 +519,11 @@ class MesaLlama(llama_cpp.Llama):
         if threads != self._threads_set:
             llama_cpp.llama_set_n_threads(self._ctx.ctx, *threads)
             self._threads_set = threads
-        wall, cpu = time.perf_counter(), time.process_time()
+        faults, wall, cpu = machine.disk_faults(), time.perf_counter(), time.process_time()
         self._ctx.decode(self._batch)
-        now = time.perf_counter()
-        crew.worked(n_tokens, now - wall, time.process_time() - cpu, now)
+        now, cpu, after = time.perf_counter(), time.process_time() - cpu, machine.disk_faults()
+        from_disk = None if faults is None or after is None else after > faults
+        crew.worked(n_tokens, now - wall, cpu, now, from_disk)
 
     def _make_plan(self, tokens: Sequence[int]) -> int:
         """Tell the core what comes, so that it can plan. Returns how many tokens of the context stay."""

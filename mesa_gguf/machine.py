@@ -14,6 +14,9 @@ from pathlib import Path
 
 from .errors import ConfigError
 
+if sys.platform != "win32":
+    import resource
+
 ROOT = Path("/")  # of /proc and /sys; another one in tests
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
 KERNELS = ("", "mesa", "stock")  # what MESA_KERNELS may be; csrc/mesa-kernels.cpp reads it
@@ -177,6 +180,11 @@ def _sysctl(name: str) -> int | None:
     sysctl = ctypes.CDLL(None).sysctlbyname
     failed = sysctl(name.encode(), ctypes.byref(value), ctypes.byref(size), None, nothing)
     return value.value if not failed and value.value > 0 else None
+
+
+def disk_faults() -> int | None:
+    """Pages that this process has waited for the disk for; None where the system does not tell."""
+    return None if sys.platform == "win32" else resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def default_threads() -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import llama_cpp
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from conftest import ModelPath, Opener, random_tokens
 from mesa_gguf import MesaConfig, MesaLlama, crew
 from mesa_gguf.crew import PAUSES, Crew
+from mesa_gguf.machine import disk_faults
 
 
 class Machine:
@@ -96,6 +99,26 @@ def test_the_first_batch_waits_for_the_disk() -> None:
         assert made.n == 4
 
 
+def test_the_first_batch_counts_where_nothing_came_from_the_disk() -> None:
+    """A text of two batches is read by fewer threads from its middle on."""
+    made = Crew(2)
+    made.worked(512, 1.0, 1.2, 1.0, False)
+    assert made.n == 1
+
+
+def test_a_batch_that_waited_for_the_disk_never_counts() -> None:
+    made = Crew(4)
+    for i in range(5):
+        made.worked(512, 1.0, 1.2, 1.0 + i, True)
+        assert made.n == 4
+
+
+def test_pages_from_the_disk_are_counted() -> None:
+    faults = disk_faults()
+    assert faults is None or faults >= 0
+    assert (faults is None) == (sys.platform == "win32")
+
+
 def test_a_trial_that_nothing_follows_ends() -> None:
     """Batches of other lengths are not compared with."""
     made = Crew(4)
@@ -120,7 +143,7 @@ def short_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Crew,
         "worked",
-        lambda self, n_tokens, wall, cpu, now, own=Crew.worked: own(
+        lambda self, n_tokens, wall, cpu, now, from_disk, own=Crew.worked: own(
             self, n_tokens, 0.05 * self.n, 0.025 * self.n**2, now
         ),
     )

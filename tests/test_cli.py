@@ -113,6 +113,7 @@ def test_a_question_chooses_its_chunks_once(
 
     monkeypatch.setattr(Catalogue, "select", count)
     monkeypatch.setattr("mesa_gguf.reading.shelf.AUTO_TOKENS", 600)
+    monkeypatch.setattr("mesa_gguf.reading.shelf.MOST_AUTO_TOKENS", 600)
     question = document.facts[0].question
     answer = json.loads(
         run("ask", "-f", file, question, "--read", mode, "--json", "--library", tmp_path / "l", *THREADS)

@@ -69,7 +69,7 @@ def test_real_text_without_a_models_weights(run: Run, smollm2: Path) -> None:
     assert set(by_form) == {*evaluation.FORMS, "every"}
     assert by_form["literal"]["n"] == by_form["paraphrase"]["n"] == 24 and by_form["literal"]["recall"] > 0.9
     assert "recall" not in by_form["absent"] and "right" not in by_form["literal"]
-    assert by_form["every"]["tokens_read"] <= 2048
+    assert by_form["literal"]["tokens_read"] <= 2048 < by_form["paraphrase"]["tokens_read"] <= 3072
 
 
 def test_mistakes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

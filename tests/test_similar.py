@@ -289,6 +289,23 @@ class Liking:
         return [1e3 * (n == self.best) for n in range(len(passages))]
 
 
+def test_auto_reads_more_where_the_words_tell_little(
+    llm: MesaLlama, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesa_gguf.reading.shelf.AUTO_TOKENS", 1000)
+    monkeypatch.setattr("mesa_gguf.reading.shelf.MOST_AUTO_TOKENS", 2000)
+    catalogue = Catalogue(llm, PromptForm(llm), library)
+    documents = library.documents()
+    for question, budget in ((MADE.facts[0].question, 1000), (STRANGE, 2000)):
+        for room in (None, 10_000, 1500, 700):
+            auto = catalogue.select(question, documents, "auto", room=room)
+            same = catalogue.select(question, documents, budget if room is None else min(budget, room))
+            assert auto.pieces == same.pieces
+            assert auto.n_tokens <= budget
+    assert catalogue.select(STRANGE, documents, "auto").n_tokens > 1000
+    assert catalogue.select(STRANGE, documents, 1000).n_tokens <= 1000  # a number is what it says
+
+
 def test_the_likeliest_passage_comes_first(llm: MesaLlama, library: Library) -> None:
     catalogue = Catalogue(llm, PromptForm(llm), library)
     documents = library.documents()

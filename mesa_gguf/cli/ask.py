@@ -343,10 +343,10 @@ def n_ctx_for(
 ) -> int:
     """The n_ctx that a question about documents and its answer need, in tokens."""
     from ..reading.reader import context_for
-    from ..reading.shelf import AUTO_TOKENS
+    from ..reading.shelf import MOST_AUTO_TOKENS
 
     sizes = [row.n_tokens for document in documents for row in catalogue.rows(document)]
-    budget = AUTO_TOKENS if mode == "auto" else mode
+    budget = MOST_AUTO_TOKENS if mode == "auto" else mode
     if isinstance(budget, int) and sum(sizes) > budget:
         n_read = max(budget, *sizes)  # whichever they are: that is found out when the model is there
     else:

@@ -36,6 +36,7 @@ CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real m
 LEAST_CHUNK_TOKENS = 256
 SPARE_TOKENS = 8  # between a chunk and the end of what the model learned
 AUTO_TOKENS = 2048  # that "auto" reads: on real models two chunks answer better than four, and four better than all
+MOST_AUTO_TOKENS = 3072  # where other words were looked for: the right chunk is less surely among the first
 TRIES = 4  # to put chunks together, while other processes drop some
 N_CANDIDATES = 256  # chunks that are matched with a question
 ENOUGH_WORDS = (
@@ -275,12 +276,15 @@ class Catalogue:
         if not every:
             raise PromptError("the documents are empty")
         numbers = [document.id for document in documents]
-        budget = mode if mode != "auto" else AUTO_TOKENS if room is None else min(AUTO_TOKENS, room)
+        budget = mode if mode != "auto" else self._auto(AUTO_TOKENS, room)
         fits = isinstance(budget, str) or sum(row.n_tokens for _, row in every) <= budget
         ranked, compared = self._ranked(question, every, numbers, history) if mode != "each" else [], 0
         looks = len(every) > 1 and (mode == "all" or not fits)
         if looks and (not history or self._n_matched(question, numbers) >= ENOUGH_WORDS):
-            ranked, compared = self._in_other_words(question, every, numbers, ranked, model)
+            other = self._in_other_words(question, every, numbers, ranked, model)
+            if other is not None:
+                ranked, compared = other
+                budget = self._auto(MOST_AUTO_TOKENS, room) if mode == "auto" else budget
         if fits:
             last = ranked[:1]
             order = [*(i for i in range(len(every)) if i not in last), *last]
@@ -301,6 +305,10 @@ class Catalogue:
             if not self.library.index.search(term, self._cut, numbers, 1)
         ]
         return Selection(mode, pieces, len(every), compared, tuple(dict.fromkeys(unknown)))
+
+    @staticmethod
+    def _auto(budget: int, room: int | None) -> int:
+        return budget if room is None else min(budget, room)
 
     def _ranked(
         self,
@@ -328,8 +336,10 @@ class Catalogue:
         documents: Sequence[int],
         ranked: list[int],
         model: Model | None,
-    ) -> tuple[list[int], int]:
+    ) -> tuple[list[int], int] | None:
         """Chunks in the order in which they are read, and how many passages the question's likelihood was computed for.
+
+        None: nothing but the question's own words was looked for, as they are enough, or are too many, or the documents are.
 
         Args:
             ranked: those that have words of the question, the best first.
@@ -340,7 +350,7 @@ class Catalogue:
             return self._text_of(document)[row.start : row.stop]
 
         if len(terms_of(question)) > ASKED_WORDS or sum(row.stop - row.start for _, row in every) > MOST_CHARS:
-            return ranked, 0
+            return None
         matched = evidence(
             question,
             [text(i) for i in ranked[:3]],
@@ -348,7 +358,7 @@ class Catalogue:
             lambda word: len(self.library.index.search(word, self._cut, documents, N_CANDIDATES)),
         )
         if matched >= WEAK_EVIDENCE:
-            return ranked, 0
+            return None
         chunks = [row.id for _, row in every]
         if self._similar is None or self._similar[0] != chunks:
             self._similar = chunks, SimilarPassages([text(i) for i in range(len(every))])
@@ -356,7 +366,7 @@ class Catalogue:
         try:
             found = self._similar[1].nearest(question, self._vectors, other)
         except (RuntimeError, ValueError):  # the model's file is gone, or another one: what is in memory answers still
-            return ranked, 0
+            return None
         compared = found[:COMPARED_PASSAGES]
         if ranked and all(near.source != ranked[0] for near in compared):
             compared += [near for near in found if near.source == ranked[0]][:1]

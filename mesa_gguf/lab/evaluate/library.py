@@ -25,7 +25,7 @@ from ...llama import MesaLlama
 from ...model.fingerprint import model_fingerprint
 from ...model.header import check_model
 from ...reading.reader import Reader, context_for, load_model
-from ...reading.shelf import AUTO_TOKENS, Catalogue, ReadMode, check_mode
+from ...reading.shelf import MOST_AUTO_TOKENS, Catalogue, ReadMode, check_mode
 from .. import documents, facts
 from . import report, scoring
 from .prompts import Prompter
@@ -219,7 +219,7 @@ class LibraryEvaluation:
         options = self.options
         n_all = catalogue.select(made.asked[0].question, parts, "each").room
         config = MesaConfig(enabled=mode != STOCK)
-        n_needed = n_all if mode in ("all", STOCK) else mode if isinstance(mode, int) else AUTO_TOKENS
+        n_needed = n_all if mode in ("all", STOCK) else mode if isinstance(mode, int) else MOST_AUTO_TOKENS
         n_ctx = context_for(len(catalogue.preamble) + max(n_needed, catalogue.chunk_tokens) + ROOM, MAX_TOKENS)
         llm = load_model(options.path, mesa=config, n_ctx=n_ctx, **options.engine, **options.machine)
         with closing(llm):

@@ -6,6 +6,7 @@
     python experiments/measure.py longer --model FILE.gguf [--text FILE.txt]      # Mesa's last chunk on a model of T = 1,024 or 2,048
     python experiments/measure.py mesa --model FILE.gguf --text FILE.txt          # Mesa alone, after its defaults changed
     python experiments/measure.py fresh                                           # ReRoPE's two hops, on seeds of their own
+    python experiments/measure.py real --model FILE.gguf --text FILE.txt          # questions about real text, with a model that people use
     python experiments/measure.py bench                                           # nothing else should run meanwhile
     python experiments/results.py experiments/results --output experiments/RESULTS.md
 
@@ -152,6 +153,12 @@ BENCH = (
         "--shape smollm2-135m --train-length 2048 --threads 2 --tokens 2048,8192 --runs 1 --method stock,mesa",
     ),
 )
+# questions about real text, the first method being the one that the others are compared with
+REAL = (
+    "--length 4096 --length 8192 --length 16384 --method mesa,read=auto --method mesa,read=all --method stock",
+    "--length 16384 --length 32768 --method mesa,read=auto --method mesa,read=all --method mesa",
+    "--length 16384 --method mesa,read=auto --method dynamic-ntk --method yarn",
+)
 
 
 def run(command: str) -> None:
@@ -171,7 +178,7 @@ def forget_mesa(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["reader", "language", "mesa", "fresh", "ablation", "longer", "bench"])
+    parser.add_argument("part", choices=["reader", "language", "mesa", "fresh", "ablation", "longer", "real", "bench"])
     parser.add_argument("--output", type=Path, default=Path("experiments/results"))
     parser.add_argument("--model", help="a language model, for log-loss; for longer, one of another T")
     parser.add_argument("--text", help="a text that it has not seen")
@@ -180,7 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     language = f"-m {args.model} --text {args.text}" if args.model else ""
     reader = f"-m {args.model}" if args.part == "longer" else ""
-    if args.part in ("language", "mesa") and not args.text:
+    if args.part in ("language", "mesa", "real") and not args.text:
         parser.error(f"{args.part} takes --model and --text")
     if args.part == "longer" and not args.model:
         parser.error("longer takes --model")
@@ -192,8 +199,11 @@ def main() -> None:
         parts = ablation(bool(args.text))
     if args.part == "longer":
         parts = longer(args.model, bool(args.text))
+    if args.part == "real":
+        what = "real --no-generate --kind literal --kind paraphrase --seed 701 --samples 5"
+        parts = {f"real-{Path(args.model).stem}": tuple(f"{what} {options}" for options in REAL)}
     commands = [
-        f"eval {what} {language if what.startswith('ppl') else reader} -o {args.output}/{folder}"
+        f"eval {what} {language if what.startswith(('ppl', 'real')) else reader} -o {args.output}/{folder}"
         for folder, part in parts.items()
         for what in part
         if args.only in (None, folder)

@@ -155,9 +155,9 @@ BENCH = (
 )
 # questions about real text, the first method being the one that the others are compared with
 REAL = (
-    "--length 4096 --length 8192 --length 16384 --method mesa,read=auto --method mesa,read=all --method stock",
-    "--length 16384 --length 32768 --method mesa,read=auto --method mesa,read=all --method mesa",
-    "--length 16384 --method mesa,read=auto --method dynamic-ntk --method yarn",
+    "--length 4096 --length 8192 --method mesa,read=auto --method mesa,read=all --method stock",
+    "--length 16384 --method mesa,read=auto --method mesa,read=all --method mesa --method dynamic-ntk --method yarn --method stock",
+    "--length 32768 --method mesa,read=auto --method mesa,read=all --method mesa",
 )
 
 

@@ -38,7 +38,7 @@ version 0.1.
 
 What is measured, and how, is in [EVALUATION.md](../docs/EVALUATION.md). In brackets stand 95 % intervals, Wilson's for shares; items of the
 same document are not independent of each other, so that true intervals are wider. Those of differences, item by item, take that into
-account. A length is that of prompt and answer together; T is the trained length. Up to T all methods are the same computation.
+account. A length is that of prompt and answer together; T is the trained length. Up to T all methods that read a text in one go are the same computation.
 """
 GROUPS = ("passkey", "niah", "ruler", "qa", "ppl")
 MESA = "mesa"

@@ -21,6 +21,7 @@ from conftest import BUNDLED, READER, ModelPath
 from mesa_gguf import MesaConfig, MesaLlama, ModelError, cli
 from mesa_gguf.cli import output
 from mesa_gguf.cli.app import app
+from mesa_gguf.cli.ask import say_citations
 from mesa_gguf.lab import plot
 from mesa_gguf.lab.documents import Document, is_right, make_document
 from mesa_gguf.model.header import Header
@@ -28,7 +29,7 @@ from mesa_gguf.model.hub import find_model
 from mesa_gguf.reading import reader as reading
 from mesa_gguf.reading.plans import summarize
 from mesa_gguf.reading.prompts import ABOUT, REPLY, PromptForm
-from mesa_gguf.reading.reader import load_vocabulary
+from mesa_gguf.reading.reader import Citation, load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Selection
 
 T = 512  # of the bundled model
@@ -131,6 +132,16 @@ def test_ask_within_the_trained_length_is_plain_llama_cpp(run: Run, tmp_path: Pa
     expected = llm(document.prompt(), max_tokens=32, temperature=0, stop=["\n"])["choices"][0]["text"].strip()
     assert expected
     assert run("ask", "-f", path, document.target.question, *THREADS) == f"{expected}\n"
+
+
+def test_a_file_without_a_name_is_no_folder(fails: Callable[..., str], tmp_path: Path) -> None:
+    assert "a file's name is empty" in fails("ask", "-f", "", "Who?", "--library", tmp_path / "library", *THREADS)
+    assert "a file's name is empty" in fails("library", "add", "", "--library", tmp_path / "library")
+
+
+def test_citations_have_no_commands_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say_citations([Citation("a.txt", None, (), 0, 9, "a \x1b[31mred\x07 word\u200e", 1.0, False)])
+    assert capsys.readouterr().err == "[1] a.txt: a [31mred word\n"
 
 
 def test_ask_several_questions(run: Run, file: Path, document: Document, tmp_path: Path) -> None:

@@ -375,7 +375,7 @@ def say_citations(citations: Sequence[Citation]) -> None:
             where += f", page {citation.page}"
         if citation.heading:
             where += f", {' > '.join(citation.heading)}"
-        text = " ".join(citation.text.split())
+        text = "".join(c for c in " ".join(citation.text.split()) if c.isprintable())  # no commands to the terminal
         output.say(f"[{number}] {where}: {text if len(text) <= 240 else f'{text[:240]}…'}")
 
 

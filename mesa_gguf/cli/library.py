@@ -242,6 +242,8 @@ def _report(report: Report, as_json: bool) -> None:
 
 def add_file(library: Library, file: str, collection: str | None, encoding: str | None) -> list[Document]:
     """Add a file, or what can be read in a folder; what cannot is told."""
+    if not file:  # Path("") is the current folder
+        raise PromptError("a file's name is empty: give the file or the folder, or . for the current folder")
     if not Path(file).expanduser().is_dir():
         return [library.add(file, collection=collection, encoding=encoding)]
     documents, notes = library.add_folder(file, collection=collection)

@@ -164,12 +164,9 @@ def test_documents_that_are_kept(tmp_path: Path) -> None:
     """`read=all` has every fact before the question, a number of tokens some of them, and both within T too."""
     options = replace(SMALL_RUN, lengths=(T, 3 * T), methods=("mesa,read=all", "mesa,read=250"), samples={"real": 1})
     rows = run(tmp_path, options)["rows"]
-    prompts = {
-        (row["method"], row["length"]): [
-            r["n_prompt"] for r in rows if (r["method"], r["length"]) == (row["method"], row["length"])
-        ]
-        for row in rows
-    }
+    prompts: dict[tuple[str, int], list[int]] = {}
+    for row in rows:
+        prompts.setdefault((row["method"], row["length"]), []).append(row["n_prompt"])
     assert all("right" in row for row in rows) and all("begun" in row for row in rows if row["task"] != "real/absent")
     for length in options.lengths:
         every, some = prompts["mesa,read=all", length], prompts["mesa,read=250", length]

@@ -261,7 +261,7 @@ def test_the_command(command: Callable[..., str], tmp_path: Path) -> None:
         (["real", "--kind", "hard"], "there is no real kind hard: use one of literal"),
         (["real", "--text", "missing.txt"], "missing.txt: there is no such file"),
         (["real", "--method", "mesa,size=3"], "size is no option of a method"),
-        (["qa", "--method", "mesa,chunk=3"], "for the task real alone"),
+        (["ppl", "--method", "mesa,read=auto", "--text", "none.txt"], "none.txt"),
     ],
 )
 def test_mistakes(

@@ -420,6 +420,22 @@ def test_methods_and_samples_can_be_added(tmp_path: Path) -> None:
     assert [e["depth"] for e in more["by_depth"]] == [0.0, 1.0] * 2
 
 
+def test_documents_that_are_kept(tmp_path: Path) -> None:
+    """`read=all` has the whole document before each question, a number of tokens some of it; a method's numbers are its own."""
+    methods = ("mesa", "mesa,chunk=100", "mesa,read=all", "mesa,read=250")
+    options = replace(SMALL_RUN, methods=methods, lengths=(3 * T,), samples={"qa": 1, "ruler": 1})
+    rows = run("qa", tmp_path, options)["rows"]
+    prompts = {name: [row["n_prompt"] for row in rows if row["method"] == name] for name in methods}
+    assert {name: len(found) for name, found in prompts.items()} == dict.fromkeys(methods, 4 + 2)  # facts, and two hops
+    assert prompts["mesa"] == prompts["mesa,chunk=100"]
+    assert all(abs(a - b) < 64 for a, b in zip(prompts["mesa"], prompts["mesa,read=all"], strict=True))
+    assert all(n < 2 * T for n in prompts["mesa,read=250"])
+    right = {name: sum(row["right"] for row in rows if row["method"] == name) for name in methods}
+    assert all(right[name] >= 3 for name in methods)
+    (turns,) = run("ruler", tmp_path, replace(options, methods=("mesa,read=250",), kinds=("multiquery",)))["rows"]
+    assert len(turns["answers"]) == 4 and turns["right"] >= 3  # each question chooses its own chunks
+
+
 def test_within_the_trained_length_methods_are_the_same(tmp_path: Path) -> None:
     options = replace(SMALL_RUN, methods=tuple(METHODS), lengths=(T,))
     for group in ("qa", "ppl"):
@@ -810,6 +826,8 @@ def test_lengths(text: str, tokens: int) -> None:
         (["qa", "-m", "missing.gguf"], "missing.gguf: there is no such file"),
         (["qa", "-m", "MPT", "--method", "yarn"], "no vocabulary"),
         (["ppl", "--style", "natural"], "ppl needs a text"),
+        (["ppl", "--text", "SHORT", "--method", "mesa,read=auto"], "ppl has no questions to choose chunks by"),
+        (["qa", "--method", "mesa,chunk=much"], "much is no number"),
         (["ppl", "--text", "missing.txt"], "missing.txt: there is no such file"),
         (["ppl", "--text", "SHORT"], "the longest window takes"),
         (["ppl", "--length", "50"], "too short for a tail of 64"),

@@ -96,16 +96,16 @@ def _settings(names: list[str]) -> list[str]:
 
 
 def _methods(names: list[str]) -> list[str]:
-    from ..lab.methods import METHODS, find_method
-
-    with_options = [name for name in names if "," in name]
-    if with_options:
-        raise ConfigError(f"{with_options[0]}: a method with options of its own is for the task real alone")
+    """The methods of the other tasks, by the list of them all; behind each method the same one with options of its own."""
+    from ..lab.methods import METHODS, find_setting
 
     if ALL in names:
         return list(METHODS)
-    given = {find_method(name).name for name in names}
-    return [name for name, method in METHODS.items() if (name in given if names else method.default)]
+    given = [find_setting(name) for name in dict.fromkeys(names)]
+    if not given:
+        return [name for name, method in METHODS.items() if method.default]
+    ranks = list(METHODS)
+    return [one.name for one in sorted(given, key=lambda one: (ranks.index(one.method.name), "," in one.name))]
 
 
 EXAMPLES = """\
@@ -133,8 +133,8 @@ def evaluate(
             "--method",
             metavar="NAME",
             help="A method to compare, or all for every one; may be given several times. Default: mesa and those that "
-            "stock llama.cpp has. For real: with options of its own, as mesa,chunk=512, or mesa,read=auto for a text that is kept in a "
-            "library; the first is compared with.",
+            "stock llama.cpp has. It may have options of its own, as mesa,chunk=512, or mesa,read=auto for a text that is kept in a "
+            "library. For real the first one is compared with.",
         ),
     ] = None,
     lengths: Annotated[
@@ -346,7 +346,7 @@ def evaluate(
         "log_scaling": log_scaling,
         "log_length": log_length,
     }
-    _check_overrides(given, [*names, *(name.partition(",")[0] for name in settings)])
+    _check_overrides(given, [name.partition(",")[0] for name in (*names, *settings)])
     sizes = QUICK_SAMPLES if quick else SAMPLES
     options = Options(
         path=path,

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import ConfigError
 from ...reading.prompts import PromptForm, begin
 from ...reading.reader import load_vocabulary
-from .tasks import Brief, Sample, Style, Task
+from .tasks import Brief, Sample, Style, Task, Turn
 
 BUNDLED_NAME = "mesa-reader"  # its general.name
 SLACK = 48  # tokens that a prompt may be shorter than asked; filler comes in whole sentences
@@ -54,9 +54,11 @@ class Prompter:
 
     def prompts(self, sample: Sample) -> Prompts:
         """The document, and what follows it for the first turn of each item."""
-        first = [item.turns[0] for item in sample.items]
-        tails = [self.form.tail(turn.question, begun=turn.prefix if self.form.is_plain else "") for turn in first]
-        return Prompts(self.form.head(sample.document), tails)
+        return Prompts(self.form.head(sample.document), [self.tail(item.turns[0]) for item in sample.items])
+
+    def tail(self, turn: Turn) -> list[int]:
+        """What follows a document, for a turn."""
+        return self.form.tail(turn.question, begun=turn.prefix if self.form.is_plain else "")
 
     def n_tokens(self, sample: Sample, prompts: Prompts, max_tokens: int) -> int:
         """Tokens of the longest item, the room for its answers included."""

@@ -8,33 +8,31 @@ tells settings apart that answer equally often. Documents of all lengths have th
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import llama_cpp
 
 from ... import __version__
 from ...errors import ConfigError, PromptError
-from ...library.library import Library
 from ...llama import MesaLlama
 from ...model.header import check_model
-from ...reading.prompts import PromptForm, gap_after
-from ...reading.reader import Reader, load_vocabulary
+from ...reading.prompts import PromptForm
+from ...reading.reader import load_vocabulary
 from ...reading.shelf import ReadMode
 from ..facts import FORMS, FactDocument, Form, Haystack, Question, TooShortError, default_text, make_document
 from ..methods import Setting, check_method, find_setting, open_model
 from .loss import score_begun
 from .run import Options, Watch, check_folder, defaults, fingerprint
+from .sources import KEPT_ROOM, open_source
 from .store import Row, Store
 
 REAL = "real"
 MAX_TOKENS = 48
-KEPT_ROOM = 512  # of a context, beside a document in chunks: for a question, its answer, and borders between tokens
 ROOM = 96  # tokens at first for a question and its answer; more where they are longer
 STRIDE = 1000
 """An item's index is that of its document times this, and its own in the document."""
@@ -240,24 +238,18 @@ class RealEvaluation:
 
     def _ask(self, llm: MesaLlama, asked: Asked, document: int, read: ReadMode | None) -> Iterator[Row]:
         """The results of a document, which is read first."""
-        with ExitStack() as stack:
-            source: _Source
-            if read is None:
-                source = _Whole(llm, self.form, asked)
-            else:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mesa-eval-"))
-                source = _Kept(llm, self.form, asked, stack.enter_context(Library(folder)), read)
+        with open_source(llm, self.form, asked.head, asked.document.text, read) as source:
             for i, (question, prompt) in enumerate(zip(asked.document.questions, asked.prompts, strict=True)):
                 start = time.perf_counter()
                 row: Row = {}
                 n_prompt = None
                 if question.form != "absent":
-                    n_read, tail = source.put(question, prompt)
+                    n_read, tail = source.put(question.text, prompt.tail, MAX_TOKENS)
                     n_prompt = n_read + len(tail)
                     begun = score_begun(llm, n_read, [*tail, *prompt.begun], prompt.answer)
                     row |= {"begun": int(begun.exact), "logprob": round(begun.logprob, 4)}
                 if self.generate:
-                    written, n_prompt = source.write(question, prompt)
+                    written, n_prompt = source.write(question.text, prompt.tail, MAX_TOKENS, self.form.stop)
                     row |= {"right": int(question.is_right(written)), "answer": written}
                 first = asked.document.facts[question.facts[0]] if question.facts and question.form != "count" else None
                 yield {
@@ -276,64 +268,3 @@ class RealEvaluation:
                         "answer_s": round(time.perf_counter() - start, 4),
                     },
                 }
-
-
-class _Source(Protocol):
-    """A document that was read, and questions behind it.
-
-    Attributes:
-        n_read: its tokens.
-        read_s: seconds that reading it took.
-    """
-
-    n_read: int
-    read_s: float
-
-    def put(self, question: Question, prompt: Prompt) -> tuple[int, list[int]]:
-        """Make the context hold what a question reads: its tokens, and those of the question, which come behind them."""
-
-    def write(self, question: Question, prompt: Prompt) -> tuple[str, int]:
-        """The answer as the model writes it, and the tokens before it."""
-
-
-class _Whole:
-    """A document in one go."""
-
-    def __init__(self, llm: MesaLlama, form: PromptForm, asked: Asked) -> None:
-        self._reader = Reader(llm, form=form)
-        self.n_read = len(asked.head)
-        self.read_s = self._reader.read(asked.head).seconds
-
-    def put(self, question: Question, prompt: Prompt) -> tuple[int, list[int]]:
-        return self.n_read, prompt.tail
-
-    def write(self, question: Question, prompt: Prompt) -> tuple[str, int]:
-        answer = self._reader.ask(prompt.tail, max_tokens=MAX_TOKENS).answer
-        return answer.text, self.n_read + len(prompt.tail)
-
-
-class _Kept:
-    """A document in a library: its chunks are read once, and each question reads some of them, or all."""
-
-    def __init__(self, llm: MesaLlama, form: PromptForm, asked: Asked, library: Library, read: ReadMode) -> None:
-        self._reader = Reader(llm, library, form=form, cite_by="words")
-        assert self._reader.shelf is not None
-        self._shelf, self._form, self._read = self._reader.shelf, form, read
-        self._documents = [library.add_text(asked.document.text, "document")]
-        start = time.perf_counter()
-        catalogue = self._shelf.catalogue
-        pieces = catalogue.select("", self._documents, "each").pieces
-        self._shelf.read(pieces)
-        self.read_s = time.perf_counter() - start
-        self.n_read = len(catalogue.preamble) + sum(len(piece.tokens) for piece in pieces)
-
-    def put(self, question: Question, prompt: Prompt) -> tuple[int, list[int]]:
-        catalogue = self._shelf.catalogue
-        room = self._shelf.llm.n_ctx() - len(catalogue.preamble) - len(prompt.tail) - MAX_TOKENS
-        selection = catalogue.select(question.text, self._documents, self._read, room=room, model=self._shelf)
-        head, _, _ = self._shelf.put_together(selection.pieces)
-        return len(head), [*self._form.tokenize(gap_after(selection.pieces[-1].text)), *prompt.tail]
-
-    def write(self, question: Question, prompt: Prompt) -> tuple[str, int]:
-        stream = self._reader.ask(question.text, documents=self._documents, read=self._read, max_tokens=MAX_TOKENS)
-        return stream.answer.text, stream.answer.n_prompt

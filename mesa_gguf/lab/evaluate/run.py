@@ -17,12 +17,13 @@ from ... import __version__, _core
 from ...errors import ConfigError, PromptError, Remedy
 from ...llama import MesaLlama
 from ...model.header import check_model
-from ...reading.reader import Reader
+from ...reading.shelf import ReadMode
 from .. import documents
-from ..methods import METHODS, Method, check_method, find_method, open_model
+from ..methods import METHODS, READ, Method, Setting, check_method, find_setting, open_model
 from . import scoring, tasks
 from .loss import tail_losses, window_ends
 from .prompts import Prompter, Prompts
+from .sources import KEPT_ROOM, Source, open_source
 from .store import Row, Store
 from .tasks import TASKS, Brief, Item, Sample, Style, Task
 
@@ -120,10 +121,12 @@ class Evaluation:
         self.group = group
         self.options = options
         self.prompter = Prompter(options.path, options.style)
-        self.methods = [find_method(name) for name in options.methods]
+        self.chosen = [find_setting(name) for name in options.methods]
         self.header = check_model(options.path)
-        for method in self.methods:
-            check_method(self.header, method, options.overrides)
+        for setting in self.chosen:
+            check_method(self.header, setting.method, self._overrides(setting))
+            if group == PPL and setting.read is not None:
+                raise ConfigError(f"{setting.name}: ppl has no questions to choose chunks by: leave out {READ}")
         self.units = [unit for length in options.lengths for unit in self._units(length)]
         if group == PPL:
             self._set_up_text()
@@ -132,6 +135,9 @@ class Evaluation:
             for unit in shortest.values():
                 self._sample(unit)  # raises if the length is too short
         self.store = Store(check_folder(folder, group), self.settings())
+
+    def _overrides(self, setting: Setting) -> dict[str, Any]:
+        return {**self.options.overrides, **setting.overrides}
 
     def settings(self) -> dict[str, Any]:
         """What the results depend on, besides task, method, length, seed, depth and index."""
@@ -205,7 +211,7 @@ class Evaluation:
         self.ends = window_ends(len(self.tokens), longest - n_begin, self.tail, n_windows)
         self.units = [unit for unit in self.units if unit.index < len(self.ends)]
 
-    def _todo(self, method: Method, length: int) -> list[_Unit]:
+    def _todo(self, method: Setting, length: int) -> list[_Unit]:
         def name(unit: _Unit, i: int) -> tuple[Any, ...]:
             index = unit.index * unit.n_items + i
             return (unit.task, method.name, unit.length, self.options.seed, index, unit.depth)
@@ -233,37 +239,39 @@ class Evaluation:
     def run(self, watch: Watch | None = None) -> None:
         """Compute what is not there yet."""
         plan = [
-            (length, method, self._todo(method, length))
+            (length, setting, self._todo(setting, length))
             for length in self.options.lengths
-            for method in self.methods
-            if self.options.reads(method, length)
+            for setting in self.chosen
+            if self.options.reads(setting.method, length)
         ]
         total = sum(length * len(todo) for length, _, todo in plan)
         done = 0
         samples: dict[_Unit, tuple[Sample, Prompts]] = {}
-        for length, method, todo in plan:
+        for length, setting, todo in plan:
             if not todo:
                 continue
             samples = {unit: made for unit, made in samples.items() if unit.length == length}  # for all methods
+            kept = setting.read is not None
             llm = open_model(
                 self.options.path,
-                method.name,
-                length,
-                overrides=self.options.overrides,
+                setting.method.name,
+                length + KEPT_ROOM * kept,
+                overrides=self._overrides(setting),
+                kept=kept,
                 **self.options.engine,
                 **self.options.machine,
             )
             with closing(llm):
                 for unit in todo:
                     if watch is not None:
-                        watch(f"{unit.task} · {method.name} · {length}", done, total)
+                        watch(f"{unit.task} · {setting.name} · {length}", done, total)
                     if self.group == PPL:
                         rows: Iterable[Row] = [self._window(llm, unit)]
                     else:
                         if unit not in samples:
                             samples[unit] = self._sample(unit)
-                        rows = self._ask(llm, unit, *samples[unit])
-                    key = {"task": unit.task, "method": method.name, "length": length, "seed": self.options.seed}
+                        rows = self._ask(llm, unit, *samples[unit], setting.read)
+                    key = {"task": unit.task, "method": setting.name, "length": length, "seed": self.options.seed}
                     self.store.add({**key, **row} for row in rows)
                     done += length
         if watch is not None:
@@ -278,40 +286,43 @@ class Evaluation:
 
         return self.prompter.fit(TASKS[unit.task], unit.length, make_brief)
 
-    def _ask(self, llm: MesaLlama, unit: _Unit, sample: Sample, prompts: Prompts) -> Iterator[Row]:
-        reader = Reader(llm, form=self.prompter.form)
-        read_s = reader.read(prompts.head).seconds
-        for i, item in enumerate(sample.items):
-            start = time.perf_counter()
-            answers = self._answers(reader, TASKS[unit.task], item, prompts.tails[i])
-            answer_s = time.perf_counter() - start
-            depth = unit.depth if unit.depth is not None or item.depth is None else round(item.depth, 4)
-            right = sum(
-                scoring.n_found(turn.expected, answer, exact=turn.exact) for turn, answer in zip(item.turns, answers)
-            )
-            yield {
-                "depth": depth,
-                "index": unit.index * unit.n_items + i,
-                "right": right,
-                "of": item.n_expected,
-                "n_prompt": len(prompts.head) + len(prompts.tails[i]),
-                "expected": [value for turn in item.turns for value in turn.expected],
-                "answers": answers,
-                "timings": {
-                    "n_read": len(prompts.head),
-                    "read_s": round(read_s, 4),
-                    "answer_s": round(answer_s, 4),
-                },
-            }
+    def _ask(
+        self, llm: MesaLlama, unit: _Unit, sample: Sample, prompts: Prompts, read: ReadMode | None
+    ) -> Iterator[Row]:
+        with open_source(llm, self.prompter.form, prompts.head, sample.document, read) as source:
+            for i, item in enumerate(sample.items):
+                start = time.perf_counter()
+                answers, n_prompt = self._answers(source, TASKS[unit.task], item, prompts.tails[i])
+                answer_s = time.perf_counter() - start
+                depth = unit.depth if unit.depth is not None or item.depth is None else round(item.depth, 4)
+                right = sum(
+                    scoring.n_found(turn.expected, answer, exact=turn.exact)
+                    for turn, answer in zip(item.turns, answers, strict=True)
+                )
+                yield {
+                    "depth": depth,
+                    "index": unit.index * unit.n_items + i,
+                    "right": right,
+                    "of": item.n_expected,
+                    "n_prompt": n_prompt,
+                    "expected": [value for turn in item.turns for value in turn.expected],
+                    "answers": answers,
+                    "timings": {
+                        "n_read": source.n_read,
+                        "read_s": round(source.read_s, 4),
+                        "answer_s": round(answer_s, 4),
+                    },
+                }
 
-    def _answers(self, reader: Reader, task: Task, item: Item, tail: list[int]) -> list[str]:
-        """The answers of an item's turns, each read after the ones before it."""
+    def _answers(self, source: Source, task: Task, item: Item, tail: list[int]) -> tuple[list[str], int]:
+        """The answers of an item's turns, each read after the ones before it, and the tokens before the first one."""
         max_tokens, stop = task.answer_room(self.prompter.style), (self.prompter.stop,)
-        answers: list[str] = []
-        for n, turn in enumerate(item.turns):
-            asked = turn.question if n > 0 else tail
-            answers.append(reader.ask(asked, max_tokens=max_tokens, stop=stop, follow_up=n > 0).answer.text)
-        return answers
+        first, *more = item.turns
+        answer, n_prompt = source.write(first.question, tail, max_tokens, stop)
+        answers = [answer]
+        for turn in more:
+            answers.append(source.follow_up(turn.question, self.prompter.tail(turn), max_tokens, stop))
+        return answers, n_prompt
 
     def _window(self, llm: MesaLlama, unit: _Unit) -> Row:
         begin = self.prompter.begin()
@@ -359,7 +370,7 @@ def fingerprint(path: Path) -> str:
 
 def sort_key(row: Row) -> tuple[Any, ...]:
     """Results in the order in which they are kept: the same however the run was cut into pieces."""
-    names = list(METHODS)
-    method = names.index(row["method"]) if row["method"] in names else len(names)
+    names, name = list(METHODS), row["method"].partition(",")[0]
+    method = names.index(name) if name in names else len(names)
     depth = -1.0 if row["depth"] is None else row["depth"]
     return (row["task"], row["length"], method, row["method"], row["seed"], row["index"], depth)

@@ -386,7 +386,9 @@ def test_index_and_disk_come_together(library: Library, llm: MesaLlama, tmp_path
     library.store.put("ab" * 32, 3, b"of a process that was killed")
     report = library.verify()
     assert (len(report.missing), len(report.damaged), len(report.unknown)) == (1, 1, 1)
-    assert report.n_chunks == len(files) - 2 + 1 == len(list(library.store.files()))  # the preamble's rows beside them
+    assert (
+        report.n_chunks == len(files) - 2 + 2 == len(list(library.store.files()))
+    )  # the preamble's rows beside them, and what was unknown
 
 
 def test_models_and_kv_types_do_not_mix(library: Library, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_wrong_answers_are_seen(monkeypatch: pytest.MonkeyPatch, checked: str) -
     if checked == "chunks":
         monkeypatch.setattr(store.ChunkStore, "_checked", staticmethod(lambda head, rows, key, n_tokens: rows))
     else:
-        monkeypatch.setattr(index, "_is_whole", lambda row: True)
+        monkeypatch.setattr(index, "is_whole", lambda row: True)
         monkeypatch.setattr(library_faults, "_damage_once", _change_a_text)
     with pytest.raises((library_faults.Wrong, MesaError)), contextlib.redirect_stdout(None):
         library_faults.damage(60, 7)

@@ -159,7 +159,7 @@ def _keep(folder: str, n: int) -> None:
     for i in range(n):
         key = f"{i:02x}" * 32
         index.note_kept(key, "m", i, store.put(key, i, bytes([i]) * 1000))
-        index.note_used([key])
+        index.note_used([key], "m")
 
 
 def test_several_processes_at_once(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_document_that_goes_while_it_is_cut(index: Index, tmp_path: Path) -> N
 def test_the_least_recently_used_comes_first(index: Index) -> None:
     for i, key in enumerate("abc"):
         index.note_kept(key, "m", 10, 100 * (i + 1))
-    index.note_used(["a", "b"])
+    index.note_used(["a", "b"], "m")
     assert [row.key for row in index.kept()] == ["c", "a", "b"] and index.kept_bytes() == 600
     index.note_dropped(["a"])
     assert index.kept_bytes() == 500

@@ -125,6 +125,7 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
         for row in opened.index.kept():
             kept.setdefault(row.model, []).append(row.size)
         names = {model.partition(":")[0]: name for model, name in opened.index.model_names().items()}
+        names[""] = "a model that is not known"  # of an index that was lost
         models = [
             {"model": names.get(model, model[:12]), "chunks": len(sizes), "bytes": sum(sizes)}
             for model, sizes in kept.items()
@@ -225,6 +226,15 @@ def prune(budget: Budget = None, as_json: JsonOption = False, library: LibraryOp
         _report(opened.prune(budget), as_json)
 
 
+# what is said of the chunks that `Report` names
+_SAID = {
+    "damaged": "damaged ones were removed",
+    "missing": "that the index had were missing",
+    "unknown": "that were not in the index are in it now",
+    "dropped": "dropped, to keep to the budget",
+}
+
+
 def _report(report: Report, as_json: bool) -> None:
     if as_json:
         output.write_json(asdict(report))
@@ -232,9 +242,9 @@ def _report(report: Report, as_json: bool) -> None:
     from ..model.inspection import format_bytes
 
     parts = [f"{report.n_chunks} chunks are kept, {format_bytes(report.n_bytes)}"]
-    for name in ("damaged", "missing", "unknown", "dropped"):
-        if getattr(report, name):
-            parts.append(f"{len(getattr(report, name))} {name}")
+    for name, said in _SAID.items():
+        if keys := getattr(report, name):
+            parts.append(f"{len(keys)} {said}")
     output.write("; ".join(parts) + "\n")
     for name in report.documents:
         output.write(f"{name} is damaged in the index: add its file again\n")
@@ -260,11 +270,15 @@ def say_notes(document: Document) -> None:
 
 @contextlib.contextmanager
 def open_library(folder: Path | None) -> Iterator[Library]:
-    """The library in a folder; what had to be mended is told."""
+    """The library in a folder; what had to be mended is told, when it is opened or where it comes to light."""
     with Library(folder) as opened:
         if opened.mended is not None:
-            output.say(f"mesa-gguf: {opened.mended}")
-        yield opened
+            output.say_once(f"mesa-gguf: {opened.mended}")
+        try:
+            yield opened
+        finally:
+            if opened.mended is not None:
+                output.say_once(f"mesa-gguf: {opened.mended}")
 
 
 def _find(library: Library, name: str) -> Document:

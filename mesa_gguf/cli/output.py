@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..model.tuning import Tuning
 
 _given: list[str] = []  # the arguments of this process's command
-_said: set[str] = set()  # what is said once
+_said: set[str] = set()  # by this command
 
 
 def set_up(arguments: Sequence[str]) -> None:
@@ -85,11 +85,18 @@ def _is_unicode(stream: Any) -> bool:
 
 def say(text: str) -> None:
     """A line to standard error, if anybody listens there."""
+    _said.add(text)
     with contextlib.suppress(OSError, ValueError):
         try:
             print(text, file=sys.stderr, flush=True)
         except UnicodeEncodeError:
             print(text.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
+
+
+def say_once(text: str) -> None:
+    """The same, unless this command said it before."""
+    if text not in _said:
+        say(text)
 
 
 def is_terminal(stream: Any) -> bool:
@@ -188,9 +195,8 @@ def llama_cpp_log(shown: bool) -> Iterator[None]:
 def say_tuning(name: str, tuning: Tuning | None) -> None:
     """That numbers are not the defaults; once a command."""
     line = f"mesa-gguf: {name}: {tuning} (measured by mesa-gguf tune)"
-    if tuning is not None and line not in _said:
-        _said.add(line)
-        say(line)
+    if tuning is not None:
+        say_once(line)
 
 
 @contextlib.contextmanager

@@ -11,84 +11,42 @@ added again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import json
 import re
 import sqlite3
 import threading
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from .store import LibraryError
+from .renewal import identity, is_there, renew
+from .schema import (
+    BUSY_SECONDS,
+    DOCUMENT,
+    TABLES,
+    VERSION,
+    is_damage,
+    is_the_disk,
+    is_whole,
+    seal,
+    seal_collection,
+    spans_of,
+    statements,
+    text_of,
+    transaction,
+)
+from .store import ChunkStore, LibraryError
 
-VERSION = 2
-BUSY_SECONDS = 60.0  # another process may be writing
-
-# note: AUTOINCREMENT, so that a number that was given to a document or chunk never means another one
-_SCHEMA = """
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL,
-    source TEXT,
-    digest TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    title TEXT NOT NULL,
-    text TEXT NOT NULL,
-    places TEXT NOT NULL,
-    notes TEXT NOT NULL,
-    added REAL NOT NULL,
-    seal TEXT NOT NULL DEFAULT '',
-    UNIQUE (source, digest)
-);
-CREATE INDEX documents_by_digest ON documents (digest);
-CREATE TABLE spans (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    document INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
-    vocabulary TEXT NOT NULL,
-    ordinal INTEGER NOT NULL,
-    start INTEGER NOT NULL,
-    stop INTEGER NOT NULL,
-    n_tokens INTEGER NOT NULL,
-    heading TEXT NOT NULL,
-    page_first INTEGER,
-    page_last INTEGER,
-    UNIQUE (document, vocabulary, ordinal)
-);
-CREATE TABLE cuts (
-    document INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
-    vocabulary TEXT NOT NULL,
-    seal TEXT NOT NULL,
-    PRIMARY KEY (document, vocabulary)
-);
-CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize="unicode61 remove_diacritics 2");
-CREATE TABLE collections (name TEXT PRIMARY KEY, added REAL NOT NULL, seal TEXT NOT NULL DEFAULT '');
-CREATE TABLE members (
-    collection TEXT NOT NULL REFERENCES collections (name) ON DELETE CASCADE,
-    document INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
-    PRIMARY KEY (collection, document)
-);
-CREATE TABLE kept (
-    key TEXT PRIMARY KEY,
-    model TEXT NOT NULL,
-    n_tokens INTEGER NOT NULL,
-    size INTEGER NOT NULL,
-    used INTEGER NOT NULL
-);
-CREATE INDEX kept_by_use ON kept (used);
-CREATE TABLE preambles (model TEXT PRIMARY KEY, name TEXT NOT NULL, tokens TEXT NOT NULL, seal TEXT NOT NULL DEFAULT '');
-"""
-
-_DOCUMENT = "id, name, source, digest, kind, title, text, places, notes, added, seal"
-_SPAN = "id, document, ordinal, start, stop, n_tokens, heading, page_first, page_last"
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def seal(*parts: object) -> str:
-    """A checksum of values as SQLite gives them back."""
-    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+class _Damaged(LibraryError):
+    """The index is damaged: what is whole in it can be brought into another one."""
 
 
 @dataclass(frozen=True)
@@ -146,38 +104,93 @@ class KeptRow:
     used: int
 
 
+def _mending(method: Callable[Concatenate[Index, P], R]) -> Callable[Concatenate[Index, P], R]:
+    """Where a method of the index finds it damaged, it is called again with what was whole in it."""
+
+    @functools.wraps(method)
+    def mended(self: Index, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = tuple(list(value) if isinstance(value, Iterator) else value for value in args)
+        with self._lock:
+            self._n_calls += 1
+            try:
+                return method(self, *given, **kwargs)
+            except _Damaged as err:
+                if self._n_calls > 1 or err.__cause__ is None:  # the outer one is called again
+                    raise
+                self._begin_anew(err.__cause__)
+                return method(self, *given, **kwargs)
+            finally:
+                self._n_calls -= 1
+
+    return mended
+
+
 class Index:
     """The index in a file. May be used by several threads and processes.
 
+    Args:
+        store: where kept chunks are: an index that is made has those that are there.
+
+    Attributes:
+        mended: what was damaged, and what was done about it, in one line.
+        n_forgotten: times that the chunks of all documents were forgotten, to be cut anew.
+
     Raises:
-        LibraryError: the file is of a future version, is no index, or cannot be made.
+        LibraryError: the file is of a future version, or cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, store: ChunkStore | None = None) -> None:
         self.path = path
-        self._lock = threading.RLock()
         self.mended: str | None = None
-        self.n_forgotten = 0  # times that the chunks of all documents were forgotten, to be cut anew
+        self.n_forgotten = 0
+        self._store = store
+        self._lock = threading.RLock()
+        self._n_calls = 0  # of methods within methods
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # that is open
         try:
-            self._open_between_others()
+            try:
+                self._open_between_others()
+            except sqlite3.DatabaseError as err:
+                if not is_damage(err):
+                    raise
+                self._begin_anew(err)
         except sqlite3.DatabaseError as err:
-            if _is_the_disk(err):
-                raise LibraryError(
-                    f"{path}: the library's index cannot be opened: {err}: see whether the disk is full, or can be written to"
-                ) from None
-            self._begin_anew(err)
+            raise self._unusable("opened", err) from err
         except OSError as err:
             raise LibraryError(f"{path}: the library cannot be kept there: {err.strerror}") from None
 
+    @property
+    def _db(self) -> sqlite3.Connection:
+        db = self._connection
+        assert db is not None
+        if self._n_calls and not _in_transaction(db) and self._is_another():
+            self._follow()
+            assert self._connection is not None
+            return self._connection
+        return db
+
+    def _is_another(self) -> bool:
+        """Another process set the file that is open aside, and put another one in its place."""
+        now = identity(self.path)
+        return now is not None and now != self._file
+
+    def _follow(self) -> None:
+        """Open the index that another process put in the place of this one."""
+        self.close()
+        self.n_forgotten += 1
+        self._open_between_others()
+
     def _open_between_others(self) -> None:
-        """Open it; where others open it at the same moment, after them.
+        """Open it, or make it; where others open it at the same moment, after them.
 
         note: SQLite does not wait for those that change the journal's mode, whatever its timeout is.
         """
         give_up = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                self._look(self.path)
+                if not is_there(self.path):
+                    self._renew(None)
                 self._open()
                 return
             except sqlite3.OperationalError as err:
@@ -185,59 +198,59 @@ class Index:
                     raise
                 time.sleep(0.05)
 
-    def _look(self, path: Path) -> None:
-        """SQLite takes a file that was cut to nothing for a new one. One that another process makes just now is younger."""
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return
-        if status.st_size < 100 and abs(time.time() - status.st_mtime) > BUSY_SECONDS:
-            raise sqlite3.DatabaseError(f"it has {status.st_size} bytes")
-
     def _open(self) -> None:
-        self._db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._db.text_factory = _text  # damaged text is no error of SQLite's: its seal does not fit
+        self._file = identity(self.path)
+        db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        db.text_factory = text_of  # damaged text is no error of SQLite's: its seal does not fit
         try:
             self.path.chmod(0o600)
-            self._db.execute("PRAGMA foreign_keys = ON")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            db.execute("PRAGMA foreign_keys = ON")
+            version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise LibraryError(
                     f"{self.path}: this library is of a newer mesa-gguf (version {version}, this one knows {VERSION}): "
                     "update mesa-gguf, or use another folder"
                 )
-            mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             if mode.lower() != "wal":
-                self._db.execute("PRAGMA journal_mode = DELETE")  # as on network drives, where WAL does not work
-            self._db.execute("PRAGMA synchronous = FULL")
-            if version == 0:
-                with self.writing():
-                    if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:  # no other process was faster
-                        for statement in _statements():
-                            self._db.execute(statement)
-                        self._db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version == 1:
-                self._seal_all()
-            elif self._db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+                db.execute("PRAGMA journal_mode = DELETE")  # as on network drives, where WAL does not work
+            db.execute("PRAGMA synchronous = FULL")
+            if version == 1:
+                self._seal_all(db)
+            elif db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise sqlite3.DatabaseError("its pages are damaged")
-            if not {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")} >= _TABLES:
+            if not {name for (name,) in db.execute("SELECT name FROM sqlite_master")} >= TABLES:
                 raise sqlite3.DatabaseError("it has not all tables")
         except BaseException:
-            self._db.close()
+            db.close()
             raise
+        self._connection = db
 
-    def _begin_anew(self, err: Exception) -> None:
-        """Set a damaged index aside, and begin another one with what is whole in it."""
-        self.n_forgotten += 1
-        with contextlib.suppress(AttributeError):
-            self._db.close()
-        aside = self._set_aside(err)
-        self._open()
-        self._salvage(aside)
+    def _begin_anew(self, err: BaseException) -> None:
+        """Set a damaged index aside, and go on with another one that has what is whole in it.
 
-    def _seal_all(self) -> None:
+        Raises:
+            LibraryError: that cannot be used either.
+        """
+        with self._lock:
+            self.close()
+            self.n_forgotten += 1
+            try:
+                self._renew(err)
+                self._open_between_others()
+            except sqlite3.DatabaseError as again:
+                raise self._unusable("opened", again) from again
+            except OSError as failed:
+                raise LibraryError(
+                    f"{self.path}: the index is damaged ({err}), and cannot be set aside: {failed.strerror}"
+                ) from None
+
+    def _renew(self, why: BaseException | None) -> None:
+        self.mended = renew(self.path, self._store, self._file, why) or self.mended
+
+    def _seal_all(self, db: sqlite3.Connection) -> None:
         """Bring an index of version 1, which had no seals, to this one."""
-        with self.writing() as db:
+        with transaction(db):
             if db.execute("PRAGMA user_version").fetchone()[0] != 1:
                 return  # another process was faster
             for table in ("documents", "collections", "preambles"):
@@ -245,7 +258,7 @@ class Index:
             for (document,) in db.execute("SELECT id FROM documents").fetchall():
                 self._seal_document(db, document)
             for (collection,) in db.execute("SELECT name FROM collections").fetchall():
-                self._seal_collection(db, collection)
+                seal_collection(db, collection)
             for row in db.execute("SELECT model, name, tokens FROM preambles").fetchall():
                 db.execute("UPDATE preambles SET seal = ? WHERE model = ?", (seal(*row), row[0]))
             self._forget_cuts(db)
@@ -254,87 +267,57 @@ class Index:
     def _forget_cuts(self, db: sqlite3.Connection) -> None:
         """Documents are cut into chunks anew when they are asked about. What is kept of chunks stays."""
         self.n_forgotten += 1
+        (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'spans'").fetchone()
         for table in ("spans", "cuts", "words"):
             db.execute(f"DROP TABLE IF EXISTS {table}")
-        for statement in _statements():
+        for statement in statements():
             if any(f"TABLE {table} " in statement for table in ("spans", "cuts", "words")):
                 db.execute(statement)
+        db.execute("INSERT INTO sqlite_sequence SELECT 'spans', ? WHERE ? > 0", (last, last))
 
     @staticmethod
     def _seal_document(db: sqlite3.Connection, document: int) -> None:
-        (*values, _) = db.execute(f"SELECT {_DOCUMENT} FROM documents WHERE id = ?", (document,)).fetchone()
+        (*values, _) = db.execute(f"SELECT {DOCUMENT} FROM documents WHERE id = ?", (document,)).fetchone()
         db.execute("UPDATE documents SET seal = ? WHERE id = ?", (seal(*values), document))
-
-    @staticmethod
-    def _seal_collection(db: sqlite3.Connection, collection: str) -> None:
-        db.execute("UPDATE collections SET seal = ? WHERE name = ?", (_members(db, collection), collection))
-
-    def _salvage(self, aside: Path) -> None:
-        """Bring what is whole in a damaged index into this one."""
-        source = sqlite3.connect(f"{aside.resolve().as_uri()}?mode=ro", uri=True)
-        source.text_factory = _text
-        try:
-            documents = [row for row in _all_that_can_be_read(source, "documents", _DOCUMENT, "id") if _is_whole(row)]
-            with self.writing() as db:
-                for row in documents:
-                    marks = ", ".join("?" * len(row))
-                    db.execute(f"INSERT OR IGNORE INTO documents ({_DOCUMENT}) VALUES ({marks})", row)
-                there = {row[0] for row in documents}
-                for name, added in _all_that_can_be_read(source, "collections", "name, added", "rowid"):
-                    with contextlib.suppress(sqlite3.DatabaseError):
-                        db.execute("INSERT INTO collections (name, added) VALUES (?, ?)", (str(name), added))
-                for name, document in _all_that_can_be_read(source, "members", "collection, document", "rowid"):
-                    if document in there:
-                        db.execute("INSERT OR IGNORE INTO collections (name, added) VALUES (?, ?)", (str(name), 0.0))
-                        db.execute("INSERT OR IGNORE INTO members VALUES (?, ?)", (str(name), document))
-                for (name,) in db.execute("SELECT name FROM collections").fetchall():
-                    self._seal_collection(db, name)
-                for row in _all_that_can_be_read(source, "preambles", "model, name, tokens, seal", "rowid"):
-                    if seal(*row[:3]) == row[3]:
-                        db.execute("INSERT OR IGNORE INTO preambles VALUES (?, ?, ?, ?)", row)
-                for row in _all_that_can_be_read(source, "kept", "key, model, n_tokens, size, used", "rowid"):
-                    with contextlib.suppress(sqlite3.DatabaseError):
-                        db.execute("INSERT INTO kept VALUES (?, ?, ?, ?, ?)", row)
-        finally:
-            source.close()
-        found = f"{len(documents)} documents" if len(documents) != 1 else "1 document"
-        self.mended = f"{self.mended} with the {found} that could be read" if documents else self.mended
-
-    def _set_aside(self, err: Exception) -> Path:
-        """A damaged index is kept under another name: the texts in it may be what somebody needs."""
-        aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{self.path}{suffix}").replace(f"{aside}{suffix}")
-        self.mended = f"{self.path}: the index was damaged ({err}): it is now {aside.name}, and a new one was begun"
-        return aside
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
+            if self._connection is not None:
+                self._connection.close()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A `transaction`, by one thread at a time."""
         with self._lock:
+            self._n_calls += 1
             try:
-                with transaction(self._db):
-                    yield self._db
+                while True:
+                    with transaction(db := self._db):
+                        if not self._is_another():  # while this one waited for its turn
+                            yield db
+                            return
             except sqlite3.DatabaseError as err:
-                raise self._unusable("written to", err) from None
+                raise self._unusable("written to", err) from err
+            finally:
+                self._n_calls -= 1
 
+    @_mending
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._lock:
-            try:
-                return self._db.execute(query, values).fetchall()
-            except sqlite3.DatabaseError as err:
-                raise self._unusable("read", err) from None
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as err:
+            raise self._unusable("read", err) from err
 
-    def _unusable(self, what: str, err: Exception) -> LibraryError:
-        """The error to raise: the disk is full or cannot be written to, the index is damaged, or the library was closed."""
+    def _unusable(self, what: str, err: sqlite3.DatabaseError) -> LibraryError:
+        """The error to raise: the index is damaged, the disk is full or cannot be written to, or the library was closed."""
+        if is_damage(err):
+            return _Damaged(
+                f"{self.path}: the index is damaged each time that it is {what} ({err}): see whether the disk is"
+            )
+        if isinstance(err, sqlite3.ProgrammingError):
+            return LibraryError(f"{self.path}: the library cannot be {what}: {err}")
         return LibraryError(
-            f"{self.path}: the library cannot be {what}: {err}. Where the disk has room and can be written to, the index is damaged: "
-            "move it away, and add the documents again"
+            f"{self.path}: the library cannot be {what}: {err}: see whether the disk is full, or can be written to"
         )
 
     def _unpacked(self, packed: str) -> list[Any]:
@@ -343,12 +326,12 @@ class Index:
             if not isinstance(value, list):
                 raise ValueError("a list is no list")
         except (TypeError, ValueError, RecursionError) as err:
-            raise self._unusable("read", err) from None
+            raise _Damaged(f"{self.path}: the index is damaged: {err}") from err
         return value
 
     def _document(self, row: Sequence[Any]) -> DocumentRow:
         number, name, source, digest, kind, title, text, places, notes, added, _ = row
-        if not _is_whole(row):
+        if not is_whole(row):
             return DocumentRow(
                 number, str(name), None, str(digest), str(kind), str(title), "", [], [], 0.0, whole=False
             )
@@ -359,6 +342,7 @@ class Index:
     # documents
     #
 
+    @_mending
     def add_document(
         self,
         *,
@@ -397,12 +381,12 @@ class Index:
             self._seal_document(db, new)
             for collection in sorted(collections):
                 db.execute("INSERT INTO members VALUES (?, ?)", (collection, new))
-                self._seal_collection(db, collection)
+                seal_collection(db, collection)
             return new
 
     def _remove(self, db: sqlite3.Connection, document: int) -> None:
-        row = db.execute(f"SELECT {_DOCUMENT} FROM documents WHERE id = ?", (document,)).fetchone()
-        if row is not None and not _is_whole(row):  # another text would take the wrong words from the index
+        row = db.execute(f"SELECT {DOCUMENT} FROM documents WHERE id = ?", (document,)).fetchone()
+        if row is not None and not is_whole(row):  # another text would take the wrong words from the index
             self._forget_cuts(db)
         collections = db.execute("SELECT collection FROM members WHERE document = ?", (document,)).fetchall()
         texts = db.execute(
@@ -417,33 +401,38 @@ class Index:
             )
         db.execute("DELETE FROM documents WHERE id = ?", (document,))
         for (collection,) in collections:
-            self._seal_collection(db, collection)
+            seal_collection(db, collection)
 
+    @_mending
     def remove_document(self, document: int) -> None:
         with self.writing() as db:
             self._remove(db, document)
 
+    @_mending
     def documents(self, collection: str | None = None) -> list[DocumentRow]:
         """All documents, or those of a collection, in the order in which they were added."""
         which = "" if collection is None else " WHERE id IN (SELECT document FROM members WHERE collection = ?)"
         if collection is not None:
             self._check_collection(collection)
         rows = self._rows(
-            f"SELECT {_DOCUMENT} FROM documents{which} ORDER BY id",
+            f"SELECT {DOCUMENT} FROM documents{which} ORDER BY id",
             () if collection is None else (collection,),
         )
         return [self._document(row) for row in rows]
 
+    @_mending
     def document_numbers(self, collection: str | None = None) -> list[int]:
         """The numbers of all documents, or of those of a collection, without their texts."""
         which = "" if collection is None else " WHERE id IN (SELECT document FROM members WHERE collection = ?)"
         values = () if collection is None else (collection,)
         return [int(number) for (number,) in self._rows(f"SELECT id FROM documents{which} ORDER BY id", values)]
 
+    @_mending
     def document(self, document: int) -> DocumentRow | None:
-        rows = self._rows(f"SELECT {_DOCUMENT} FROM documents WHERE id = ?", (document,))
+        rows = self._rows(f"SELECT {DOCUMENT} FROM documents WHERE id = ?", (document,))
         return self._document(rows[0]) if rows else None
 
+    @_mending
     def find_document(self, digest: str, source: str | None) -> int | None:
         """The document of these bytes, of this source if there are several."""
         rows = self._rows("SELECT id FROM documents WHERE digest = ? ORDER BY source IS NOT ?, id", (digest, source))
@@ -453,6 +442,7 @@ class Index:
     # chunks
     #
 
+    @_mending
     def set_spans(
         self,
         document: int,
@@ -484,17 +474,18 @@ class Index:
                 )
             db.execute(
                 "INSERT INTO cuts VALUES (?, ?, ?)",
-                (document, vocabulary, seal(document, vocabulary, _spans(db, document, vocabulary))),
+                (document, vocabulary, seal(document, vocabulary, spans_of(db, document, vocabulary))),
             )
 
+    @_mending
     def spans(self, document: int, vocabulary: str) -> list[SpanRow]:
         """The chunks of a document in order; empty if that vocabulary has not cut it yet, or what it noted is damaged."""
         with self._lock:
             sealed = self._rows("SELECT seal FROM cuts WHERE document = ? AND vocabulary = ?", (document, vocabulary))
             try:
-                rows = _spans(self._db, document, vocabulary)
+                rows = spans_of(self._db, document, vocabulary)
             except sqlite3.DatabaseError as err:
-                raise self._unusable("read", err) from None
+                raise self._unusable("read", err) from err
             if [(seal(document, vocabulary, rows),)] != sealed and (rows or sealed):
                 self._cut_anew()
                 return []
@@ -503,6 +494,7 @@ class Index:
             for span, of, ordinal, start, stop, n_tokens, heading, first, last in rows
         ]
 
+    @_mending
     def cuts(self) -> dict[int, list[tuple[str, int, int]]]:
         """Of each document the vocabularies that have cut it: (vocabulary, chunks, tokens) each."""
         found: dict[int, list[tuple[str, int, int]]] = {}
@@ -513,15 +505,20 @@ class Index:
         return found
 
     def _cut_anew(self) -> None:
-        try:
-            with self.writing() as db:
-                self._forget_cuts(db)
-            self.mended = f"{self.path}: the chunks of documents were damaged in the index: they are cut anew"
-        except LibraryError as err:
-            if not isinstance(err.__context__, sqlite3.DatabaseError) or _is_the_disk(err.__context__):
-                raise
-            self._begin_anew(err.__context__)
+        with self.writing() as db:
+            self._forget_cuts(db)
+        self.mended = f"{self.path}: the chunks of documents were damaged in the index: they are cut anew"
 
+    @_mending
+    def check(self) -> None:
+        """Look at every page; where one is damaged, what is whole in the index comes into another one."""
+        (found,) = self._rows("PRAGMA integrity_check(1)")[0]
+        if found != "ok":
+            raise _Damaged(f"{self.path}: the index is damaged") from sqlite3.DatabaseError(
+                " ".join(str(found).split())
+            )
+
+    @_mending
     def check_words(self) -> bool:
         """Whether the words of chunks are whole; where they are not, documents are cut anew."""
         with self._lock:
@@ -532,6 +529,7 @@ class Index:
                 return False
         return True
 
+    @_mending
     def search(self, question: str, vocabulary: str, documents: Sequence[int], limit: int) -> list[tuple[int, float]]:
         """The chunks that match a question best: (chunk, score) each, the larger the better. Source: BM25, by FTS5.
 
@@ -542,19 +540,20 @@ class Index:
             return []
         query = " OR ".join(f'"{term}"' for term in terms)
         with self._lock:
-            self._db.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (document INTEGER PRIMARY KEY)")
-            self._db.execute("DELETE FROM chosen")
-            self._db.executemany("INSERT OR IGNORE INTO chosen VALUES (?)", [(document,) for document in documents])
             try:
-                rows = self._db.execute(
+                db = self._db
+                db.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (document INTEGER PRIMARY KEY)")
+                db.execute("DELETE FROM chosen")
+                db.executemany("INSERT OR IGNORE INTO chosen VALUES (?)", [(document,) for document in documents])
+                rows = db.execute(
                     "SELECT s.id, -bm25(words) FROM words JOIN spans s ON s.id = words.rowid"
                     " WHERE words MATCH ? AND s.vocabulary = ? AND s.document IN (SELECT document FROM chosen)"
                     " ORDER BY bm25(words), s.id LIMIT ?",
                     (query, vocabulary, limit),
                 ).fetchall()
             except sqlite3.DatabaseError as err:
-                if _is_the_disk(err) or isinstance(err, sqlite3.ProgrammingError):  # the library was closed
-                    raise self._unusable("read", err) from None
+                if is_the_disk(err) or isinstance(err, sqlite3.ProgrammingError):  # the library was closed
+                    raise self._unusable("read", err) from err
                 self._cut_anew()
                 return []
         return [(int(span), float(score)) for span, score in rows]
@@ -563,6 +562,7 @@ class Index:
     # collections
     #
 
+    @_mending
     def add_to_collection(self, collection: str, documents: Iterable[int]) -> None:
         with self.writing() as db:
             if db.execute("SELECT 1 FROM collections WHERE name = ?", (collection,)).fetchone():
@@ -572,27 +572,31 @@ class Index:
                 db.execute(
                     "INSERT OR IGNORE INTO members SELECT ?, id FROM documents WHERE id = ?", (collection, document)
                 )
-            self._seal_collection(db, collection)
+            seal_collection(db, collection)
 
     def _check_collection(self, collection: str) -> None:
         with self._lock:
             sealed = self._rows("SELECT seal FROM collections WHERE name = ?", (collection,))
-            if sealed and sealed[0][0] != _members(self._db, collection):
+            members = self._rows("SELECT document FROM members WHERE collection = ? ORDER BY document", (collection,))
+            if sealed and sealed[0][0] != seal(collection, members):
                 raise LibraryError(
                     f"{self.path}: the collection {collection} is damaged: remove it, and add its documents to it again"
                 )
 
+    @_mending
     def remove_from_collection(self, collection: str, document: int) -> None:
         with self.writing() as db:
             self._check_collection(collection)
             db.execute("DELETE FROM members WHERE collection = ? AND document = ?", (collection, document))
-            self._seal_collection(db, collection)
+            seal_collection(db, collection)
 
+    @_mending
     def collections_of(self, document: int) -> list[str]:
         """The collections that a document is in."""
         rows = self._rows("SELECT collection FROM members WHERE document = ? ORDER BY collection", (document,))
         return [str(name) for (name,) in rows]
 
+    @_mending
     def collections(self) -> list[tuple[str, int]]:
         """Name and number of documents of each."""
         return [
@@ -603,6 +607,7 @@ class Index:
             )
         ]
 
+    @_mending
     def remove_collection(self, collection: str) -> None:
         with self.writing() as db:
             db.execute("DELETE FROM collections WHERE name = ?", (collection,))
@@ -611,6 +616,7 @@ class Index:
     # what is kept
     #
 
+    @_mending
     def note_kept(self, key: str, model: str, n_tokens: int, size: int) -> None:
         with self.writing() as db:
             db.execute(
@@ -618,22 +624,57 @@ class Index:
                 (key, model, n_tokens, size),
             )
 
-    def note_used(self, keys: Sequence[str]) -> None:
-        """They were used just now. note: counted, not timed: clocks jump."""
+    @_mending
+    def note_used(self, keys: Sequence[str], model: str) -> None:
+        """They were used just now, by a model. Those of which the index has lost sight are there again.
+
+        note: counted, not timed: clocks jump.
+        """
         with self.writing() as db:
+            self._note_found(db, _lacking(db, keys))
             (now,) = db.execute("SELECT coalesce(max(used), 0) + 1 FROM kept").fetchone()
-            db.executemany("UPDATE kept SET used = ? WHERE key = ?", [(now, key) for key in keys])
+            db.executemany("UPDATE kept SET used = ?, model = ? WHERE key = ?", [(now, model, key) for key in keys])
 
-    def note_dropped(self, keys: Iterable[str]) -> None:
+    @_mending
+    def note_found(self, keys: Sequence[str]) -> None:
+        """These are kept, as their files say; another process may have taken them away meanwhile."""
         with self.writing() as db:
-            db.executemany("DELETE FROM kept WHERE key = ?", [(key,) for key in keys])
+            self._note_found(db, keys)
 
+    @_mending
+    def note_lacking(self, keys: Sequence[str]) -> None:
+        """Of these, which are kept, note those that the index had lost sight of."""
+        try:
+            lacking = _lacking(self._db, keys)
+        except sqlite3.DatabaseError as err:
+            raise self._unusable("read", err) from err
+        if lacking:
+            self.note_found(lacking)
+
+    def _note_found(self, db: sqlite3.Connection, keys: Sequence[str]) -> None:
+        # note: looked at within the transaction: whoever takes a file away notes it after that
+        heads = [] if self._store is None else [self._store.head(key) for key in keys]
+        db.executemany(
+            "INSERT INTO kept VALUES (?, '', ?, ?, 0)"
+            " ON CONFLICT (key) DO UPDATE SET n_tokens = excluded.n_tokens, size = excluded.size",
+            [(head.key, head.n_tokens, head.size) for head in heads if head is not None],
+        )
+
+    @_mending
+    def note_dropped(self, keys: Iterable[str]) -> None:
+        """They are gone, unless another process has kept them again meanwhile."""
+        with self.writing() as db:
+            gone = [(key,) for key in keys if self._store is None or key not in self._store]
+            db.executemany("DELETE FROM kept WHERE key = ?", gone)
+
+    @_mending
     def kept(self) -> list[KeptRow]:
         """What is kept, least recently used first."""
         return [
             KeptRow(*row) for row in self._rows("SELECT key, model, n_tokens, size, used FROM kept ORDER BY used, key")
         ]
 
+    @_mending
     def kept_bytes(self) -> int:
         return int(self._rows("SELECT coalesce(sum(size), 0) FROM kept")[0][0])
 
@@ -641,6 +682,7 @@ class Index:
     # preambles
     #
 
+    @_mending
     def preamble(self, model: str, name: str, tokens: Sequence[int]) -> list[int]:
         """The preamble that this library's chunks of a model were read behind; the first one that is given stays.
 
@@ -661,70 +703,25 @@ class Index:
             return self.preamble(model, name, tokens)
         return [int(token) for token in self._unpacked(there[0][2])]
 
+    @_mending
     def model_names(self) -> dict[str, str]:
         return dict(self._rows("SELECT model, name FROM preambles"))
-
-
-_TABLES = frozenset(re.findall(r"CREATE (?:VIRTUAL )?TABLE (\w+)", _SCHEMA))
-
-
-def _is_the_disk(err: BaseException) -> bool:
-    """The disk is full, cannot be written to, or others hold the file: what is in it may be well."""
-    text = str(err)
-    return isinstance(err, sqlite3.OperationalError) and not any(
-        sign in text for sign in ("vtable constructor", "no such", "malformed", "corrupt")
-    )
-
-
-@contextlib.contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """A transaction that has the right to write from its beginning; taken back where an error leaves it."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
 
 
 def damaged_document(row: DocumentRow) -> LibraryError:
     return LibraryError(f"document {row.id} ({row.name}) is damaged in the library's index: add its file again")
 
 
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "replace")
+def _lacking(db: sqlite3.Connection, keys: Sequence[str]) -> list[str]:
+    """The keys that an index has not."""
+    return [key for key in keys if db.execute("SELECT 1 FROM kept WHERE key = ?", (key,)).fetchone() is None]
 
 
-def _statements() -> list[str]:
-    return [statement for statement in _SCHEMA.split(";\n") if statement.strip()]
-
-
-def _is_whole(row: Sequence[Any]) -> bool:
-    """A document's columns are what was put there."""
-    return bool(seal(*row[:-1]) == row[-1])
-
-
-def _spans(db: sqlite3.Connection, document: int, vocabulary: str) -> list[Any]:
-    return db.execute(
-        f"SELECT {_SPAN} FROM spans WHERE document = ? AND vocabulary = ? ORDER BY ordinal", (document, vocabulary)
-    ).fetchall()
-
-
-def _members(db: sqlite3.Connection, collection: str) -> str:
-    """The seal of a collection: its documents."""
-    rows = db.execute("SELECT document FROM members WHERE collection = ? ORDER BY document", (collection,)).fetchall()
-    return seal(collection, rows)
-
-
-def _all_that_can_be_read(db: sqlite3.Connection, table: str, columns: str, key: str) -> list[tuple[Any, ...]]:
-    """The rows of a damaged table, from both of its ends."""
-    found: dict[Any, tuple[Any, ...]] = {}
-    for order in ("ASC", "DESC"):
-        with contextlib.suppress(sqlite3.DatabaseError, UnicodeError, OverflowError):
-            for number, *row in db.execute(f"SELECT {key}, {columns} FROM {table} ORDER BY {key} {order}"):
-                found[number] = tuple(row)
-    return [found[number] for number in sorted(found, key=str)]
+def _in_transaction(db: sqlite3.Connection) -> bool:
+    try:
+        return db.in_transaction
+    except sqlite3.ProgrammingError:  # it is closed
+        return True
 
 
 #

@@ -61,7 +61,7 @@ class Report:
         n_chunks, n_bytes: kept chunks that are there, afterwards.
         damaged: chunks whose files were damaged and are gone; they are read again when they are asked for.
         missing: chunks that the index had and the disk has not.
-        unknown: files that the index had not, and now has, or that were removed.
+        unknown: chunks that the index had not, and now has.
         dropped: chunks that were removed to keep to the budget.
         documents: names of documents whose text in the index is damaged; they can be read when their files are added again.
     """
@@ -104,8 +104,12 @@ class Library:
         self.folder = Path(folder).expanduser() if folder is not None else default_folder()
         if self.folder.exists() and not self.folder.is_dir():
             raise LibraryError(f"{self.folder}: is a file: name a folder for the library")
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as err:
+            raise LibraryError(f"{self.folder}: the library cannot be kept there: {err.strerror}") from None
         self.store = ChunkStore(self.folder / "chunks")
-        self.index = Index(self.folder / "index.sqlite3")
+        self.index = Index(self.folder / "index.sqlite3", self.store)
         self._budget = budget
 
     @property
@@ -374,24 +378,34 @@ class Library:
 
         The index is compared with its checksums too: damaged chunks and words are cut anew, damaged documents are named.
         """
+        self.index.check()
         report = self._compare()
         report.documents = [row.name for row in self.index.documents() if not row.whole]
         self.index.check_words()
+        gone = []
         for row in self.index.kept():
-            if self.store.get(row.key, row.n_tokens) is None:
+            if row.key not in self.store:  # another process took it away meanwhile
+                gone.append(row.key)
+            elif self.store.get(row.key, row.n_tokens) is None:
                 report.damaged.append(row.key)
-        self.index.note_dropped(report.damaged)
+        self.index.note_dropped([*gone, *report.damaged])
         return self._counted(report)
 
     def _compare(self) -> Report:
+        """Bring index and disk in step: what is damaged at first sight goes, and the index has all that is there."""
         report = Report()
-        known = {row.key for row in self.index.kept()}
-        there = {file.key: file.size for file in self.store.files()}
-        report.missing = sorted(known - set(there))
-        report.unknown = sorted(set(there) - known)
-        self.index.note_dropped(report.missing)
-        for key in report.unknown:  # of a process that was killed between the two
-            self.store.remove(key)
+        kept = {row.key: row for row in self.index.kept()}
+        there = {file.key: self.store.head(file.key) for file in self.store.files()}
+        for key, head in there.items():
+            if head is None or (key in kept and kept[key].n_tokens != head.n_tokens):  # one of the two is damaged
+                self.store.clear(key)
+                report.damaged.append(key)
+        # of a process that was killed before it had noted them, or of an index that was lost
+        report.unknown = sorted(set(there) - set(kept) - set(report.damaged))
+        report.missing = sorted(set(kept) - set(there))
+        wrong = [key for key, head in there.items() if head and key in kept and kept[key].size != head.size]
+        self.index.note_dropped([*report.missing, *report.damaged])
+        self.index.note_found([*report.unknown, *wrong])
         return report
 
     def _counted(self, report: Report) -> Report:

@@ -40,6 +40,15 @@ class ChunkFile:
     size: int
 
 
+@dataclass(frozen=True)
+class ChunkHead:
+    """What the header of a chunk's file says."""
+
+    key: str
+    n_tokens: int
+    size: int
+
+
 def chunk_key(*parts: object, tokens: Sequence[int], preamble: Sequence[int]) -> str:
     """The name of a chunk's rows: 64 hex digits that stand for all that they depend on.
 
@@ -92,12 +101,17 @@ class ChunkStore:
         except OSError:  # a folder, a link in a circle, a bad block: read it again
             rows = None
         if rows is None:
-            with contextlib.suppress(OSError):
-                if path.is_dir() and not path.is_symlink():
-                    path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}.damaged"))
-                else:
-                    path.unlink()
+            self.clear(key)
         return rows
+
+    def clear(self, key: str) -> None:
+        """Make room for a chunk whose file is damaged, whatever it is, as far as that is possible."""
+        path = self.path(key)
+        with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}.damaged"))
+            else:
+                path.unlink()
 
     @staticmethod
     def _checked(head: bytes, rows: bytes, key: str, n_tokens: int) -> bytes | None:
@@ -133,7 +147,7 @@ class ChunkStore:
             finally:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
-            _sync(path.parent)
+            sync_folder(path.parent)
         except OSError as err:
             full = ": free some, or give the library a smaller budget" if err.errno == errno.ENOSPC else ""
             raise LibraryError(f"{path.parent}: a chunk cannot be kept: {err.strerror}{full}") from None
@@ -158,6 +172,30 @@ class ChunkStore:
             with contextlib.suppress(OSError, ValueError):
                 if path == self.path(key):
                     yield ChunkFile(key, path.stat().st_size)
+
+    def head(self, key: str) -> ChunkHead | None:
+        """What the header of a chunk's file says; None where there is none, or it is not of that file, which is damaged then."""
+        if not _is_key(key):
+            return None
+        path = self.path(key)
+        try:
+            with path.open("rb") as file:
+                head = file.read(HEADER.size)
+                size = os.fstat(file.fileno()).st_size
+        except OSError:
+            return None
+        if len(head) != HEADER.size:
+            return None
+        magic, version, n_head, own_key, n_tokens, n_bytes, _ = HEADER.unpack(head)
+        if (magic, version, n_head, own_key) != (MAGIC, VERSION, HEADER.size, bytes.fromhex(key)):
+            return None
+        return ChunkHead(key, n_tokens, size) if size == HEADER.size + n_bytes and n_tokens < 2**32 else None
+
+    def heads(self) -> Iterator[ChunkHead]:
+        """Those of all chunks that are there, in the order of their keys; damaged ones are left out."""
+        for file in self.files():
+            if (head := self.head(file.key)) is not None:
+                yield head
 
     def _sweep(self) -> None:
         """Take away what processes that were killed left half written."""
@@ -184,7 +222,7 @@ def _publish(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder last."""
     with contextlib.suppress(OSError):  # not everywhere can a folder be opened
         descriptor = os.open(folder, os.O_RDONLY)

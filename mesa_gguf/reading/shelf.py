@@ -434,6 +434,7 @@ class Shelf:
         self._loaded: list[tuple[str, int]] = []  # keys and lengths of the chunks in the context, behind the preamble
         self._ready = False  # the preamble is in the context, and nothing that is not known here
         self._preamble: bytes | None = None  # its rows
+        self._own: set[str] = set()  # keys of what is no document's
         self._unkept: dict[str, bytes] = {}  # rows that the library could not take
         self._mended = self.library.mended  # what was said of that when the library was opened
         self._likelihoods: dict[tuple[str, str], float] = {}  # of a question after a passage
@@ -465,6 +466,8 @@ class Shelf:
         missing = {
             key: piece for key, piece in by_key.items() if key not in self.library.store and key not in self._unkept
         }
+        with contextlib.suppress(LibraryError):  # for the budget; what is read does not need it
+            self.library.index.note_lacking([key for key in by_key if key in self.library.store])
         notes: list[str] = []
         total, done = sum(len(piece.tokens) for piece in missing.values()), 0
         for key, piece in missing.items():
@@ -537,7 +540,7 @@ class Shelf:
         with contextlib.suppress(
             LibraryError
         ):  # a disk that is full, or cannot be written to: the answer does not need this
-            self.library.index.note_used(keys)
+            self.library.index.note_used([*keys, *self._own], self.catalogue.model)
         return [*preamble, *(token for piece in pieces for token in piece.tokens)], computed, notes
 
     def _load(self, keys: Sequence[str], pieces: Sequence[Piece], keep_rest: bool) -> Piece | None:
@@ -606,6 +609,7 @@ class Shelf:
         """These tokens alone in the context -> their rows: what is held or kept is loaded, else they are read and kept."""
         self.forget()
         self.llm.reset()
+        self._own.add(key)
         rows = held if held is not None else self.library.rows(key, len(tokens))
         if rows is not None:
             load(rows)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PromptError
-from ..library.index import transaction
+from ..library.schema import transaction
 from ..library.store import LibraryError
 
 VERSION = 1

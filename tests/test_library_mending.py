@@ -1,0 +1,370 @@
+"""Indexes that are lost or damaged: a new one has what was whole, and the chunks that are kept; one line says so."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import re
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mesa_gguf import MesaLlama, Reader, cli
+from mesa_gguf.lab.documents import make_document
+from mesa_gguf.library import index as indexing
+from mesa_gguf.library import renewal
+from mesa_gguf.library.library import Document, Library
+from mesa_gguf.library.store import HEADER, LibraryError
+
+MADE = make_document(4712, 1500, n_facts=4)
+FACT = MADE.facts[1]
+KEY = "ab" * 32
+
+
+@pytest.fixture(scope="module")
+def filled(llm: MesaLlama, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that has read a document, and has two more."""
+    folder = tmp_path_factory.mktemp("filled")
+    (folder / "log.txt").write_text(MADE.text, encoding="utf-8")
+    with Library(folder / "library", budget=10**9) as library:
+        document = library.add(folder / "log.txt", collection="work")
+        for name in ("one", "two"):
+            library.add_text(f"Nothing to see here, in {name}.", name)
+        Reader(llm, library).ask(FACT.question, documents=[document], read="all", max_tokens=1).answer  # noqa: B018
+    return folder
+
+
+@pytest.fixture
+def folder(filled: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    shutil.copytree(filled / "library", tmp_path / "library")
+    return tmp_path / "library"
+
+
+def opened(folder: Path) -> Library:
+    return Library(folder, budget=10**9)
+
+
+def chunk_files(folder: Path) -> set[str]:
+    return {path.name.removesuffix(".chunk") for path in folder.glob("chunks/??/*.chunk")}
+
+
+def remove(folder: Path) -> None:
+    for path in folder.glob("index.sqlite3*"):
+        path.unlink()
+
+
+def empty(folder: Path) -> None:
+    remove(folder)
+    (folder / "index.sqlite3").touch()
+
+
+def cut(folder: Path) -> None:
+    os.truncate(folder / "index.sqlite3", 60)
+
+
+def overwrite(folder: Path) -> None:
+    (folder / "index.sqlite3").write_bytes(b"hello" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("lose", "said"),
+    [
+        (remove, "there was no index beside kept chunks: a new one was begun"),
+        (empty, r"the index was damaged \(it has 0 bytes\): a new one was begun"),
+        (cut, r"the index was damaged \(it has 60 bytes\): it is now index.sqlite3.damaged-\S+, and a new one"),
+        (overwrite, r"the index was damaged \(file is not a database\): it is now index.sqlite3.damaged-"),
+    ],
+)
+def test_kept_chunks_outlive_the_index(
+    llm: MesaLlama, folder: Path, filled: Path, lose: Callable[[Path], None], said: str
+) -> None:
+    chunks = chunk_files(folder)
+    lose(folder)
+    with opened(folder) as library:
+        assert library.mended is not None and library.mended.count("\n") == 0
+        assert re.search(said, library.mended), library.mended
+        assert library.mended.endswith(f"with {len(chunks)} kept chunks; add the documents again")
+        assert {row.key for row in library.index.kept()} == chunks == chunk_files(folder)
+        assert library.index.kept_bytes() == sum(path.stat().st_size for path in folder.glob("chunks/??/*.chunk"))
+        for report in (library.verify(), library.prune()):
+            assert report.n_chunks == len(chunks) and not (report.unknown or report.damaged or report.missing)
+        document = library.add(filled / "log.txt")
+        answer = Reader(llm, library).ask(FACT.question, documents=[document], read="all", max_tokens=1).answer
+        assert answer.read is not None and answer.read.tokens_computed == 0
+        assert all(row.model for row in library.index.kept())  # whose they are is known again
+        assert library.prune(0).dropped and not chunk_files(folder)
+    with opened(folder) as library:
+        assert library.mended is None
+
+
+def test_a_new_library_says_nothing(tmp_path: Path) -> None:
+    with Library(tmp_path / "library") as library:
+        assert library.mended is None and library.documents() == []
+    assert stat.S_IMODE((tmp_path / "library").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "library" / "index.sqlite3").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("look", ["verify", "prune", "ask", "add"])
+def test_chunks_that_the_index_lost_sight_of(llm: MesaLlama, folder: Path, look: str) -> None:
+    """As where a process is killed between the file and its row."""
+    chunks = chunk_files(folder)
+    with opened(folder) as library:
+        library.index._db.execute("DELETE FROM kept")
+        if look in ("verify", "prune"):
+            report = getattr(library, look)()
+            assert set(report.unknown) == chunks and report.n_chunks == len(chunks)
+        else:
+            (document,) = [d for d in library.documents() if d.name == "log.txt"]
+            reader = Reader(llm, library)
+            assert reader.shelf is not None
+            if look == "ask":
+                reader.ask(FACT.question, documents=[document], read="all", max_tokens=1).answer  # noqa: B018
+            else:
+                catalogue = reader.shelf.catalogue
+                pieces = [catalogue.piece(document, row) for row in catalogue.rows(document)]
+                assert reader.shelf.read(pieces) == (0, [])
+                chunks &= {reader.shelf.key(piece) for piece in pieces}
+        assert {row.key for row in library.index.kept()} == chunks <= chunk_files(folder)
+        assert library.index.kept_bytes() > 0
+
+
+def test_what_the_index_has_wrong_is_set_right(folder: Path) -> None:
+    with opened(folder) as library:
+        size = library.index.kept_bytes()
+        library.index._db.execute("UPDATE kept SET size = 1 << 50")
+        report = library.prune()
+        assert library.index.kept_bytes() == size and report.dropped == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "magic", "length", "tokens", "folder"])
+def test_files_that_are_no_chunks_are_not_noted(folder: Path, damage: str) -> None:
+    path = sorted(folder.glob("chunks/??/*.chunk"))[0]
+    data = bytearray(path.read_bytes())
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    elif damage == "cut":
+        path.write_bytes(data[: HEADER.size - 3])
+    else:
+        data[{"magic": 0, "length": 56, "tokens": 48}[damage]] ^= 1
+        path.write_bytes(data)
+    if damage != "tokens":  # its header may be right, for all that one knows without the index
+        remove(folder)
+    with opened(folder) as library:
+        report = library.verify()
+        assert path.name.removesuffix(".chunk") in report.damaged and not path.exists()
+        assert {row.key for row in library.index.kept()} == chunk_files(folder)
+
+
+def test_documents_that_can_be_read_are_told_and_the_others_named(folder: Path) -> None:
+    with opened(folder) as library:
+        library.index._db.execute("UPDATE documents SET text = 'x' WHERE name = 'two'")
+        library.index._db.execute("DROP TABLE spans")
+    chunks = chunk_files(folder)
+    with opened(folder) as library:
+        assert library.mended is not None
+        assert library.mended.endswith(
+            f"with the 2 documents that could be read and {len(chunks)} kept chunks; add again what could not: two"
+        )
+        assert [d.name for d in library.documents("work")] == ["log.txt"]
+        assert sorted(d.name for d in library.documents()) == ["log.txt", "one"]
+        assert all(row.model and row.used for row in library.index.kept())
+        assert library.add_text("Something.", "three").id == 4  # no number comes twice
+
+
+@pytest.mark.parametrize("lose", [remove, overwrite])
+def test_numbers_of_documents_that_are_lost_mean_nothing_else(folder: Path, lose: Callable[[Path], None]) -> None:
+    with opened(folder) as library:
+        before = {document.id for document in library.documents()}
+    lose(folder)
+    with opened(folder) as library:
+        assert library.add_text("Something else.", "other").id not in before
+
+
+#
+# damage that comes to light later
+#
+
+
+def wreck(folder: Path, table: str) -> None:
+    """Fill the root page of a table with what is no page, which nobody sees who does not look there."""
+    path = folder / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size)
+        file.write(b"\x11" * size)
+
+
+def add(library: Library, filled: Path) -> Document:
+    return library.add(filled / "log.txt", encoding="utf-8")  # loaded again
+
+
+USES: dict[str, Callable[[Library, Path], object]] = {
+    "documents": lambda library, filled: library.documents(),
+    "members": lambda library, filled: library.documents("work"),
+    "collections": lambda library, filled: library.index.collections(),
+    "spans": add,
+    "words_data": add,
+    "cuts": add,
+    "kept": lambda library, filled: library.keep(KEY, "m", 3, b"rows"),
+    "preambles": lambda library, filled: library.index.preamble("m", "name", [1]),
+}
+
+
+@pytest.mark.parametrize("table", USES)
+def test_an_index_that_is_damaged_while_it_is_open(folder: Path, filled: Path, table: str) -> None:
+    """It is mended, and goes on; what was asked for is done."""
+    library = opened(folder)
+    library.index._db.execute("PRAGMA cache_size = 0")
+    wreck(folder, table)
+    USES[table](library, filled)
+    if library.mended is None:  # what is in memory answers still
+        library.verify()
+    assert library.mended is not None and "the index was damaged" in library.mended
+    if table != "documents":
+        assert sorted(document.name for document in library.documents()) == ["log.txt", "one", "two"]
+    library.close()
+    with opened(folder) as library:
+        assert library.mended is None and library.verify().damaged == []
+
+
+def test_the_advice_is_one(folder: Path, filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """verify and ask agree on a document whose bytes in the index are others: its file is to be added, and that helps."""
+    path = folder / "index.sqlite3"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = path.read_bytes()
+    assert MADE.text[100:140].encode() in data
+    path.write_bytes(data.replace(MADE.text[100:140].encode(), b"\x00\xff" * 20))
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        run.code = cli.main([*arguments, "--library", str(folder)])  # type: ignore[attr-defined]
+        return "".join(capsys.readouterr())
+
+    said = run("library", "verify")
+    assert "log.txt is damaged in the index: add its file again" in said
+    said = run("ask", "--collection", "work", FACT.question, "--threads", "1")
+    assert "(log.txt) is damaged in the library's index: add its file again" in said and run.code == 2  # type: ignore[attr-defined]
+    said = run("ask", "-f", str(filled / "log.txt"), FACT.question, "--threads", "1")
+    assert FACT.answer in said and run.code == 0  # type: ignore[attr-defined]
+    assert "damaged" not in run("library", "verify")
+
+
+#
+# killed, and two at once
+#
+
+
+@pytest.mark.parametrize("place", ["make", "aside", "moved"])
+def test_killed_while_an_index_is_mended(folder: Path, place: str) -> None:
+    """The next process finds what was whole, whenever it happens."""
+    with opened(folder) as library:
+        library.index._db.execute("DROP TABLE spans")
+    program = f"""
+import os, sys
+from types import SimpleNamespace
+from mesa_gguf.library import renewal
+from mesa_gguf.library.library import Library
+die = lambda *_: os._exit(9)
+if {place!r} == "make":
+    renewal.seal_collection = die
+elif {place!r} == "aside":
+    renewal._set_aside = die
+else:
+    renewal.os = SimpleNamespace(name=os.name, replace=die)
+Library(sys.argv[1])
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], check=False, timeout=60)
+    assert done.returncode == 9
+    assert (folder / "index.sqlite3").exists() == (place != "moved")
+    with opened(folder) as library:
+        assert library.mended is not None and "damaged" in library.mended
+        assert sorted(document.name for document in library.documents()) == ["log.txt", "one", "two"]
+        assert {row.key for row in library.index.kept()} == chunk_files(folder)
+    assert not list(folder.glob("*.new*"))
+
+
+def _open_and_add(folder: str, number: int, ready: object) -> None:
+    ready.wait(60)  # type: ignore[attr-defined]
+    with Library(folder, budget=10**9) as library:
+        library.add_text(f"By process {number}.", f"by {number}")
+
+
+@pytest.mark.parametrize("lose", ["damage", "remove"])
+def test_several_processes_find_it_damaged(folder: Path, lose: str) -> None:
+    """One of them mends it; what the others add is not lost."""
+    if lose == "remove":
+        remove(folder)
+    else:
+        with opened(folder) as library:
+            library.index._db.execute("DROP TABLE spans")
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(4)
+    processes = [context.Process(target=_open_and_add, args=(str(folder), n, ready)) for n in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    with opened(folder) as library:
+        names = {document.name for document in library.documents()}
+        assert names >= {f"by {n}" for n in range(4)} and len(names) == (4 if lose == "remove" else 7)
+        assert {row.key for row in library.index.kept()} == chunk_files(folder)
+    assert len([path for path in folder.glob("*.damaged-*") if path.suffix not in ("-wal", "-shm")]) <= 3
+
+
+def test_a_process_follows_where_another_one_mends(folder: Path) -> None:
+    """What has the damaged index open goes on with the new one."""
+    first = opened(folder)
+    assert len(first.documents()) == 3
+    overwrite(folder)
+    with opened(folder) as second:
+        assert second.mended is not None
+        document = second.add_text("Something new.", "new")
+    assert [d.name for d in first.documents()] == ["new"] == [document.name]
+    first.add_text("Something else.", "else")
+    first.close()
+    with opened(folder) as third:
+        assert [d.name for d in third.documents()] == ["new", "else"]
+
+
+def test_a_full_disk_leaves_the_damaged_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overwrite(folder)
+    before = (folder / "index.sqlite3").read_bytes()
+
+    def full(*_: object) -> Iterator[object]:
+        raise sqlite3.OperationalError("database or disk is full")
+        yield
+
+    monkeypatch.setattr(renewal, "transaction", contextlib.contextmanager(full))
+    with pytest.raises(LibraryError, match="disk is full: see whether the disk is full"):
+        opened(folder)
+    assert (folder / "index.sqlite3").read_bytes() == before and not list(folder.glob("*.new"))
+    monkeypatch.undo()
+    with opened(folder) as library:
+        assert library.mended is not None
+
+
+def test_an_index_that_stays_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = opened(folder)
+
+    def damaged(*_: object) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(indexing, "spans_of", damaged)
+    with pytest.raises(LibraryError, match=r"damaged each time that it is read .*: see whether the disk is"):
+        library.index.spans(1, "v")
+    assert len(library.documents()) == 3
+    library.close()

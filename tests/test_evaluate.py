@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from mesa_gguf.lab.evaluate import Evaluation, Options, report, scoring, texts
 from mesa_gguf.lab.evaluate.loss import tail_losses, window_ends
 from mesa_gguf.lab.evaluate.prompts import SLACK, Prompter
 from mesa_gguf.lab.evaluate.store import Store
-from mesa_gguf.lab.evaluate.tasks import TASKS, Brief, Sample, Style
+from mesa_gguf.lab.evaluate.tasks import TASKS, Brief, Item, Sample, Style, Task, Turn
 from mesa_gguf.lab.methods import METHODS, open_model
 from mesa_gguf.reading.prompts import ABOUT, REPLY
 from test_cli import TEMPLATE, with_template
@@ -87,6 +87,24 @@ def test_chat_models_get_their_template(tmp_path: Path) -> None:
     plain = Prompter(path, "reader")  # what the bundled model knows has no template
     _, prompts = plain.fit(TASKS["passkey"], 3 * T, lambda n: Brief("reader", "7", n, plain.count))
     assert plain.vocabulary.detokenize(prompts.tails[0]).decode().endswith("?\nAnswer:")
+
+
+@pytest.mark.parametrize("length", [2000, 2050, 2100, 2119])
+def test_lists_that_grow_in_jumps(length: int) -> None:
+    """No length is near enough: the longest document that fits is taken, and none that is much too short."""
+    p = prompter("natural")
+
+    def make(brief: Brief, step: int) -> Sample:
+        n_words = round(brief.n_tokens / step) * step
+        return Sample("a " * n_words, (Item((Turn("Which?", ("a",)),), None),))
+
+    def n_tokens(step: int) -> int:
+        task = Task("list", "a list", partial(make, step=step), 8)
+        return p.n_tokens(*p.fit(task, length, lambda n: Brief("natural", "1", n, p.count)), 8)
+
+    assert length - 120 < n_tokens(60) <= length
+    with pytest.raises(ConfigError, match="does not suit the task list"):
+        n_tokens(900)
 
 
 def test_too_short_a_length() -> None:

@@ -13,6 +13,7 @@ from .tasks import Brief, Sample, Style, Task, Turn
 
 BUNDLED_NAME = "mesa-reader"  # its general.name
 SLACK = 48  # tokens that a prompt may be shorter than asked; filler comes in whole sentences
+SHORTER = 16  # a share of the length that lists of words may be shorter, where they grow in jumps
 MAX_TRIES = 12
 
 
@@ -70,7 +71,7 @@ class Prompter:
         return len(prompts.head) + longest + max_tokens
 
     def fit(self, task: Task, length: int, make_brief: Callable[[int], Brief]) -> tuple[Sample, Prompts]:
-        """A sample whose prompt and answers have `length` tokens, or a few less.
+        """A sample whose prompt and answers have `length` tokens, or a few less; lists of words up to 1/16 less.
 
         Args:
             make_brief: the brief of a document of n tokens.
@@ -80,6 +81,8 @@ class Prompter:
         """
         room = task.answer_room(self.style)
         budget = length - room
+        fits, too_long = 0, 2 * length  # budgets: the largest of a prompt that fits, and the least of one that does not
+        best: tuple[int, Sample, Prompts] | None = None
         for _ in range(MAX_TRIES):
             if budget < 1:
                 break
@@ -91,5 +94,15 @@ class Prompter:
             over = self.n_tokens(sample, prompts, room) - length
             if -SLACK <= over <= 0:
                 return sample, prompts
+            if over > 0:
+                too_long = min(too_long, budget)
+            else:
+                fits = max(fits, budget)
+                if best is None or over > best[0]:
+                    best = over, sample, prompts
             budget -= over + SLACK // 8
+            if best is not None and not fits < budget < too_long:  # texts of lists grow in jumps
+                budget = (fits + too_long) // 2
+        if best is not None and -best[0] <= length // SHORTER:
+            return best[1:]
         raise ConfigError(f"a length of {length} tokens does not suit the task {task.name}: make it longer")

@@ -140,8 +140,8 @@ def test_a_file_without_a_name_is_no_folder(fails: Callable[..., str], tmp_path:
 
 
 def test_citations_have_no_commands_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    say_citations([Citation("a.txt", None, (), 0, 9, "a \x1b[31mred\x07 word\u200e", 1.0, False)])
-    assert capsys.readouterr().err == "[1] a.txt: a [31mred word\n"
+    say_citations([Citation("a.txt", None, (), 0, 9, "a \x1b[31mred\x07 word\u202e", 1.0, False)], [])
+    assert capsys.readouterr().err == "[1] a.txt: a \\x1b[31mred\\x07 word\\u202e\n"
 
 
 def test_ask_several_questions(run: Run, file: Path, document: Document, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import make_documents as make
+from mesa_gguf import Library
 from mesa_gguf.errors import DocumentError, MesaError, MissingPackageError
 from mesa_gguf.loaders import Limits, LoadedDocument, Place, load, load_bytes, walk
 from mesa_gguf.loaders.formats import foreign
@@ -112,7 +114,8 @@ def test_pdf_pages() -> None:
 def test_pdf_is_known_by_its_content() -> None:
     assert read(make.pdf([["text"]]), "notes.txt").kind == "pdf"
     assert read(b"\r\n\r\n" + make.pdf([["text"]]), "notes.txt").text.strip() == "text"
-    assert read("A text on %PDF-1.4 files", "a.pdf").kind == "text"
+    assert read("A text on %PDF-1.4 files", "a.txt").kind == "text"
+    assert "is no PDF file, as its name says" in error("A text on %PDF-1.4 files", "a.pdf")
 
 
 def test_pdf_words_broken_over_lines_are_whole() -> None:
@@ -563,6 +566,44 @@ def test_damaged_utf8_is_utf8() -> None:
     assert "UTF-8 with" in document.notes[0] and "damaged place" in document.notes[0]
 
 
+MOSTLY_ASCII = "The committee met in the old hall by the river. " * 40 + "It was about the caf\u00e9."
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "said"),
+    [
+        (f"{MOSTLY_ASCII} Then \u00e9".encode()[:-1], f"{MOSTLY_ASCII} Then ", "its last byte left out"),
+        (f"{MOSTLY_ASCII} Then \u2019".encode()[:-1], f"{MOSTLY_ASCII} Then ", "its last 2 bytes left out"),
+        (f"\u2019{MOSTLY_ASCII}".encode()[1:], MOSTLY_ASCII, "its first 2 bytes left out"),
+        (f"\U0001f600{MOSTLY_ASCII}\u2019".encode()[1:-1], MOSTLY_ASCII, "its first 3 bytes and last 2 bytes left out"),
+        (b"plain words\xe2", "plain words", "its last byte left out"),
+        ("plain words".encode("utf-16")[:-1], "plain word", "UTF-16 that was cut within a character"),
+        ("plain letters to see".encode("utf-16-le")[:-1], "plain letters to se", "UTF-16-LE that was cut"),
+        (
+            f"<html><meta charset=latin-1><p>{MOSTLY_ASCII}\u2019".encode()[:-1],
+            MOSTLY_ASCII,
+            "its last 2 bytes left out",
+        ),
+    ],
+)
+def test_a_text_that_was_cut_within_a_character(data: bytes, text: str, said: str) -> None:
+    document = read(data)
+    assert document.text.rstrip() == text.rstrip() and len(document.notes) == 1
+    assert "that was cut within a character" in document.notes[0] and said in document.notes[0]
+
+
+@pytest.mark.parametrize("text", ["In the caf\u00e9", "\u201cIn the caf\u00e9\u201d, he said", "\u201cquoted"])
+def test_the_last_letter_of_an_older_encoding_is_a_letter(text: str) -> None:
+    assert read(text.encode("cp1252")).text == text
+
+
+def test_where_a_text_that_was_cut_is_not_taken() -> None:
+    """By a name that is given, it is told what to do."""
+    assert "is utf-8, but ends within a character: cut off its last byte" in error(
+        "caf\u00e9".encode()[:-1], encoding="utf-8"
+    )
+
+
 def test_given_encodings_are_kept_to() -> None:
     assert "is not utf-8" in error(GERMAN.encode("cp1252"), encoding="utf-8")
     with pytest.raises(DocumentError, match="there is no encoding 'nonsense'"):
@@ -626,6 +667,39 @@ def test_other_packed_files_are_named(member: str, says: str) -> None:
     assert says in error(make.packed({member: "x"}))
 
 
+@pytest.mark.parametrize("name", ["a.pdf", "a.EPUB", "a.docx", "b.c.odt", "a.rtf", "a.xlsx", "a.zip"])
+@pytest.mark.parametrize("data", [b"plain words", "caf\u00e9".encode("cp1252"), b"<html><p>a page</p></html>"])
+def test_a_file_that_is_not_what_its_name_says(name: str, data: bytes) -> None:
+    assert "as its name says: it is damaged, or of another kind" in error(data, name)
+    assert read(data, name, encoding="cp1252").text  # who says so knows it
+    assert read(data, f"{name}.txt").text
+
+
+@pytest.mark.parametrize("form", ["pdf", "docx", "epub"])
+@pytest.mark.parametrize("named", [True, False])
+def test_damaged_marks_make_no_texts(form: str, named: bool) -> None:
+    """Whatever becomes of the first bytes: what the format is, or an error."""
+    data = {
+        "pdf": make.pdf([["Harvest was good."]]),
+        "docx": make.docx(make.docx_paragraph("Harvest was good.")),
+        "epub": make.epub(PARTS),
+    }[form]
+    whole = read(data).text
+    for n in (1, 2, 4, 9, 40):
+        for begin in (b"", b"\xff" * n, b"x" * n, b"\n" * n):
+            said = outcome(begin + data[n:], f"a.{form}" if named else "a")
+            assert said == whole or said.startswith("a"), said[:80]
+
+
+def test_texts_about_formats_are_texts() -> None:
+    for text in (
+        "A PDF file ends with startxref, a number such as 116, and %%EOF. Readers look there first.",
+        "startxref\n116\n%%EOF\nThat is how it ends.",
+        "PK stands for Phil Katz.",
+    ):
+        assert read(text).text == text
+
+
 @pytest.mark.parametrize("text", ["GGUF is a format", "BM was a firm", "RIFF RAFF", "ID3 tags", "MZ", "PK", "wOF"])
 def test_texts_that_begin_like_other_files_are_texts(text: str) -> None:
     assert read(text).text == text
@@ -668,7 +742,9 @@ def test_limits_are_named(tmp_path: Path) -> None:
     assert limited("x" * 11, file_bytes=10) == (
         "file has 11 bytes, and 10 is the limit: make limits.file_bytes 11 or more, if you trust the file"
     )
-    limited("x" * 11, characters=10)
+    assert limited("x" * 11, characters=10).startswith(
+        "file has 11 characters of text or more, and 10 is the limit: make"
+    )
     limited(make.pdf([["a"]] * 6), pages=5)
     limited(make.pdf([["many words"]] * 6), characters=20)
     limited(make.page(), characters=100)
@@ -901,6 +977,27 @@ def test_walk(tmp_path: Path) -> None:
         walk(outside)
     with pytest.raises(DocumentError, match="no such folder"):
         walk(tmp_path / "none")
+
+
+@pytest.mark.parametrize("lost", [None, "index.sqlite3", "chunks"])
+def test_walk_leaves_libraries_out(tmp_path: Path, lost: str | None) -> None:
+    """What mesa-gguf keeps is no document, even where half of it is lost."""
+    papers = tmp_path / "papers"
+    with Library(papers / "kept" / "library") as library:
+        library.store.put("ab" * 32, 3, b"rows")
+        library.add_text("A text that is kept.", "text")
+    (papers / "a.txt").write_text("text")
+    (papers / "chunks").mkdir()  # somebody else's
+    (papers / "chunks" / "b.txt").write_text("text")
+    if lost == "index.sqlite3":
+        (papers / "kept" / "library" / lost).unlink()
+    elif lost is not None:
+        shutil.rmtree(papers / "kept" / "library" / lost / "ab")
+    found = walk(papers)
+    assert [path.name for path in found.files] == ["a.txt", "b.txt"]
+    assert found.notes == ("kept/library is a library of mesa-gguf",)
+    with pytest.raises(DocumentError, match="is a library of mesa-gguf"):
+        walk(papers / "kept" / "library")
 
 
 def test_walk_of_hostile_names(tmp_path: Path) -> None:

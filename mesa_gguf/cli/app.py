@@ -15,7 +15,6 @@ from .. import __version__
 from ..errors import MesaError
 from . import ask, bench, chat, demo, evaluate, inspect, library, output, plan, rpc_server, serve, tune
 
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 # click's own class, or that of the copy inside newer versions of typer, which has no public name
@@ -73,8 +72,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _fail(message: str) -> int:
     if message:  # empty where help was printed instead
-        output.say(f"mesa-gguf: {' '.join(message.split())}")
-    return EXIT_USER_ERROR
+        output.say_error(message)
+    return output.EXIT_USER_ERROR
 
 
 def _version(show: bool) -> None:

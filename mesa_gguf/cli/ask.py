@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PromptError, Remedy
-from ..library.library import Document, Library
+from ..library.library import Document, Library, check_name
 from ..model.hub import find_model
 from ..reading.text import check_text, read_bytes, read_text, source_name
 from . import output
@@ -273,6 +274,8 @@ def documents_of(
     library: Library, files: Sequence[str], collection: str | None, encoding: str | None
 ) -> list[Document]:
     """The documents that are asked about, those of the files added to the library."""
+    if collection is not None:
+        check_name(collection, "a collection's name")
     found: list[Document] = []
     for file in files:
         if file == "-":
@@ -329,7 +332,8 @@ def _ask_library(
                 continue
             _write_answer(text, stream, index, len(asked), show)
             if not show.quiet:
-                _say_sources(stream.answer)
+                say_citations(stream.answer.citations, documents)
+                say_read(stream.answer)
 
 
 def n_ctx_for(
@@ -362,20 +366,22 @@ def n_ctx_for(
     )
 
 
-def _say_sources(answer: Answer) -> None:
-    """Where the answer stands, and what was read for it."""
-    say_citations(answer.citations)
-    say_read(answer)
+def say_citations(citations: Sequence[Citation], documents: Sequence[Document]) -> None:
+    """Where an answer stands.
 
-
-def say_citations(citations: Sequence[Citation]) -> None:
+    Args:
+        documents: that were asked about: where several have one name, paths tell them apart.
+    """
+    names = Counter(document.name for document in documents)
     for number, citation in enumerate(citations, 1):
         where = citation.document
+        if names[where] > 1:
+            where = citation.path or f"{where} (document {citation.document_id})"
         if citation.page is not None:
             where += f", page {citation.page}"
         if citation.heading:
             where += f", {' > '.join(citation.heading)}"
-        text = "".join(c for c in " ".join(citation.text.split()) if c.isprintable())  # no commands to the terminal
+        text = " ".join(citation.text.split())
         output.say(f"[{number}] {where}: {text if len(text) <= 240 else f'{text[:240]}…'}")
 
 

@@ -17,7 +17,7 @@ from ..model.hub import find_model
 from ..reading.text import check_text
 from . import output
 from .ask import documents_of, loader_of, mode_of, n_ctx_for, say_citations, say_read
-from .library import open_library
+from .library import add_files, open_library, say_notes
 from .options import (
     GENERATION,
     Batch,
@@ -242,7 +242,7 @@ class Conversation:
             except (MesaError, OSError) as err:
                 if isinstance(err, BrokenPipeError):
                     raise
-                output.say(f"mesa-gguf: {' '.join(output.worded(err).split())}")
+                output.say_error(err)
 
     def _lines(self) -> Iterator[str]:
         read_line = _line_reader()
@@ -298,7 +298,7 @@ class Conversation:
             raise PromptError("there is no answer yet")
         if not self.last.citations:
             raise PromptError("no passage of what was read shares words with the last answer")
-        say_citations(self.last.citations)
+        say_citations(self.last.citations, self.documents)
 
     def _add(self, value: str) -> None:
         if not value:
@@ -307,9 +307,9 @@ class Conversation:
         if not Path(value).expanduser().exists():
             with contextlib.suppress(ValueError):  # a quote without its other one
                 names = shlex.split(value)
-        for document in documents_of(self.library, names, None, self.encoding):
-            if self.collection is not None:
-                self.library.index.add_to_collection(self.collection, [document.id])
+        documents, _ = add_files(self.library, names, self.collection, self.encoding)
+        for document in documents:
+            say_notes(document)
             # one that has changed takes the place of what it was
             self.documents = [
                 d for d in self.documents if d.id != document.id and (d.source is None or d.source != document.source)

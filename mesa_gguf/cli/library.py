@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import PromptError
-from ..library.library import Document, Library
+from ..errors import MesaError, PromptError
+from ..library.library import Document, Library, check_name
+from ..library.store import LibraryError
 from ..model.hub import find_model
+from ..reading.text import source_name
 from . import output
 from .options import (
     CollectionOption,
@@ -69,15 +71,21 @@ def add(
     library: LibraryOption = None,
 ) -> None:
     """Add documents, and with --model read them ahead of time. A reading that was interrupted goes on where it stopped."""
+    from ..model.header import check_model
+
+    path = None if model is None else find_model(model)
+    if path is not None:
+        check_model(path)  # before work is spent
+    kv_types = kv_type_of(type_k), kv_type_of(type_v)
     with open_library(library) as opened:
-        found: list[Document] = []
-        for file in files:
-            found += add_file(opened, file, collection, encoding)
+        found, n_failed = add_files(opened, files, collection, encoding)
         for document in found:
             output.write(f"{document.id}  {document.name}  {document.kind}, {document.n_chars} characters\n")
             say_notes(document)
-        if model is not None:
-            _read(opened, found, find_model(model), plain, (kv_type_of(type_k), kv_type_of(type_v)), threads)
+        if path is not None and found:
+            _read(opened, found, path, plain, kv_types, threads)
+    if n_failed:
+        raise typer.Exit(output.EXIT_USER_ERROR)
 
 
 def _read(
@@ -260,6 +268,34 @@ def add_file(library: Library, file: str, collection: str | None, encoding: str 
     for note in notes:
         output.say(f"mesa-gguf: {note}")
     return documents
+
+
+def add_files(
+    library: Library, files: Sequence[str], collection: str | None, encoding: str | None
+) -> tuple[list[Document], int]:
+    """Add what can be added, each document once, and tell of the rest; how many files and folders it is.
+
+    Raises:
+        PromptError, LibraryError: nothing can be.
+    """
+    if collection is not None:
+        check_name(collection, "a collection's name")
+    found: dict[int, Document] = {}
+    n_failed = 0
+    for file in files:
+        try:
+            documents = add_file(library, file, collection, encoding)
+        except LibraryError:
+            raise
+        except MesaError as err:
+            n_failed += 1
+            output.say_error(err)
+            continue
+        if not documents:
+            n_failed += 1
+            output.say(f"mesa-gguf: {source_name(file)}: there is no document in this folder that can be read")
+        found |= {document.id: document for document in documents}
+    return list(found.values()), n_failed
 
 
 def say_notes(document: Document) -> None:

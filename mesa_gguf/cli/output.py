@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -61,7 +62,9 @@ def flush() -> None:
 
 
 def write(text: str) -> None:
-    """To standard output, at once. Characters that it cannot have are escaped."""
+    """To standard output, at once. Characters that it cannot have are escaped; those that command a terminal too, where it is one."""
+    if is_terminal(sys.stdout):
+        text = harmless(text)
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -72,8 +75,18 @@ def write(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """A line of JSON to standard output; where that is not Unicode, JSON's own escapes stand for what it lacks."""
-    write(json.dumps(value, ensure_ascii=not _is_unicode(sys.stdout)) + "\n")
+    """A line of JSON to standard output; JSON's own escapes stand for what commands a terminal, and for what that is not Unicode lacks."""
+    line = json.dumps(value, ensure_ascii=not _is_unicode(sys.stdout))
+    write(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n")
+
+
+# what moves the cursor, colours, answers or turns the text around; not line ends, tabs and form feeds
+_COMMANDS = re.compile("[\x00-\x08\x0b\x0d-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """A text of which nothing is a command to the terminal: whoever wrote a document, or named a file, may have put some there."""
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _is_unicode(stream: Any) -> bool:
@@ -84,8 +97,9 @@ def _is_unicode(stream: Any) -> bool:
 
 
 def say(text: str) -> None:
-    """A line to standard error, if anybody listens there."""
+    """A line to standard error, if anybody listens there. Nothing in it commands a terminal."""
     _said.add(text)
+    text = harmless(text)
     with contextlib.suppress(OSError, ValueError):
         try:
             print(text, file=sys.stderr, flush=True)
@@ -134,6 +148,15 @@ def check_output(path: Path, what: str) -> None:
 # errors
 #
 
+EXIT_USER_ERROR = 2
+
+
+def say_error(err: BaseException | str) -> None:
+    """An error in one line."""
+    said = err if isinstance(err, str) else worded(err)
+    say(f"mesa-gguf: {' '.join(said.split())}")
+
+
 # arguments whose options are not their names with dashes
 _OPTIONS = {
     "enabled": "stock",
@@ -143,6 +166,19 @@ _OPTIONS = {
     "n_ubatch": "ubatch",
     "whole_max": "stock-max",
     "methods": "method",
+}
+# limits of loaders have no options
+_LIMITS = {
+    "limits.file_bytes": "split it into smaller files",
+    "limits.unpacked_bytes": "save it in parts, or as plain text",
+    "limits.ratio": "save it as plain text, if you trust it",
+    "limits.members": "save it in parts, or as plain text",
+    "limits.pages": "split it into smaller files",
+    "limits.characters": "split it into smaller files",
+    "limits.depth": "save it as plain text",
+    "limits.files": "name the folders in it that matter",
+    "limits.seconds": "split it into smaller files, or save it as plain text",
+    "limits.memory": "split it into smaller files, or save it as plain text",
 }
 _FLAGS = {("enabled", False): "--stock", ("verbose", True): "--verbose", ("plain", True): "--plain"}
 _flags: dict[tuple[str, Any], str] = {}  # of this process's command: _FLAGS, and what call_option added
@@ -157,8 +193,12 @@ def worded(err: BaseException) -> str:
     """An error in one sentence, with this program's options where the library names arguments."""
     if not isinstance(err, MesaError) or not err.remedies:
         return str(err)
-    # what has a dot is of an object that no option makes
-    remedies = [_worded(remedy) for remedy in err.remedies if "." not in remedy.option]
+    # what else has a dot is of an object that no option makes
+    remedies = [
+        _LIMITS.get(remedy.option) or _worded(remedy)
+        for remedy in err.remedies
+        if "." not in remedy.option or remedy.option in _LIMITS
+    ]
     return f"{err.what}: {', or '.join(remedies)}" if remedies else err.what
 
 

@@ -211,7 +211,10 @@ class Library:
 
         Raises:
             DocumentError: there is no such folder.
+            PromptError: the collection's name cannot be shown.
         """
+        if collection is not None:
+            check_name(collection, "a collection's name")
         found = walk(Path(folder).expanduser())
         documents, notes = [], list(found.notes)
         for path in found.files:
@@ -232,9 +235,9 @@ class Library:
         load: Callable[[], LoadedDocument],
         again: bool = False,
     ) -> Document:
-        _check_name(name, "a document's name")
+        check_name(name, "a document's name")
         if collection is not None:
-            _check_name(collection, "a collection's name")
+            check_name(collection, "a collection's name")
         digest = hashlib.sha256(data).hexdigest()
         found = self.index.find_document(digest, source)
         row = self.index.document(found) if found is not None else None
@@ -290,6 +293,7 @@ class Library:
         return found
 
     def _check_collection(self, collection: str) -> None:
+        check_name(collection, "a collection's name")
         if collection not in dict(self.index.collections()):
             known = ", ".join(name for name, _ in self.index.collections()) or "none"
             raise PromptError(f"there is no collection {collection} in the library: {known}")
@@ -414,7 +418,7 @@ class Library:
         return report
 
 
-def _check_name(name: object, what: str) -> None:
+def check_name(name: object, what: str) -> None:
     """Raise PromptError for a name that a terminal or a list could not show."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise PromptError(f"{what} is {name!r}: it must be printable text")

@@ -4,7 +4,7 @@
     >>> document.place_at(document.text.index("in March")).page
     7
 
-A file is known by its content, not its name. What is not in the text is told in `notes`; what cannot be read is an error.
+A file is known by its content, not its name; where its name says PDF, DOCX or EPUB and its content is none, it is damaged. What is not in the text is told in `notes`; what cannot be read is an error.
 Nothing is fetched and nothing is written.
 """
 
@@ -20,7 +20,7 @@ from .apart import read_apart
 from .decoding import decode_any, is_binary
 from .document import LIMITS, Limits, LoadedDocument, Place, printable
 from .folder import Walk, walk
-from .formats import foreign, is_packed, is_pdf, text_kind
+from .formats import foreign, is_packed, is_pdf, not_as_named, text_kind
 from .plain import read_plain
 
 __all__ = ["Limits", "LoadedDocument", "Place", "Walk", "load", "load_bytes", "walk"]
@@ -99,6 +99,10 @@ def load_bytes(
     elif is_packed(data):
         kind = "packed"
     else:
+        if encoding is None and (what := not_as_named(name)):
+            raise DocumentError(
+                f"{name} is no {what}, as its name says: it is damaged, or of another kind: where it is a text, rename it to .txt"
+            )
         text, notes = _decode(data, name, encoding)
         kind = text_kind(text, name)
         if kind != "html":

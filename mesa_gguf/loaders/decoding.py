@@ -7,7 +7,7 @@ import re
 from itertools import islice
 
 from ..errors import PromptError, Remedy, missing_package
-from .formats import foreign
+from .formats import foreign, not_as_named
 
 # marks at a text's beginning, the longer ones first: UTF-32's begins with UTF-16's
 _MARKS = (
@@ -50,6 +50,10 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
     """
     if file := foreign(data) or _readable(data):
         raise PromptError(f"{name} is {file[0]}, not text: {file[1]}")
+    if encoding is None and (what := not_as_named(name)):
+        raise PromptError(
+            f"{name} is no {what}, as its name says, and may be damaged: where it is a text, rename it to .txt"
+        )
     return _decode(data, name, encoding or plain_encoding(data))
 
 
@@ -77,6 +81,8 @@ def decode_any(
         try:
             return _decode(data, name, tried), ()
         except PromptError:
+            if tried == plain and (whole := _whole_characters(data, plain)):
+                return _decode(data[whole], name, plain), (_cut_note(data, whole, plain),)
             if plain != "utf-8" or b"\0" in data:
                 raise
     if text := _damaged_utf8(data):
@@ -126,6 +132,11 @@ def _decode(data: bytes, name: str, encoding: str) -> str:
     except LookupError:  # one that is not of text, such as base64
         raise PromptError(f"{encoding} is no encoding of text: use utf-8, utf-16 or cp1252") from None
     except UnicodeDecodeError as err:
+        if whole := _whole_characters(data, encoding):
+            side = "begins" if whole.start else "ends"
+            raise PromptError(
+                f"{name} is {encoding}, but {side} within a character: cut off its {_cut_bytes(data, whole)}"
+            ) from None
         at = f"byte 0x{data[err.start]:02x} at offset {err.start}" if err.start < len(data) else "it is cut short"
         raise PromptError(f"{name} is not {encoding}: {at}", *_others(data, encoding)) from None
     except UnicodeError as err:  # UTF-16 and UTF-32 without a mark, punycode and their like
@@ -140,7 +151,7 @@ def _utf16(data: bytes) -> str | None:
     """UTF-16 without a mark, if every other byte of the beginning is 0 in many characters, and none of the others is."""
     sample = data[: _BYTES_SHOWN - _BYTES_SHOWN % 2]
     even, odd = sample[0::2], sample[1::2]
-    if not odd or len(data) % 2:
+    if not odd:
         return None
     zeros = even.count(0), odd.count(0)
     if zeros[0] == 0 and zeros[1] > len(odd) // 4:
@@ -148,6 +159,42 @@ def _utf16(data: bytes) -> str | None:
     if zeros[1] == 0 and zeros[0] > len(even) // 4:
         return "utf-16-be"
     return None
+
+
+_BEGINNINGS = (b"\xc2", b"\xc3", b"\xe2", b"\xf0")
+_UTF = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
+
+
+def _whole_characters(data: bytes, encoding: str) -> slice | None:
+    """The part of a text in Unicode that was cut within its first or last character, all else being right; None where it is another text."""
+    name = codecs.lookup(encoding).name
+    if name not in _UTF:
+        return None
+    is_utf8 = name == "utf-8"
+    begin = next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 4) if is_utf8 else 0
+    for end in range(len(data), len(data) - 4, -1):
+        try:
+            text = data[begin:end].decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if not text or "\0" in text or begin == 4:
+            return None
+        # of one byte behind ASCII alone: those that begin what is typed most; others are letters in older encodings
+        is_sure = (
+            not is_utf8 or not text.isascii() or (begin == 0 and (end < len(data) - 1 or data[end:] in _BEGINNINGS))
+        )
+        return slice(begin, end) if is_sure else None
+    return None
+
+
+def _cut_bytes(data: bytes, whole: slice) -> str:
+    """Which bytes of a text were cut off a character, in words."""
+    sides = ((whole.start, "first"), (len(data) - whole.stop, "last"))
+    return " and ".join(f"{side} {n} bytes" if n > 1 else f"{side} byte" for n, side in sides if n)
+
+
+def _cut_note(data: bytes, whole: slice, encoding: str) -> str:
+    return f"the text is {encoding.upper()} that was cut within a character: its {_cut_bytes(data, whole)} left out"
 
 
 def _others(data: bytes, tried: str) -> tuple[Remedy, ...]:

@@ -156,7 +156,9 @@ class Builder:
             self.place(place.page, place.heading, place.start)
         self._parts.append(text)
         self.n_characters += len(text)
-        self._limits.check("characters", self.n_characters, f"{self._name} has more than that many characters of text")
+        self._limits.check(
+            "characters", self.n_characters, f"{self._name} has {self.n_characters:,} characters of text or more"
+        )
 
     def place(self, page: int | None, heading: tuple[str, ...], offset: int = 0) -> None:
         """Begin a place, so many characters behind what is there."""

@@ -79,7 +79,7 @@ def _check_xml(data: bytes, member: str, name: str, limits: Limits) -> str:
         depth += 1
         inside = tag == "dc:title"
         if depth > limits.depth:
-            raise beyond("depth", f"{name} has elements nested deeper than that", limits.depth)
+            raise beyond("depth", f"{name} has elements nested {depth:,} deep or deeper", limits.depth)
 
     def end(_: str) -> None:
         nonlocal depth, inside

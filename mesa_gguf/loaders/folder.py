@@ -67,10 +67,15 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
             if stat.S_ISDIR(status.st_mode):
                 if is_link:
                     continue  # what it leads to is in the folder, and comes by itself
+                if is_library(path):
+                    if path == root:
+                        raise DocumentError(f"{shown} is a library of mesa-gguf: its documents are in it already")
+                    notes.append(f"{name} is a library of mesa-gguf")
+                    continue
                 with os.scandir(path) as entries:
                     names = sorted((entry.name for entry in entries if not entry.name.startswith(".")), reverse=True)
                 n_entries += len(names)
-                limits.check("files", n_entries, f"{shown} has more files than that")
+                limits.check("files", n_entries, f"{shown} has {n_entries:,} files or more")
                 todo.extend(path / entry for entry in names)
                 continue
             if (status.st_dev, status.st_ino) in seen:
@@ -86,6 +91,14 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
         else:
             files.append(path)
     return Walk(tuple(files), tuple(notes))
+
+
+def is_library(folder: Path) -> bool:
+    """Whether a folder is a library's: it has an index and kept chunks, or chunks alone, where the index is lost."""
+    chunks = folder / "chunks"
+    if not chunks.is_dir():
+        return False
+    return (folder / "index.sqlite3").is_file() or next(chunks.glob("[0-9a-f][0-9a-f]/*.chunk"), None) is not None
 
 
 def _why_not(path: Path, status: os.stat_result, limits: Limits) -> str | None:

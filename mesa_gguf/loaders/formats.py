@@ -74,6 +74,24 @@ _BEFORE_DRAWING = re.compile(
 )
 _DRAWING_HEAD = 16_384
 
+_PDF_END = re.compile(rb"\bstartxref\s+\d+\s+%%EOF\s*\Z")
+
+# endings of files that are never text; of others, such as .doc, people make texts
+_NAMED = {
+    ending: what
+    for what, endings in (
+        ("PDF file", "pdf"),
+        ("DOCX file", "docx docm dotx dotm"),
+        ("EPUB file", "epub"),
+        ("OpenDocument file", "odt ods odp"),
+        ("Excel workbook", "xlsx xlsm"),
+        ("PowerPoint presentation", "pptx pptm"),
+        ("RTF file", "rtf"),
+        ("ZIP archive", "zip"),
+    )
+    for ending in endings.split()
+}
+
 _ASIDE = re.compile(r"\s+|<!--.*?-->|<\?.*?\?>", re.DOTALL)
 _HTML = re.compile(
     r"<(?:!doctype\s+html|html|head|body|title|meta|link|style|script|base|h[1-6]|p|div|span|table|ul|ol|article|main|section|"
@@ -117,14 +135,21 @@ def foreign(data: bytes) -> tuple[str, str] | None:
 
 
 def is_pdf(data: bytes) -> bool:
-    """As readers of PDF see it: the mark may stand behind a kilobyte of something else."""
+    """As readers of PDF see it: the mark may stand behind a kilobyte of something else. One whose mark is damaged still ends as one."""
     at = data.find(b"%PDF-", 0, 1024 + 5)
-    return at == 0 or (at > 0 and (b"endobj" in data or b"\0" in data))
+    return at == 0 or (at > 0 and (b"endobj" in data or b"\0" in data)) or bool(_PDF_END.search(data[-1024:]))
 
 
 def is_packed(data: bytes) -> bool:
-    """A ZIP file, as DOCX and EPUB are."""
-    return data.startswith(b"PK\x03\x04")
+    """A ZIP file, as DOCX and EPUB are. One whose beginning is damaged still has its directory at the end."""
+    if data.startswith(b"PK\x03\x04"):
+        return True
+    return b"PK\1\2" in data and b"PK\5\6" in data[-(1 << 16) - 22 :]
+
+
+def not_as_named(name: str) -> str | None:
+    """What a file is not, though its name says so, when it is taken for a text: it is damaged, and no text. None where the name says no such thing."""
+    return _NAMED.get(name.rpartition(".")[2].lower()) if "." in name else None
 
 
 def packed_kind(members: frozenset[str], mimetype: str) -> str | tuple[str, str]:

@@ -99,7 +99,7 @@ def check_depth(tree: Element, name: str, limits: Limits) -> None:
     for event, _ in etree.iterwalk(tree, events=("start", "end")):
         depth += 1 if event == "start" else -1
         if depth > limits.depth:
-            raise beyond("depth", f"{name} has elements nested deeper than that", limits.depth)
+            raise beyond("depth", f"{name} has elements nested {depth:,} deep or deeper", limits.depth)
 
 
 class Marks:

@@ -23,7 +23,8 @@ class Packed:
     def __init__(self, data: bytes, name: str, limits: Limits) -> None:
         self.name, self.data = name, data
         # note: zipfile makes an object of each member before one could count them
-        limits.check("members", data.count(b"PK\x01\x02"), f"{name} has more members than that")
+        n_members = data.count(b"PK\x01\x02")
+        limits.check("members", n_members, f"{name} has about {n_members:,} members")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, OSError) as err:

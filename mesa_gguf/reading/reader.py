@@ -77,6 +77,8 @@ class Citation:
         start, stop: in characters of the document's text.
         weight: its share among the citations, of what the answer attended to while it was generated and of the words that it shares.
         literal: the answer stands there word by word.
+        document_id: the document's number in the library: several may have one name.
+        path: of the file that it was read from; None where there was none.
     """
 
     document: str
@@ -87,6 +89,8 @@ class Citation:
     text: str
     weight: float
     literal: bool
+    document_id: int = 0
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -625,6 +629,8 @@ class Reader:
                     passage.text,
                     scored.weight,
                     scored.literal,
+                    document.id,
+                    document.source,
                 )
             )
         return tuple(found)
@@ -745,7 +751,7 @@ class _Logprobs:
 
 
 def _what_was_read(selection: Selection, computed: int, notes: Sequence[str]) -> Read:
-    names = tuple(dict.fromkeys(piece.document.name for piece in selection.pieces))
+    names = tuple({piece.document.id: piece.document.name for piece in selection.pieces}.values())
     reused = max(0, selection.n_tokens - computed)
     n_read = len(selection.pieces)
     if selection.unknown:

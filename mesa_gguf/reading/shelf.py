@@ -289,13 +289,7 @@ class Catalogue:
             last = ranked[:1]
             order = [*(i for i in range(len(every)) if i not in last), *last]
         else:
-            taken: list[int] = []
-            n_tokens = 0
-            for i in dict.fromkeys([*ranked, *range(len(every))]):
-                n_tokens += every[i][1].n_tokens
-                if taken and n_tokens > budget:
-                    break
-                taken.append(i)
+            taken = self._taken(every, ranked, int(budget))
             rank = {i: place for place, i in enumerate(ranked)}
             order = sorted(taken, key=lambda i: (-rank.get(i, len(rank)), i))
         pieces = tuple(self.piece(*every[i]) for i in order)
@@ -305,6 +299,23 @@ class Catalogue:
             if not self.library.index.search(term, self._cut, numbers, 1)
         ]
         return Selection(mode, pieces, len(every), compared, tuple(dict.fromkeys(unknown)))
+
+    def _taken(self, every: Sequence[tuple[Document, SpanRow]], ranked: Sequence[int], budget: int) -> list[int]:
+        """The best chunks that fit into a budget of tokens together; where none of those that match fits, the one that matches best."""
+        order = list(dict.fromkeys([*ranked, *range(len(every))]))
+        fits = (place for place, i in enumerate(order[: len(ranked) or None]) if self._size(every[i]) <= budget)
+        taken: list[int] = []
+        n_tokens = 0
+        for i in order[next(fits, 0) :]:
+            n_tokens += self._size(every[i])
+            if taken and n_tokens > budget:
+                break
+            taken.append(i)
+        return taken
+
+    def _size(self, chunk: tuple[Document, SpanRow]) -> int:
+        """Tokens of a chunk: as the index counts them, or as they are."""
+        return max(chunk[1].n_tokens, len(self.piece(*chunk).tokens))
 
     @staticmethod
     def _auto(budget: int, room: int | None) -> int:

@@ -306,7 +306,7 @@ class Answers:
     def _annotations(self, answer: Answer, asked: Asked) -> list[dict[str, Any]]:
         found = []
         for index, citation in enumerate(answer.citations):
-            file_id = self._file_of(citation.document, citation.start, citation.stop, citation.text, asked)
+            file_id = self._file_of(citation.document_id, asked)
             found.append({
                 "type": "file_citation", "index": index, "file_id": file_id, "filename": citation.document,
                 "page": citation.page, "heading": list(citation.heading), "start": citation.start, "stop": citation.stop,
@@ -314,18 +314,13 @@ class Answers:
             })  # fmt: skip
         return found
 
-    def _file_of(self, name: str, start: int, stop: int, text: str, asked: Asked) -> str | None:
-        """The file that a citation is of: a name may be that of several documents."""
-        named = [(document, file_id) for document, file_id in asked.documents if document.name == name]
-        if len(named) > 1:
-            named = [(d, f) for d, f in named if self.documents.library.text(d)[start:stop] == text] or named
-        if not named:
-            return None
-        document, file_id = named[0]
-        if file_id is None:
-            files = self.documents.records.files_of(document.id)
-            file_id = files[0].id if files else None
-        return file_id
+    def _file_of(self, number: int, asked: Asked) -> str | None:
+        """The file that a citation's document is of."""
+        for document, file_id in asked.documents:
+            if document.id == number and file_id is not None:
+                return file_id
+        files = self.documents.records.files_of(number)
+        return files[0].id if files else None
 
 
 def _options(request: Sampling) -> dict[str, Any]:

@@ -1,0 +1,165 @@
+"""The command line on a library: what it adds where some files cannot be, what it prints, and how documents are told apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesa_gguf import Library, MesaLlama, Reader, cli
+from mesa_gguf.cli import output
+from mesa_gguf.errors import DocumentError, Remedy
+from mesa_gguf.lab.documents import make_document
+from mesa_gguf.loaders import Limits
+from mesa_gguf.reading.prompts import PromptForm
+from mesa_gguf.reading.shelf import Catalogue
+
+MADE, OTHER = make_document(4711, 1200, n_facts=4), make_document(4712, 1200, n_facts=4)
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command -> exit code, standard output, standard error."""
+    monkeypatch.setenv("MESA_LIBRARY", str(tmp_path / "library"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_good_files_are_added_and_read_beside_bad_ones(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("The bread was good.", encoding="utf-8")
+    (tmp_path / "picture").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "last.txt").write_text("The ship sank.", encoding="utf-8")
+    files = ("none.txt", "good.txt", "picture", "folder", "last.txt", "good.txt")
+    code, out, err = run("library", "add", *files, "-m", "bundled", "--threads", "1")
+    assert (code, out) == (2, "")  # the model is looked for before work is spent
+    code, out, err = run("library", "add", *files)
+    assert code == 2
+    assert [line.split()[1] for line in out.splitlines()] == ["good.txt", "last.txt"]
+    said = err.splitlines()
+    assert len(said) == 3 and "none.txt: there is no such file" in said[0] and "picture is a picture" in said[1]
+    assert "folder: there is no document in this folder" in said[2]
+    code, out, err = run("library", "add", "none.txt", "good.txt", "-m", Path(output.__file__).parents[1] / "data" / "mesa-reader-q8_0.gguf", "--threads", "1")  # fmt: skip
+    assert code == 2 and "good.txt: 1 chunks," in out and "none.txt: there is no such file" in err
+    assert run("library", "add", "good.txt", "last.txt")[0] == 0
+    assert run("library", "add", "none.txt")[0] == 2
+
+
+def test_a_chat_takes_the_good_ones(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text(MADE.text[:900], encoding="utf-8")
+    (tmp_path / "b.txt").write_text("The ship sank.", encoding="utf-8")
+    lines = iter(["/add none.txt b.txt"])
+    monkeypatch.setattr("mesa_gguf.cli.chat._line_reader", lambda: lambda: _next(lines))
+    code, out, err = run("chat", "-f", "a.txt", "--threads", "1")
+    assert (code, out) == (0, "added b.txt\n") and "none.txt: there is no such file" in err
+
+
+def _next(lines: Any) -> str:
+    for line in lines:
+        return str(line)
+    raise EOFError
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\x1b[31m", "a\nb"])
+def test_a_collection_without_a_name(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "a.txt").write_text("text", encoding="utf-8")
+    for command in (
+        ("ask", "-f", "papers", "Who?"),
+        ("ask", "Who?"),
+        ("chat", "-f", "papers"),
+        ("library", "add", "papers"),
+        ("library", "list"),
+        ("library", "remove"),
+    ):
+        code, out, err = run(*command, "--collection", name)
+        assert (code, out, err.count("\n")) == (2, "", 1) and "a collection's name is" in err, command
+    assert json.loads(run("library", "list", "--json")[1])["documents"] == []
+
+
+HOSTILE = "Words\x1b]0;title\x07 and \x9b31mmore\r\x7f \u202ebackwards\u2066.\n\tIndented.\f\nThe end.\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_commands_a_terminal(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """What is printed on one has escapes; what goes into a pipe, and what JSON tells, is as it is."""
+    monkeypatch.setattr(output, "is_terminal", lambda _: terminal)
+    with Library() as library:
+        library.add_text(HOSTILE, "hostile")
+    kept = HOSTILE.replace("\r", "\n")
+    code, out, _ = run("library", "show", "hostile")
+    assert code == 0
+    assert out == (output.harmless(kept) if terminal else kept)
+    if terminal:
+        assert out.split() == ["Words\\x1b]0;title\\x07", "and", "\\x9b31mmore", "\\x7f", "\\u202ebackwards\\u2066.", "Indented.", "The", "end."]  # fmt: skip
+    code, out, _ = run("library", "show", "hostile", "--json")
+    assert json.loads(out)["text"] == kept and not set(out) & set("\x1b\x07\x9b\x7f\u202e\u2066")
+
+
+def test_messages_command_no_terminal(run: Run) -> None:
+    code, _, err = run("library", "show", "a\x1b[31mb\x9b")
+    assert code == 2 and "a\\x1b[31mb\\x9b" in err and "\x1b" not in err
+
+
+def test_documents_of_one_name_are_told_apart(run: Run, tmp_path: Path) -> None:
+    for folder, made in (("one", MADE), ("two", OTHER)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "report.txt").write_text(made.text, encoding="utf-8")
+    question = OTHER.facts[0].question
+    files = ("-f", "one/report.txt", "-f", "two/report.txt")
+    out = run("ask", *files, question, "--threads", "1", "--json", "--max-tokens", 24)[1]
+    listed = {d["source"]: d["id"] for d in json.loads(run("library", "list", "--json")[1])["documents"]}
+    citation = json.loads(out)["citations"][0]
+    path = str((tmp_path / "two" / "report.txt").resolve())
+    assert citation["document"] == "report.txt" and citation["path"] == path
+    assert citation["document_id"] == listed[path] and len(listed) == 2
+    err = run("ask", *files, question, "--threads", "1", "--max-tokens", 24)[2]
+    assert f"[1] {path}" in err and "chunks of report.txt, report.txt" in err
+    assert "[1] report.txt" in run("ask", "-f", "two/report.txt", question, "--threads", "1", "--max-tokens", 24)[2]
+
+
+@pytest.mark.parametrize("n", [1, 60, 150, 300, 700])
+def test_n_tokens_are_not_exceeded(llm: MesaLlama, library: Library, n: int) -> None:
+    """Where a chunk that matches is as short as that."""
+    documents = [
+        library.add_text(MADE.text, "log"),
+        library.add_text("Mara Lind was there, and it rained.", "note"),
+        library.add_text("Nothing. " * 20, "nothing"),
+    ]
+    catalogue = Catalogue(llm, PromptForm(llm), library)
+    for fact in MADE.facts:
+        selection = catalogue.select(f"{fact.question} Was Mara Lind there?", documents, n)
+        sizes = [len(catalogue.piece(d, row).tokens) for d in documents for row in catalogue.rows(d)]
+        assert selection.n_tokens <= n or (len(selection.pieces) == 1 and n < 20)
+        assert selection.pieces and min(sizes) < 60
+    # what matches is read, where none of it fits
+    (piece,) = catalogue.select(MADE.facts[0].question, documents[::2], 1).pieces
+    assert MADE.facts[0].answer in piece.text
+
+
+def test_limits_are_told_with_what_to_do() -> None:
+    with pytest.raises(DocumentError) as caught:
+        Limits().check("characters", 60_000_000, "big.txt has 60,000,000 characters of text or more")
+    assert output.worded(caught.value) == (
+        "big.txt has 60,000,000 characters of text or more, and 50,000,000 is the limit: split it into smaller files"
+    )
+    for name in Limits.__dataclass_fields__:
+        said = output.worded(DocumentError("It", Remedy(f"limits.{name}")))
+        assert said.startswith("It: s") or said == "It: name the folders in it that matter", said
+
+
+def test_a_reader_cites_by_number_and_path(llm: MesaLlama, library: Library, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text(MADE.text, encoding="utf-8")
+    document = library.add(tmp_path / "log.txt")
+    answer = Reader(llm, library, cite_by="words").ask(MADE.facts[0].question, max_tokens=24).answer
+    assert {(c.document_id, c.path) for c in answer.citations} == {(document.id, document.source)}

@@ -101,7 +101,7 @@ def asked(questions: Sequence[str]) -> list[str]:
 #
 
 
-@pytest.mark.parametrize("mode", ["auto", "300"])
+@pytest.mark.parametrize("mode", ["auto", "500"])
 def test_a_question_chooses_its_chunks_once(
     run: Run, file: Path, tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:

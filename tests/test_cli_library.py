@@ -142,9 +142,18 @@ def test_n_tokens_are_not_exceeded(llm: MesaLlama, library: Library, n: int) -> 
         sizes = [len(catalogue.piece(d, row).tokens) for d in documents for row in catalogue.rows(d)]
         assert selection.n_tokens <= n or (len(selection.pieces) == 1 and n < 20)
         assert selection.pieces and min(sizes) < 60
+        assert (selection.too_long or n + 1) > n
     # what matches is read, where none of it fits
     (piece,) = catalogue.select(MADE.facts[0].question, documents[::2], 1).pieces
     assert MADE.facts[0].answer in piece.text
+
+
+def test_a_chunk_that_is_too_long_is_told(llm: MesaLlama, library: Library) -> None:
+    documents = [library.add_text(MADE.text, "log"), library.add_text("It was July, and nobody rained.", "note")]
+    question = f"{MADE.facts[0].question} Or was it nobody?"
+    answer = Reader(llm, library, cite_by="words").ask(question, documents=documents, read=40, max_tokens=2).answer
+    assert answer.read is not None and answer.read.documents == ("note",)
+    assert "the chunk that matches best has" in answer.read.notes[0] and "it was left out" in answer.read.notes[0]
 
 
 def test_limits_are_told_with_what_to_do() -> None:

@@ -515,7 +515,7 @@ def test_another_process_reads_nothing_again(tmp_path: Path) -> None:
     assert set(results[1]) >= {"answer", "citations", "read", "timings"}
     assert set(results[1]["read"]) >= {"mode", "chunks", "of_chunks", "tokens_computed", "tokens_reused"}
     names = {"document", "page", "heading", "start", "end", "text", "weight", "literal"}
-    assert results[1]["citations"] and all(set(citation) == names for citation in results[1]["citations"])
+    assert results[1]["citations"] and all(set(citation) >= names for citation in results[1]["citations"])
     assert results[1]["timings"]["first_token_s"] > 0
 
 

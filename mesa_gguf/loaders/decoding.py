@@ -154,9 +154,12 @@ def _utf16(data: bytes) -> str | None:
     if not odd:
         return None
     zeros = even.count(0), odd.count(0)
-    if zeros[0] == 0 and zeros[1] > len(odd) // 4:
+    least = len(odd) // 4
+    if len(data) % 2:  # it was cut, if it is any
+        least = max(16, len(odd) * 3 // 4)
+    if zeros[0] == 0 and zeros[1] > least:
         return "utf-16-le"
-    if zeros[1] == 0 and zeros[0] > len(even) // 4:
+    if zeros[1] == 0 and zeros[0] > least:
         return "utf-16-be"
     return None
 

@@ -754,6 +754,9 @@ def _what_was_read(selection: Selection, computed: int, notes: Sequence[str]) ->
     names = tuple({piece.document.id: piece.document.name for piece in selection.pieces}.values())
     reused = max(0, selection.n_tokens - computed)
     n_read = len(selection.pieces)
+    if selection.too_long is not None:
+        said = f"the chunk that matches best has {selection.too_long} tokens, more than may be read: it was left out"
+        notes = [*notes, said]
     if selection.unknown:
         notes = [*notes, f"the documents do not have these words of the question: {', '.join(selection.unknown)}"]
     return Read(

@@ -91,6 +91,7 @@ class Selection:
     Attributes:
         compared: passages that the question's likelihood was computed for.
         unknown: words of the question that look like names, and stand nowhere in the documents.
+        too_long: tokens of the chunk that matches best, where it is longer than what may be read, and others are not.
     """
 
     mode: ReadMode
@@ -98,6 +99,7 @@ class Selection:
     of_chunks: int
     compared: int = 0
     unknown: tuple[str, ...] = ()
+    too_long: int | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -285,11 +287,14 @@ class Catalogue:
             if other is not None:
                 ranked, compared = other
                 budget = self._auto(MOST_AUTO_TOKENS, room) if mode == "auto" else budget
+        too_long = None
         if fits:
             last = ranked[:1]
             order = [*(i for i in range(len(every)) if i not in last), *last]
         else:
             taken = self._taken(every, ranked, int(budget))
+            if ranked and ranked[0] not in taken:
+                too_long = self._size(every[ranked[0]])
             rank = {i: place for place, i in enumerate(ranked)}
             order = sorted(taken, key=lambda i: (-rank.get(i, len(rank)), i))
         pieces = tuple(self.piece(*every[i]) for i in order)
@@ -298,7 +303,7 @@ class Catalogue:
             for term, word in names_of(question).items()
             if not self.library.index.search(term, self._cut, numbers, 1)
         ]
-        return Selection(mode, pieces, len(every), compared, tuple(dict.fromkeys(unknown)))
+        return Selection(mode, pieces, len(every), compared, tuple(dict.fromkeys(unknown)), too_long)
 
     def _taken(self, every: Sequence[tuple[Document, SpanRow]], ranked: Sequence[int], budget: int) -> list[int]:
         """The best chunks that fit into a budget of tokens together; where none of those that match fits, the one that matches best."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -325,6 +326,26 @@ def test_the_command(
     assert cli.main(["tune", "--reset"]) == 0 and "forgotten" in capsys.readouterr().out
     assert find_tuning(BUNDLED) is None
     assert cli.main(["tune", "--reset"]) == 0 and "nothing was kept" in capsys.readouterr().out
+
+
+def test_what_there_is_no_time_for_is_left_out_and_told(
+    likes_no_bias: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tune, "POINTS", (2, 4, 8))
+    monkeypatch.setattr(tune, "MAX_ROUNDS", 1)
+    (tmp_path / "text.txt").write_text(TEXT)
+    run = ["tune", "--text", str(tmp_path / "text.txt"), "--threads", "1", "--dry-run"]
+    monkeypatch.setattr(tune, "GROWTH", 1e9)
+    assert cli.main([*run, "--minutes", "10"]) == 0
+    out, err = capsys.readouterr()
+    told = re.search(r"no time for (\d+) tokens and more", out)
+    assert told is not None and int(told[1]) > 3 * max(n for n, _ in likes_no_bias) // 2
+    assert "text 2" not in err
+    likes_no_bias.clear()
+    monkeypatch.setattr(tune, "GROWTH", 0.0)
+    assert cli.main([*run, "--minutes", "1000"]) == 0
+    assert "no time" not in capsys.readouterr().out
+    assert max(n for n, _ in likes_no_bias) > int(told[1]) - 100
 
 
 def test_a_text_that_is_too_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

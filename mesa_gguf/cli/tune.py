@@ -98,6 +98,8 @@ def _show(outcome: Outcome, path: Path, kept: Path | None, dry_run: bool, forgot
         console.print(
             f"reading {outcome.n_whole} tokens: {outcome.seconds_whole:.1f} s in one piece, {outcome.seconds_chunks:.1f} s in chunks"
         )
+    if outcome.too_long:
+        console.print(f"there was no time for {outcome.too_long} tokens and more: --minutes gives it more")
     if outcome.tuning is None:
         console.print("best: the defaults, or nothing that is surely better; nothing is kept")
         if forgotten:

@@ -88,6 +88,7 @@ class Outcome:
         rows: the defaults first.
         best: of the rows; the defaults, unless others are surely better.
         chunk: C that goes with it.
+        too_long: tokens of the shortest length that there was no time for; 0: none was left out for that.
         seconds_whole, seconds_chunks: that the longest text that was read both ways took.
         tuning: to be kept; None where the defaults are best.
     """
@@ -102,6 +103,7 @@ class Outcome:
     rounds: int
     seconds: float
     tuning: Tuning | None
+    too_long: int
 
     def table(self) -> Iterator[tuple[str, ...]]:
         """The rows in words, a head first."""
@@ -168,6 +170,7 @@ class Tuner:
         self.n_threads = n_threads
         self.scores: dict[tuple[Numbers | None, int], dict[str, float]] = {}
         self.lengths: dict[int, int] = {}
+        self.too_long = 0
 
     #
     # what is tried
@@ -242,7 +245,7 @@ class Tuner:
         for i, point in enumerate(self.points):
             begin = time.monotonic()
             if i >= 2 and nth == 0 and begin - self._begin + GROWTH * taken > self.seconds:
-                self.points = self.points[:i]
+                self.points, self.too_long = self.points[:i], self._n_tokens(text, point)
                 break
             n = self.lengths[point] = max(self.lengths.get(point, 0), self._n_tokens(text, point))
             asked = self._asked(text, point, nth)
@@ -422,4 +425,5 @@ class Tuner:
             rounds=rounds,
             seconds=time.monotonic() - self._begin,
             tuning=tuning,
+            too_long=self.too_long,
         )

@@ -117,6 +117,7 @@ class MesaLlama(llama_cpp.Llama):
         rpc_servers: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._free_cpus = machine.FreeCpus()
         self._sampler = None
         self._servers: rpc.Servers | None = None
         self._with_logits = range(0)  # tokens whose logits llama.cpp holds: those of the last batch
@@ -464,16 +465,26 @@ class MesaLlama(llama_cpp.Llama):
         if tokens:
             self._eval(self._announce(tokens))
 
-    def log_likelihoods(self, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+    def log_likelihoods(self, tokens: Sequence[int], last: int | None = None) -> npt.NDArray[np.float64]:
         """Read tokens after the ones in the context, as `eval` does -> the natural logarithm of the probability of each of them but the
         first, given what is in front of it [len(tokens) - 1].
 
+        Args:
+            last: how many tokens at the end it is told of [last], so that less is computed; default: all but the first.
+
         Raises:
             As `eval`.
+            PromptError: there are no more than `last` tokens.
         """
         self._check_devices()
         tokens = completion.token_ids(tokens, "the text")
-        if not tokens:
+        if last is not None and not 0 <= last < max(1, len(tokens)):
+            raise PromptError(
+                f"last is {last}: it must be at least 0, and less than the number of tokens, {len(tokens)}"
+            )
+        n_told = max(0, len(tokens) - 1) if last is None else last
+        if n_told == 0:
+            self.eval(tokens)
             return np.empty(0)
         seen: list[npt.NDArray[np.float64]] = []
         to_read = self._announce(tokens)
@@ -485,8 +496,8 @@ class MesaLlama(llama_cpp.Llama):
             expected = following[start : start + len(logits)]
             seen.append(logits[np.arange(len(logits)), expected] - total)
 
-        self._eval(to_read, look=look)
-        return np.concatenate(seen)[-len(tokens) : -1]
+        self._eval(to_read, look=look, look_from=len(to_read) - n_told - 1)
+        return np.concatenate(seen)[:-1]
 
     def _announce(self, tokens: list[int]) -> list[int]:
         """Plan the reading of tokens after the ones in the context -> those to read: some of the context may be among them."""
@@ -515,6 +526,7 @@ class MesaLlama(llama_cpp.Llama):
         if crew is None:
             self._ctx.decode(self._batch)
             return
+        crew.begin(time.perf_counter(), self._free_cpus.look(), many)
         threads = one.n if one is not None else self._threads[0], many.n if many is not None else self._threads[1]
         if threads != self._threads_set:
             llama_cpp.llama_set_n_threads(self._ctx.ctx, *threads)
@@ -523,7 +535,7 @@ class MesaLlama(llama_cpp.Llama):
         self._ctx.decode(self._batch)
         now, cpu, after = time.perf_counter(), time.process_time() - cpu, machine.disk_faults()
         from_disk = None if faults is None or after is None else after > faults
-        crew.worked(n_tokens, now - wall, cpu, now, from_disk)
+        crew.worked(n_tokens, now - wall, cpu, now, from_disk, self._free_cpus.look())
 
     def _make_plan(self, tokens: Sequence[int]) -> int:
         """Tell the core what comes, so that it can plan. Returns how many tokens of the context stay."""
@@ -566,12 +578,14 @@ class MesaLlama(llama_cpp.Llama):
         tokens: Sequence[int],
         to_borders: bool = True,
         look: Callable[[int, npt.NDArray[np.single]], None] | None = None,
+        look_from: int = 0,
     ) -> None:
         """Read tokens in batches that end at chunk borders where they can.
 
         Args:
-            look: called after each batch with its place in tokens and the logits of all of its tokens, [n, n_vocab], which the next batch
-                changes.
+            look: called after each batch with a place in tokens and the logits of the batch's tokens from there on, [n, n_vocab], which the
+                next batch changes.
+            look_from: the first token whose logits it gets.
         """
         self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
         n_done, n_all = 0, len(tokens)
@@ -583,20 +597,27 @@ class MesaLlama(llama_cpp.Llama):
             if self._heads is not None and n_all - n_done > 1:
                 n = min(n, n_all - n_done - 1)  # the last token alone
             if look is not None:
-                n = min(n, MOST_DRAFTS)  # or the logits of a batch take much memory
+                n = min(n, max(0, look_from - n_done) + MOST_DRAFTS)  # or the logits of a batch take much memory
             batch = tokens[n_done : n_done + n]
 
             self._check_devices()
             n_tokens = len(batch)
             drafts = self.draft_model is not None and n_all <= MOST_DRAFTS
-            every = self._logits_all or look is not None or drafts
+            every = self._logits_all or drafts
             self._batch.set_batch(batch=batch, n_past=n_past, logits_all=every)
+            begin = (
+                n_tokens if look is None else min(max(0, look_from - n_done), n_tokens)
+            )  # of those that are looked at
+            for i in range(begin, n_tokens):
+                self._batch.batch.logits[i] = True
             self._decode(n_tokens)
 
-            self._with_logits = range(n_past if every else n_past + n_tokens - 1, n_past + n_tokens)
+            first = 0 if every else min(begin, n_tokens - 1)
+            self._with_logits = range(n_past + first, n_past + n_tokens)
             self.input_ids[n_past : n_past + n_tokens] = batch
-            if look is not None:
-                look(n_done, np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens, self._n_vocab)))
+            if look is not None and begin < n_tokens:
+                rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens - first, self._n_vocab))
+                look(n_done + begin, rows[begin - first :])
             if self._logits_all:
                 logits = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens * self._n_vocab,))
                 self.scores[n_past : n_past + n_tokens, :].reshape(-1)[:] = logits

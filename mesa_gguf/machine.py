@@ -9,6 +9,7 @@ import ctypes
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ if sys.platform != "win32":
 
 ROOT = Path("/")  # of /proc and /sys; another one in tests
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
+LOOK = 0.1  # seconds: the kernel counts what is computed in steps of a hundredth
 KERNELS = ("", "mesa", "stock")  # what MESA_KERNELS may be; csrc/mesa-kernels.cpp reads it
 
 
@@ -185,6 +187,52 @@ def _sysctl(name: str) -> int | None:
 def disk_faults() -> int | None:
     """Pages that this process has waited for the disk for; None where the system does not tell."""
     return None if sys.platform == "win32" else resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+class FreeCpus:
+    """How many CPUs other programs leave to this process.
+
+    Linux tells what all programs compute. Those that are niced make way, and do not count, unless this process is niced itself.
+
+    Attributes:
+        n: CPUs, of those that this process may use, in the last period that was looked at; None: not known.
+    """
+
+    def __init__(self) -> None:
+        self.n: float | None = None
+        self._seen = _computed()
+
+    def look(self) -> float | None:
+        """The mean since the last look, where that is long enough ago; else what was seen then."""
+        if self._seen is not None and time.perf_counter() - self._seen[0] >= LOOK:
+            before, self._seen = self._seen, _computed()
+            if self._seen is not None:
+                seconds, by_all, by_us = (now - then for now, then in zip(self._seen, before))
+                n_cpus = len(_affinity() or ())
+                self.n = min(max(0.0, n_cpus - max(0.0, by_all - by_us) / seconds), float(n_cpus))
+        return self.n
+
+
+def _computed() -> tuple[float, float, float] | None:
+    """The time now, and seconds that were computed up to now on the CPUs that this process may use: by all programs, and by this process
+    and its children. None where the system does not tell."""
+    cpus = _affinity()
+    if cpus is None:
+        return None
+    ticks = 0
+    names = {f"cpu{cpu}" for cpu in cpus}
+    niced = os.getpriority(os.PRIO_PROCESS, 0) > 0
+    for line in _read(ROOT / "proc/stat").splitlines():
+        name, *fields = line.split()
+        if name in names and len(fields) >= 8:
+            user, nice, system, _idle, _waiting, irq, softirq, stolen = map(int, fields[:8])
+            ticks += user + niced * nice + system + irq + softirq + stolen
+            names.discard(name)
+    if names or not ticks:
+        return None
+    own = os.times()
+    by_us = own.user + own.system + own.children_user + own.children_system
+    return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), by_us
 
 
 def default_threads() -> tuple[int, int]:

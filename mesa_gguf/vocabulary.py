@@ -41,13 +41,23 @@ class WholeTokens(LlamaModel):
 
     def token_bytes(self, token: int, special: bool = False) -> bytes:
         """The bytes of a token of the vocabulary; nothing for control tokens unless special."""
+        vocab = self.vocab  # raises if closed
+        known = self._bytes.get((token, special))
+        if known is not None:
+            return known
         size = 32
         while True:
             buffer = ctypes.create_string_buffer(size)
-            n: int = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
+            n: int = llama_cpp.llama_token_to_piece(vocab, token, buffer, size, 0, special)
             if n >= 0:
-                return buffer.raw[:n]
+                found = self._bytes[token, special] = buffer.raw[:n]
+                return found
             size = -n
+
+    @functools.cached_property
+    def _bytes(self) -> dict[tuple[int, bool], bytes]:
+        """Of tokens that were asked for: a text has the same ones often."""
+        return {}
 
     def token_to_piece(self, token: int, special: bool = False) -> bytes:
         self._check([token])

@@ -506,4 +506,16 @@ def test_log_likelihoods_are_those_of_the_logits(open_llama: Opener, model_path:
         other.eval(tokens[:15])
         if n <= 128:  # else it is another plan
             assert worst(other.log_likelihoods(tokens[15:]), expected[15:]) < 1e-3
+        for last in (0, 1, 7, n - 1):
+            other.reset()
+            told = other.log_likelihoods(tokens, last)
+            assert told.shape == (last,) and worst([0, *told], [0, *expected[n - 1 - last :]]) < 1e-3
+            assert other.n_tokens == n and worst(other._get_logits(n - 1), logits[-1]) < 1e-3
+            other.n_tokens = (
+                n - 1
+            )  # another token than the last one has its logits read anew, where they are no more there
+            assert worst(other._get_logits(n - 2), logits[-2]) < 1e-3
+        for wrong in (-1, n):
+            with pytest.raises(PromptError, match="less than the number of tokens"):
+                other.log_likelihoods(tokens, wrong)
         assert other.log_likelihoods([tokens[0]]).shape == (0,) and other.log_likelihoods([]).shape == (0,)

@@ -686,8 +686,7 @@ class Shelf:
                 self._begin()
             self.llm.n_tokens = n
             try:
-                self.llm.eval(own[passage])
-                value = float(self.llm.log_likelihoods(asked)[start - 1 :].sum())
+                value = float(self.llm.log_likelihoods([*own[passage], *asked], len(asked) - start).sum())
             finally:
                 self.llm.n_tokens = min(n, self.llm.n_tokens)
             found[question, passage] = self._likelihoods[question, passage] = value

@@ -62,7 +62,7 @@ class WordVectors:
         self._mean: Any = None
         self._common: Any = None
         self._kept: dict[str, Floats] = {}
-        self._first: dict[str, tuple[int, float]] = {}
+        self._split: dict[str, tuple[int, ...]] = {}
 
     def of(self, words: Sequence[str]) -> Floats | None:
         """A vector of length 1 for each word [n_words, n_embd]; None where the file has no such table.
@@ -73,7 +73,7 @@ class WordVectors:
         if self._mean is None and not self._prepare():
             return None
         new = [word for word in dict.fromkeys(words) if word not in self._kept]
-        tokens = [list(self._tokenize(f" {word}")) for word in new]
+        tokens = [self._tokens(word) for word in new]
         ids = sorted({token for own in tokens for token in own})
         place = {token: i for i, token in enumerate(ids)}
         rows = self._centred(self._rows(ids)) if ids else np.zeros((0, len(self._mean)), np.float32)
@@ -90,12 +90,15 @@ class WordVectors:
 
     def beginnings(self, words: Sequence[str]) -> tuple[npt.NDArray[np.intp], Floats]:
         """The token that each word begins with in a text, and how much that tells of the word: 1 where it is the whole word."""
-        for word in words:
-            if word not in self._first:
-                tokens = self._tokenize(f" {word}")
-                self._first[word] = (tokens[0], len(tokens) ** -2.0) if tokens else (0, 0.0)
-        found = [self._first[word] for word in words]
-        return np.array([token for token, _ in found], np.intp), np.array([share for _, share in found], np.float32)
+        found = [self._tokens(word) for word in words]
+        first = np.array([own[0] if own else 0 for own in found], np.intp)
+        return first, np.array([len(own) ** -2.0 if own else 0.0 for own in found], np.float32)
+
+    def _tokens(self, word: str) -> tuple[int, ...]:
+        """Of a word within a text."""
+        if word not in self._split:
+            self._split[word] = tuple(self._tokenize(f" {word}"))
+        return self._split[word]
 
     def _rows(self, ids: Sequence[int]) -> Any:
         return _core.tensor_rows(str(self._path), TABLE, ids)

@@ -106,6 +106,31 @@ def test_nothing_commands_a_terminal(run: Run, tmp_path: Path, monkeypatch: pyte
     assert json.loads(out)["text"] == kept and not set(out) & set("\x1b\x07\x9b\x7f\u202e\u2066")
 
 
+def test_a_library_without_a_name_is_no_folder(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+    for command in (("ask", "-f", "a.txt", "Who?"), ("chat", "-f", "a.txt"), ("library", "list"), ("serve",)):
+        code, out, err = run(*command, "--library", "")
+        assert (code, out) == (2, "") and "the library's folder has no name" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["esc\x1b[31m.txt", "two\nlines.txt", "\u202egpj.txt"])
+def test_documents_are_found_by_names_of_files(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("text", encoding="utf-8")
+    shown = run("library", "add", name)[1].split("  ")[1]
+    assert shown.isprintable() and run("library", "show", shown)[1] == "text\n" == run("library", "show", name)[1]
+    assert run("library", "remove", name)[:2] == (0, f"removed {shown}\n")
+
+
+@pytest.mark.parametrize("name", ["chunks", "index.sqlite3"])
+def test_what_stands_in_the_place_of_a_library(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "library").mkdir()
+    path = tmp_path / "library" / name
+    path.touch() if name == "chunks" else path.mkdir()
+    code, _, err = run("library", "list")
+    assert code == 2 and "which no library has there: move it away" in err and err.count("\n") == 1
+
+
 def test_messages_command_no_terminal(run: Run) -> None:
     code, _, err = run("library", "show", "a\x1b[31mb\x9b")
     assert code == 2 and "a\\x1b[31mb\\x9b" in err and "\x1b" not in err
@@ -146,6 +171,8 @@ def test_n_tokens_are_not_exceeded(llm: MesaLlama, library: Library, n: int) -> 
     # what matches is read, where none of it fits
     (piece,) = catalogue.select(MADE.facts[0].question, documents[::2], 1).pieces
     assert MADE.facts[0].answer in piece.text
+    answer = Reader(llm, library, cite_by="words").ask(MADE.facts[0].question, documents=documents[:1], read=1, max_tokens=1).answer  # fmt: skip
+    assert answer.read is not None and "none of the chunks that match has as few tokens as 1" in answer.read.notes[0]
 
 
 def test_a_chunk_that_is_too_long_is_told(llm: MesaLlama, library: Library) -> None:

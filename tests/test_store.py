@@ -320,6 +320,17 @@ def test_a_library_of_the_future(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_the_database_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite3"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE mine (x)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(LibraryError, match="is the database of another program: use another folder"):
+        Index(path)
+    assert path.read_bytes() == before and [other.name for other in tmp_path.iterdir()] == ["index.sqlite3"]
+
+
 @pytest.mark.parametrize("damage", ["zeros", "text", "cut", "page"])
 def test_a_damaged_index_is_set_aside(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "index.sqlite3"

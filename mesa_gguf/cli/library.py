@@ -13,6 +13,7 @@ import typer
 from ..errors import MesaError, PromptError
 from ..library.library import Document, Library, check_name
 from ..library.store import LibraryError
+from ..loaders.document import printable
 from ..model.hub import find_model
 from ..reading.text import source_name
 from . import output
@@ -305,7 +306,7 @@ def say_notes(document: Document) -> None:
 
 
 @contextlib.contextmanager
-def open_library(folder: Path | None) -> Iterator[Library]:
+def open_library(folder: str | None) -> Iterator[Library]:
     """The library in a folder; what had to be mended is told, when it is opened or where it comes to light."""
     with Library(folder) as opened:
         if opened.mended is not None:
@@ -319,9 +320,10 @@ def open_library(folder: Path | None) -> Iterator[Library]:
 
 def _find(library: Library, name: str) -> Document:
     documents = library.documents()
-    found = [d for d in documents if name == str(d.id)] or [d for d in documents if name == d.name]
+    called = printable(name)  # as names are kept
+    found = [d for d in documents if name == str(d.id)] or [d for d in documents if d.name in (name, called)]
     if not found:
-        raise PromptError(f"there is no document {name} in the library: mesa-gguf library list shows them")
+        raise PromptError(f"there is no document {called} in the library: mesa-gguf library list shows them")
     if len(found) > 1:
         numbers = ", ".join(str(d.id) for d in found)
         raise PromptError(f"several documents are called {name}: give one of the numbers {numbers}")

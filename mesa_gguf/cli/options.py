@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -60,7 +59,7 @@ CollectionOption = Annotated[
     ),
 ]
 LibraryOption = Annotated[
-    Path | None,
+    str | None,  # a Path makes the current folder of an empty name
     option(
         "--library",
         metavar="DIR",

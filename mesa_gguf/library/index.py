@@ -211,6 +211,11 @@ class Index:
                     f"{self.path}: this library is of a newer mesa-gguf (version {version}, this one knows {VERSION}): "
                     "update mesa-gguf, or use another folder"
                 )
+            names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if version == 0 and names and not names & TABLES:
+                raise LibraryError(
+                    f"{self.path}: is the database of another program: use another folder for the library"
+                )
             mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             if mode.lower() != "wal":
                 db.execute("PRAGMA journal_mode = DELETE")  # as on network drives, where WAL does not work
@@ -317,7 +322,7 @@ class Index:
         if isinstance(err, sqlite3.ProgrammingError):
             return LibraryError(f"{self.path}: the library cannot be {what}: {err}")
         return LibraryError(
-            f"{self.path}: the library cannot be {what}: {err}: see whether the disk is full, or can be written to"
+            f"{self.path}: the library cannot be {what}: {err}: see whether the disk is full, and the file and its folder can be written to"
         )
 
     def _unpacked(self, packed: str) -> list[Any]:

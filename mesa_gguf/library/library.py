@@ -108,8 +108,12 @@ class Library:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as err:
             raise LibraryError(f"{self.folder}: the library cannot be kept there: {err.strerror}") from None
-        self.store = ChunkStore(self.folder / "chunks")
-        self.index = Index(self.folder / "index.sqlite3", self.store)
+        chunks, index = self.folder / "chunks", self.folder / "index.sqlite3"
+        for path, is_wrong, what in ((chunks, chunks.is_file(), "file"), (index, index.is_dir(), "folder")):
+            if is_wrong:
+                raise LibraryError(f"{path}: is a {what}, which no library has there: move it away")
+        self.store = ChunkStore(chunks)
+        self.index = Index(index, self.store)
         self._budget = budget
 
     @property

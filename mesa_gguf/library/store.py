@@ -76,6 +76,10 @@ class ChunkStore:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as err:
             raise LibraryError(f"{folder}: the library cannot be kept there: {err.strerror}") from None
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise LibraryError(
+                f"{folder}: kept chunks cannot be read: make the folder readable, or use another library"
+            )
         self._sweep()
 
     def path(self, key: str) -> Path:
@@ -85,7 +89,9 @@ class ChunkStore:
         return self.folder / key[:2] / f"{key}{SUFFIX}"
 
     def __contains__(self, key: str) -> bool:
-        return _is_key(key) and self.path(key).is_file()
+        with contextlib.suppress(OSError):  # it cannot be looked at: then it is not there
+            return _is_key(key) and self.path(key).is_file()
+        return False
 
     def get(self, key: str, n_tokens: int) -> bytes | None:
         """The rows of a chunk; None if they are not there, or damaged: then the file is taken away."""

@@ -757,6 +757,8 @@ def _what_was_read(selection: Selection, computed: int, notes: Sequence[str]) ->
     if selection.too_long is not None:
         said = f"the chunk that matches best has {selection.too_long} tokens, more than may be read: it was left out"
         notes = [*notes, said]
+    if isinstance(selection.mode, int) and selection.n_tokens > selection.mode:
+        notes = [*notes, f"none of the chunks that match has as few tokens as {selection.mode}: the best one was read"]
     if selection.unknown:
         notes = [*notes, f"the documents do not have these words of the question: {', '.join(selection.unknown)}"]
     return Read(

@@ -148,6 +148,8 @@ def test_documents_of_one_name_are_told_apart(run: Run, tmp_path: Path) -> None:
     path = str((tmp_path / "two" / "report.txt").resolve())
     assert citation["document"] == "report.txt" and citation["path"] == path
     assert citation["document_id"] == listed[path] and len(listed) == 2
+    lines = run("library", "list")[1].splitlines()
+    assert all(any(line.endswith(f"characters, {source}") for line in lines) for source in listed)
     err = run("ask", *files, question, "--threads", "1", "--max-tokens", 24)[2]
     assert f"[1] {path}" in err and "chunks of report.txt, report.txt" in err
     assert "[1] report.txt" in run("ask", "-f", "two/report.txt", question, "--threads", "1", "--max-tokens", 24)[2]

@@ -946,6 +946,7 @@ def test_walk(tmp_path: Path) -> None:
     (folder / "empty").touch()
     (folder / "picture.txt").write_bytes(b"\x89PNG\r\n")
     (folder / "junk").write_bytes(bytes(range(256)))
+    (folder / "junk.docx").write_bytes(bytes(range(256)))
     (folder / "large.txt").write_text("x" * 2000)
     os.mkfifo(folder / "pipe")
     os.symlink(outside, folder / "out")
@@ -963,6 +964,7 @@ def test_walk(tmp_path: Path) -> None:
         "broken",
         "empty",
         "junk",
+        "junk.docx",
         "large.txt",
         "loop",
         "out",

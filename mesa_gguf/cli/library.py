@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -161,8 +162,11 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
                 {"documents": shown, "collections": collections, "models": models, "budget": opened.budget}
             )
             return
+        n_called = Counter(about["name"] for about in shown)
         for about in shown:
             line = f"{about['id']}  {about['name']}  {about['kind']}, {about['n_chars']} characters"
+            if n_called[about["name"]] > 1 and about["source"]:
+                line += f", {about['source']}"
             if about["collections"]:
                 line += f", in {', '.join(about['collections'])}"
             output.write(f"{line}\n")

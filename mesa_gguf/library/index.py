@@ -504,7 +504,8 @@ class Index:
         """Of each document the vocabularies that have cut it: (vocabulary, chunks, tokens) each."""
         found: dict[int, list[tuple[str, int, int]]] = {}
         for document, vocabulary, n_chunks, n_tokens in self._rows(
-            "SELECT document, vocabulary, count(*), sum(n_tokens) FROM spans GROUP BY document, vocabulary ORDER BY document, vocabulary"
+            "SELECT document, vocabulary, count(*), total(n_tokens) FROM spans WHERE typeof(document) = 'integer'"
+            " GROUP BY document, vocabulary ORDER BY document, vocabulary"
         ):
             found.setdefault(int(document), []).append((str(vocabulary), int(n_chunks), int(n_tokens)))
         return found
@@ -605,7 +606,7 @@ class Index:
     def collections(self) -> list[tuple[str, int]]:
         """Name and number of documents of each."""
         return [
-            (name, n)
+            (str(name), int(n))
             for name, n in self._rows(
                 "SELECT c.name, count(m.document) FROM collections c LEFT JOIN members m ON m.collection = c.name"
                 " GROUP BY c.name ORDER BY c.name"
@@ -674,14 +675,19 @@ class Index:
 
     @_mending
     def kept(self) -> list[KeptRow]:
-        """What is kept, least recently used first."""
-        return [
-            KeptRow(*row) for row in self._rows("SELECT key, model, n_tokens, size, used FROM kept ORDER BY used, key")
-        ]
+        """What is kept, least recently used first. Rows that make no sense are taken from the chunks' files again."""
+        rows = self._rows("SELECT rowid, key, model, n_tokens, size, used FROM kept ORDER BY used, key")
+        found = [KeptRow(*row[1:]) for row in rows if _makes_sense(*row[1:])]
+        if len(found) < len(rows):
+            wrong = [row for row in rows if not _makes_sense(*row[1:])]
+            with self.writing() as db:
+                db.executemany("DELETE FROM kept WHERE rowid = ?", [row[:1] for row in wrong])
+                self._note_found(db, [str(row[1]) for row in wrong])
+            return self.kept()
+        return found
 
-    @_mending
     def kept_bytes(self) -> int:
-        return int(self._rows("SELECT coalesce(sum(size), 0) FROM kept")[0][0])
+        return int(self._rows("SELECT total(size) FROM kept")[0][0])
 
     #
     # preambles
@@ -710,11 +716,21 @@ class Index:
 
     @_mending
     def model_names(self) -> dict[str, str]:
-        return dict(self._rows("SELECT model, name FROM preambles"))
+        return {str(model): str(name) for model, name in self._rows("SELECT model, name FROM preambles")}
 
 
 def damaged_document(row: DocumentRow) -> LibraryError:
     return LibraryError(f"document {row.id} ({row.name}) is damaged in the library's index: add its file again")
+
+
+def _makes_sense(key: object, model: object, n_tokens: object, size: object, used: object) -> bool:
+    """Whether a row of what is kept can be one. note: it has no seal: it can be had from the files."""
+    numbers = ((n_tokens, 2**31), (size, 2**50), (used, 2**53))
+    return (
+        isinstance(key, str)
+        and isinstance(model, str)
+        and all(isinstance(number, int) and 0 <= number < most for number, most in numbers)
+    )
 
 
 def _lacking(db: sqlite3.Connection, keys: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import DocumentError
 from .decoding import is_binary
 from .document import LIMITS, Limits, printable
-from .formats import foreign, is_packed, is_pdf
+from .formats import foreign, is_packed, is_pdf, not_as_named
 
 _SHOWN = 65_536
 
@@ -115,4 +115,6 @@ def _why_not(path: Path, status: os.stat_result, limits: Limits) -> str | None:
         return f"is {file_kind[0]}"
     if is_pdf(head) or is_packed(head):
         return None
+    if what := not_as_named(path.name):
+        return f"is no {what}, as its name says: it is damaged, or of another kind"
     return "is no text" if is_binary(head) else None

@@ -423,6 +423,53 @@ def test_a_full_disk_leaves_the_damaged_index(folder: Path, monkeypatch: pytest.
         assert library.mended is not None
 
 
+@pytest.mark.parametrize(
+    "err",
+    [
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),  # SQLite quotes what it found
+        MemoryError(),  # FTS5 asks for what a length says
+        sqlite3.OperationalError("invalid fts5 file format (found 0, expected 4) - run 'rebuild'"),
+        sqlite3.OperationalError("no such column: start"),
+        sqlite3.IntegrityError("UNIQUE constraint failed: documents.id"),
+    ],
+    ids=lambda err: type(err).__name__,
+)
+def test_whatever_sqlite_makes_of_damage(folder: Path, monkeypatch: pytest.MonkeyPatch, err: Exception) -> None:
+    with opened(folder) as library:
+        spans_of, failed = indexing.spans_of, []
+
+        def damaged(*given: object) -> object:
+            if not failed:
+                failed.append(given)
+                raise err
+            return spans_of(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(indexing, "spans_of", damaged)
+        library.index.spans(1, "v")
+        assert library.mended is not None and "the index was damaged" in library.mended and failed
+
+
+@pytest.mark.parametrize("said", ["database or disk is full", "disk I/O error", "attempt to write a readonly database"])
+def test_what_the_disk_does_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError(said)
+
+    with opened(folder) as library:
+        monkeypatch.setattr(indexing, "spans_of", fail)
+        with pytest.raises(LibraryError, match=f"{said}: see whether the disk is full"):
+            library.index.spans(1, "v")
+        assert library.mended is None
+    assert not list(folder.glob("*damaged*"))
+
+
+def test_a_document_is_removed_whose_borders_are_damaged(llm: MesaLlama, folder: Path) -> None:
+    with opened(folder) as library:
+        (document,) = [d for d in library.documents() if d.name == "log.txt"]
+        library.index._db.execute("UPDATE spans SET heading = 'x', stop = stop + 3")
+        library.remove(document)
+        assert library.verify().damaged == [] and len(library.documents()) == 2
+
+
 def test_an_index_that_stays_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = opened(folder)
 

@@ -37,6 +37,7 @@ from .schema import (
     spans_of,
     statements,
     text_of,
+    told_by_sqlite,
     transaction,
 )
 from .store import ChunkStore, LibraryError
@@ -191,7 +192,8 @@ class Index:
             try:
                 if not is_there(self.path):
                     self._renew(None)
-                self._open()
+                with told_by_sqlite():
+                    self._open()
                 return
             except sqlite3.OperationalError as err:
                 if "locked" not in str(err) or time.monotonic() > give_up:
@@ -297,7 +299,7 @@ class Index:
             self._n_calls += 1
             try:
                 while True:
-                    with transaction(db := self._db):
+                    with told_by_sqlite(), transaction(db := self._db):
                         if not self._is_another():  # while this one waited for its turn
                             yield db
                             return
@@ -309,7 +311,8 @@ class Index:
     @_mending
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
-            return self._db.execute(query, values).fetchall()
+            with told_by_sqlite():
+                return self._db.execute(query, values).fetchall()
         except sqlite3.DatabaseError as err:
             raise self._unusable("read", err) from err
 
@@ -391,7 +394,8 @@ class Index:
 
     def _remove(self, db: sqlite3.Connection, document: int) -> None:
         row = db.execute(f"SELECT {DOCUMENT} FROM documents WHERE id = ?", (document,)).fetchone()
-        if row is not None and not is_whole(row):  # another text would take the wrong words from the index
+        # another text, or other borders, would take the wrong words from the index
+        if row is not None and not (is_whole(row) and _cuts_are_whole(db, document)):
             self._forget_cuts(db)
         collections = db.execute("SELECT collection FROM members WHERE document = ?", (document,)).fetchall()
         texts = db.execute(
@@ -488,7 +492,8 @@ class Index:
         with self._lock:
             sealed = self._rows("SELECT seal FROM cuts WHERE document = ? AND vocabulary = ?", (document, vocabulary))
             try:
-                rows = spans_of(self._db, document, vocabulary)
+                with told_by_sqlite():
+                    rows = spans_of(self._db, document, vocabulary)
             except sqlite3.DatabaseError as err:
                 raise self._unusable("read", err) from err
             if [(seal(document, vocabulary, rows),)] != sealed and (rows or sealed):
@@ -529,7 +534,8 @@ class Index:
         """Whether the words of chunks are whole; where they are not, documents are cut anew."""
         with self._lock:
             try:
-                self._db.execute("INSERT INTO words (words) VALUES ('integrity-check')")
+                with told_by_sqlite():
+                    self._db.execute("INSERT INTO words (words) VALUES ('integrity-check')")
             except sqlite3.DatabaseError:
                 self._cut_anew()
                 return False
@@ -547,16 +553,17 @@ class Index:
         query = " OR ".join(f'"{term}"' for term in terms)
         with self._lock:
             try:
-                db = self._db
-                db.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (document INTEGER PRIMARY KEY)")
-                db.execute("DELETE FROM chosen")
-                db.executemany("INSERT OR IGNORE INTO chosen VALUES (?)", [(document,) for document in documents])
-                rows = db.execute(
-                    "SELECT s.id, -bm25(words) FROM words JOIN spans s ON s.id = words.rowid"
-                    " WHERE words MATCH ? AND s.vocabulary = ? AND s.document IN (SELECT document FROM chosen)"
-                    " ORDER BY bm25(words), s.id LIMIT ?",
-                    (query, vocabulary, limit),
-                ).fetchall()
+                with told_by_sqlite():
+                    db = self._db
+                    db.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (document INTEGER PRIMARY KEY)")
+                    db.execute("DELETE FROM chosen")
+                    db.executemany("INSERT OR IGNORE INTO chosen VALUES (?)", [(document,) for document in documents])
+                    rows = db.execute(
+                        "SELECT s.id, -bm25(words) FROM words JOIN spans s ON s.id = words.rowid"
+                        " WHERE words MATCH ? AND s.vocabulary = ? AND s.document IN (SELECT document FROM chosen)"
+                        " ORDER BY bm25(words), s.id LIMIT ?",
+                        (query, vocabulary, limit),
+                    ).fetchall()
             except sqlite3.DatabaseError as err:
                 if is_the_disk(err) or isinstance(err, sqlite3.ProgrammingError):  # the library was closed
                     raise self._unusable("read", err) from err
@@ -651,7 +658,8 @@ class Index:
     def note_lacking(self, keys: Sequence[str]) -> None:
         """Of these, which are kept, note those that the index had lost sight of."""
         try:
-            lacking = _lacking(self._db, keys)
+            with told_by_sqlite():
+                lacking = _lacking(self._db, keys)
         except sqlite3.DatabaseError as err:
             raise self._unusable("read", err) from err
         if lacking:
@@ -731,6 +739,13 @@ def _makes_sense(key: object, model: object, n_tokens: object, size: object, use
         and isinstance(model, str)
         and all(isinstance(number, int) and 0 <= number < most for number, most in numbers)
     )
+
+
+def _cuts_are_whole(db: sqlite3.Connection, document: int) -> bool:
+    sealed = db.execute("SELECT vocabulary, seal FROM cuts WHERE document = ?", (document,)).fetchall()
+    cut = db.execute("SELECT DISTINCT vocabulary FROM spans WHERE document = ?", (document,)).fetchall()
+    is_sealed = {vocabulary for (vocabulary,) in cut} <= {vocabulary for vocabulary, _ in sealed}
+    return is_sealed and all(seal(document, cut, spans_of(db, document, cut)) == said for cut, said in sealed)
 
 
 def _lacking(db: sqlite3.Connection, keys: Sequence[str]) -> list[str]:

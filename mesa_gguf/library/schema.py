@@ -87,12 +87,28 @@ def is_damage(err: BaseException | None) -> bool:
     return not is_the_disk(err)
 
 
+@contextlib.contextmanager
+def told_by_sqlite() -> Iterator[None]:
+    """Damage may have SQLite say what is no text, or ask for more memory than there is."""
+    try:
+        yield
+    except (UnicodeDecodeError, MemoryError) as err:
+        raise sqlite3.DatabaseError(f"SQLite tells of it by a {type(err).__name__}") from err
+
+
+# SQLite's codes for what the disk, or another process, does: SQLITE_PERM, BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN, PROTOCOL, NOLFS
+_THE_DISK = frozenset((3, 5, 6, 8, 10, 13, 14, 15, 22))
+_DAMAGED = ("vtable constructor", "no such", "malformed", "corrupt", "fts5")  # in messages, where there is no code
+
+
 def is_the_disk(err: BaseException) -> bool:
     """The disk is full, cannot be written to, or others hold the file: what is in it may be well."""
-    text = str(err)
-    return isinstance(err, sqlite3.OperationalError) and not any(
-        sign in text for sign in ("vtable constructor", "no such", "malformed", "corrupt")
-    )
+    if not isinstance(err, sqlite3.OperationalError):
+        return False
+    code = getattr(err, "sqlite_errorcode", None)  # since Python 3.11
+    if code is not None and code & 0xFF != 1:  # the rest of it says more; 1: an error in SQL, which ours has not
+        return code & 0xFF in _THE_DISK
+    return not any(sign in str(err) for sign in _DAMAGED)
 
 
 @contextlib.contextmanager
@@ -142,7 +158,7 @@ def all_that_can_be_read(db: sqlite3.Connection, table: str, columns: str, key: 
     """The rows of a damaged table, from both of its ends."""
     found: dict[Any, tuple[Any, ...]] = {}
     for order in ("ASC", "DESC"):
-        with contextlib.suppress(sqlite3.DatabaseError, UnicodeError, OverflowError):
+        with contextlib.suppress(sqlite3.DatabaseError, UnicodeError, OverflowError, MemoryError):
             for number, *row in db.execute(f"SELECT {key}, {columns} FROM {table} ORDER BY {key} {order}"):
                 found[number] = tuple(row)
     return [found[number] for number in sorted(found, key=str)]

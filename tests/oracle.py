@@ -314,7 +314,7 @@ class Model:
             return value
 
         tensors = {
-            tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+            tensor.name: np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float64)
             for tensor in reader.tensors
         }
         n_head, train_length = get("attention.head_count"), get("context_length")
@@ -409,12 +409,19 @@ class Model:
 
     def attend(self, layer: int, group: Queries, q: Floats, k: Floats, v: Floats, log_scaling_T: int | None) -> Floats:
         """Attention of one group -> [m, n_head * d_v], from unrotated q of its own tokens, k and v of all tokens."""
-        weights = self.weights(layer, group, q, k, log_scaling_T)
+        return self.weighted(layer, group, self.weights(layer, group, q, k, log_scaling_T), v)
+
+    def weighted(self, layer: int, group: Queries, weights: Floats, v: Floats) -> Floats:
+        """The values of all tokens, weighted as each query attends to those that its group sees -> [m, n_head * d_v]"""
         v = v[self.seen(layer, group).keys]
         if self.kv_half:
             v = v.astype(np.float16).astype(np.float64)
-        head_kv = np.arange(self.n_head) // (self.n_head // self.n_head_kv)
-        return np.einsum("hmk,khd->mhd", weights, v[:, head_kv]).reshape(len(q), -1)
+        attended = weights @ self.by_head(v)  # [n_head, m, d_v]
+        return attended.transpose(1, 0, 2).reshape(weights.shape[1], -1)
+
+    def by_head(self, x: Floats) -> Floats:
+        """Keys or values [k, n_head_kv, d] as each head reads them [n_head, k, d]"""
+        return np.repeat(x.transpose(1, 0, 2), self.n_head // self.n_head_kv, axis=0)
 
     def weights(self, layer: int, group: Queries, q: Floats, k: Floats, log_scaling_T: int | None) -> Floats:
         """How much each query attends to each key that its group sees in this layer [n_head, m, k]."""
@@ -427,21 +434,19 @@ class Model:
             k = k.astype(np.float16).astype(np.float64)
         scale = log_scaling(group.tokens, log_scaling_T if group.log_scaled else None)
         q = q * scale[:, None, None] / np.sqrt(self.d_k)
-        distance = np.abs(group.positions[:, None] - group.key_positions)  # [m, k]
-        out = np.empty((self.n_head, len(q), len(k)))
-        for head in range(self.n_head):
-            head_kv = head // (self.n_head // self.n_head_kv)
-            score = q[:, head] @ k[:, head_kv].T  # [m, k]
-            if self.slopes is not None:
-                score = score - self.slopes[head] * distance
-            if self.soft_cap:
-                score = self.soft_cap * np.tanh(score / self.soft_cap)
-            if group.bias is not None and self.slopes is None:
-                score = score + group.bias
-            score = np.where(group.visible, score, -np.inf)
-            weight = np.exp(score - score.max(-1, keepdims=True))
-            out[head] = weight / weight.sum(-1, keepdims=True)
-        return out
+        score = q.transpose(1, 0, 2) @ self.by_head(k).transpose(0, 2, 1)  # [n_head, m, k]
+        if self.slopes is not None:
+            distance = np.abs(group.positions[:, None] - group.key_positions)  # [m, k]
+            score -= self.slopes[:, None, None] * distance
+        if self.soft_cap:
+            score = self.soft_cap * np.tanh(score / self.soft_cap)
+        if group.bias is not None and self.slopes is None:
+            score += group.bias
+        score = np.where(group.visible, score, -np.inf)
+        score -= score.max(-1, keepdims=True)
+        weight = np.exp(score)
+        weight /= weight.sum(-1, keepdims=True)
+        return weight
 
     def feed_forward(self, layer: int, x: Floats) -> Floats:
         name = f"blk.{layer}.ffn"
@@ -523,8 +528,10 @@ class State:
             q, k, v = self.model.queries_keys_values(layer, x)
             self.keys[layer] = np.concatenate([self.keys[layer], k])
             self.values[layer] = np.concatenate([self.values[layer], v])
-            attention = self.model.attend(layer, group, q, self.keys[layer], self.values[layer], self.log_scaling_T)
-            weights = self.model.weights(layer, told, q, self.keys[layer], self.log_scaling_T)
+            weights = self.model.weights(layer, group, q, self.keys[layer], self.log_scaling_T)
+            attention = self.model.weighted(layer, group, weights, self.values[layer])
+            if told is not group:
+                weights = self.model.weights(layer, told, q, self.keys[layer], self.log_scaling_T)
             self.attention[layer] = np.zeros((self.model.n_head, len(self.keys[layer])))
             self.attention[layer][:, self.model.seen(layer, told).keys] = weights[:, -1]
             x = self.model.finish_layer(layer, x, attention)

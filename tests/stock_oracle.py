@@ -1,6 +1,8 @@
 """Mesa-Extrapolation played with the public API of an unpatched llama.cpp: what the patched one must compute.
 
-    LLAMA_CPP_LIB_PATH=<folder of the unpatched library> python stock_oracle.py request.json out.npz
+    LLAMA_CPP_LIB_PATH=<folder of the unpatched library> python stock_oracle.py out.npz < requests.jsonl
+
+What a request asks for lies in out.npz when its line "done" is written.
 
 Each middle chunk is decoded in a sequence of its own that shares the first chunk's cells, at positions F, F + 1, ... Then
 the keys are brought to their places on the stair, all cells join one sequence, and the last chunk and the answer are decoded
@@ -22,7 +24,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -375,8 +376,9 @@ def main() -> None:
     assert not hasattr(llama_cpp.llama_cpp._lib, "llama_mesa_version"), "this library is not the stock one"
     quiet = llama_cpp.llama_log_callback(lambda level, text, _: sys.stderr.write(text.decode()) if level == 4 else None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-    request = json.loads(Path(sys.argv[1]).read_text())
-    np.savez(sys.argv[2], **run(request))
+    for line in sys.stdin:
+        np.savez(sys.argv[1], **run(json.loads(line)))
+        print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -155,18 +155,43 @@ def limit(name: str, flash: bool) -> float:
     return (FLASH if flash else GELU if has_gelu(name) else EXACT) * (3 if is_deep(name) else 1)
 
 
-def run_oracle(stock_lib: Path, folder: Path, **request: Any) -> dict[str, NDArray[np.float32]]:
-    (folder / "request.json").write_text(json.dumps(request))
-    program = Path(__file__).with_name("stock_oracle.py")
-    done = subprocess.run(
-        [sys.executable, program, folder / "request.json", folder / "out.npz"],
-        env={**os.environ, "LLAMA_CPP_LIB_PATH": str(stock_lib), "GGML_NO_BACKTRACE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(np.load(folder / "out.npz"))
+RunOracle = Callable[..., dict[str, NDArray[np.float32]]]
+
+
+@pytest.fixture(scope="module")
+def run_oracle(stock_lib: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunOracle]:
+    """Asks stock_oracle.py, in a process that is kept, because it takes longer to start than to answer."""
+    folder = tmp_path_factory.mktemp("oracle")
+    program, out = Path(__file__).with_name("stock_oracle.py"), folder / "out.npz"
+    processes: list[subprocess.Popen[str]] = []
+    with (folder / "stderr").open("w+") as stderr:
+
+        def ask(**request: Any) -> dict[str, NDArray[np.float32]]:
+            if not processes or processes[-1].poll() is not None:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, program, out],
+                        env={**os.environ, "LLAMA_CPP_LIB_PATH": str(stock_lib), "GGML_NO_BACKTRACE": "1"},
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=stderr,
+                        text=True,
+                    )
+                )
+            process = processes[-1]
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            if process.stdout.readline() != "done\n":
+                process.wait()
+                stderr.seek(0)
+                raise AssertionError(stderr.read())
+            return dict(np.load(out))
+
+        yield ask
+        for process in processes:
+            with process:
+                pass
 
 
 @pytest.mark.parametrize(
@@ -174,7 +199,7 @@ def run_oracle(stock_lib: Path, folder: Path, **request: Any) -> dict[str, NDArr
     [*(marked(name, False) for name in MODELS), *(marked(name, True, quick=DEFAULT_FLASH) for name in MODELS)],
 )
 def test_against_stock(
-    arch_path: Callable[[str], Path], open_llama: Opener, stock_lib: Path, tmp_path: Path, name: str, flash: bool
+    arch_path: Callable[[str], Path], open_llama: Opener, run_oracle: RunOracle, name: str, flash: bool
 ) -> None:
     """Inside T bit-identical to stock; chunks, last chunk and answer as stock llama.cpp computes them when it is led through
     the method by its own API. A model that Mesa does not support is refused, with the reason."""
@@ -195,9 +220,7 @@ def test_against_stock(
 
     if has_windows(name):
         # the oracle knows nothing of windows: here those layers add nothing, below these ones do
-        stock = run_oracle(
-            stock_lib, tmp_path, path=str(path), flash=flash, short=short, prompt=prompt, rest=[], starts=[]
-        )
+        stock = run_oracle(path=str(path), flash=flash, short=short, prompt=prompt, rest=[], starts=[])
         assert np.array_equal(inside, stock["short"])
         path = arch_path(f"{name}/global")
         with stock_kernels():
@@ -213,8 +236,6 @@ def test_against_stock(
     by_hand = BY_HAND.get(name)
     flash = flash and name not in WITHOUT_FLASH
     stock = run_oracle(
-        stock_lib,
-        tmp_path,
         path=str(path),
         flash=flash,
         by_hand=by_hand and asdict(by_hand),
@@ -259,14 +280,10 @@ def test_against_stock(
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_the_numpy_oracle_is_stock(
-    arch_path: Callable[[str], Path], stock_lib: Path, tmp_path: Path, name: str
-) -> None:
+def test_the_numpy_oracle_is_stock(arch_path: Callable[[str], Path], run_oracle: RunOracle, name: str) -> None:
     """Sliding windows, layers without RoPE, norms of heads and soft caps, inside T."""
     tokens = random_tokens(100, seed=1)
-    stock = run_oracle(
-        stock_lib, tmp_path, path=str(arch_path(name)), flash=False, short=tokens, prompt=[], rest=[], starts=[]
-    )
+    stock = run_oracle(path=str(arch_path(name)), flash=False, short=tokens, prompt=[], rest=[], starts=[])
     error = worst(oracle.logits(oracle.Model.from_gguf(arch_path(name)), tokens), stock["short"])
     print(f"\n{name}: {error:.6f}")
     assert error <= ORACLE
@@ -297,7 +314,7 @@ def test_against_the_numpy_oracle(arch_path: Callable[[str], Path], open_llama: 
 
 @pytest.mark.parametrize("name", [marked(name) for name in MODELS if has_windows(name)])
 def test_windows_are_those_of_stock(
-    arch_path: Callable[[str], Path], open_llama: Opener, stock_lib: Path, tmp_path: Path, name: str
+    arch_path: Callable[[str], Path], open_llama: Opener, run_oracle: RunOracle, name: str
 ) -> None:
     """Where only the attention of sliding-window layers counts, a plan changes nothing: they see their true neighbours."""
     reason = check_model(arch_path(name)).unsupported
@@ -306,9 +323,7 @@ def test_windows_are_those_of_stock(
     path, prompt, rest = arch_path(f"{name}/windows"), random_tokens(N_PROMPT, seed=2), random_tokens(N_REST, seed=3)
     mesa, plans = read_all(open_llama(path, replace(SMALL, plan=PLAN), n_batch=128, n_ubatch=128), prompt, rest)
     assert plans[0] == PLAN and plans[-1].anchor > PLAN.anchor
-    stock = run_oracle(
-        stock_lib, tmp_path, path=str(path), flash=False, short=prompt + rest, prompt=[], rest=[], starts=[]
-    )
+    stock = run_oracle(path=str(path), flash=False, short=prompt + rest, prompt=[], rest=[], starts=[])
     error = worst(mesa, stock["short"])
     print(f"\n{name}: {error:.6f}; scale {np.abs(mesa).max():.1f}")
     assert error <= 5 * limit(name, False)  # queries and keys are rotated twice: seen 0.0001, with GELU 0.001
@@ -325,8 +340,7 @@ EDGE = 20  # tokens before and after it
 def test_windows_at_their_edge(
     arch_path: Callable[[str], Path],
     open_llama: Opener,
-    stock_lib: Path,
-    tmp_path: Path,
+    run_oracle: RunOracle,
     name: str,
     generated: bool,
     swa_full: bool,
@@ -344,9 +358,7 @@ def test_windows_at_their_edge(
 
     edge = dict(start=start, window=size, chunked=chunked)
     text = prompt + rest
-    stock = run_oracle(
-        stock_lib, tmp_path, path=str(path), flash=False, short=text, prompt=[], rest=[], starts=[], edge=edge
-    )
+    stock = run_oracle(path=str(path), flash=False, short=text, prompt=[], rest=[], starts=[], edge=edge)
     seen, felt = worst(stock["seen"], stock["short"][start:]), worst(stock["narrow"], stock["short"][start:])
     error = worst(mesa[start:], stock["short"][start:])
     print(f"\n{name}, generated {generated}, swa_full {swa_full}: {error:.6f}; seen {seen:.6f}, one less {felt:.4f}")
@@ -371,15 +383,13 @@ def test_windows_in_batches_of_any_size(arch_path: Callable[[str], Path], open_l
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_keys_placed_by_hand_are_those_that_llama_cpp_shifts(
-    arch_path: Callable[[str], Path], stock_lib: Path, tmp_path: Path, name: str
+    arch_path: Callable[[str], Path], run_oracle: RunOracle, name: str
 ) -> None:
     """The oracle's two ways, where both lead."""
     prompt, rest = random_tokens(N_PROMPT, seed=2), random_tokens(3, seed=3)
     plans = [[288, 8], [288, 8], [328, 8], [328, 8]]
     ways = [
         run_oracle(
-            stock_lib,
-            tmp_path,
             path=str(arch_path(name)),
             flash=False,
             by_hand=by_hand,

@@ -51,7 +51,7 @@ def generate(llm: MesaLlama, prompt: list[int], n: int) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["llama-yarn", "qwen2", "mpt"])
 def test_a_chat_through_many_times_T(model_path: ModelPath, open_llama: Opener, kind: str) -> None:
-    """Thirty turns of all lengths, 14 T in the end, every logit of it; some answers are regenerated, some turns edited."""
+    """Turns of all lengths, 10 T in the end, every logit of it; some answers are regenerated, some turns edited."""
     llm = open_llama(model_path(kind), n_ctx=2048)
     mirror = Mirror(llm)
     random = np.random.default_rng(1)
@@ -71,12 +71,12 @@ def test_a_chat_through_many_times_T(model_path: ModelPath, open_llama: Opener, 
         chunks += len(llm.plan().chunk_starts) > len(before.chunk_starts)
         widths += llm.plan().stair_width > before.stair_width
         assert llm.plan().n_positions(llm.n_tokens) <= T
-        if llm.n_tokens > 1750:
+        if llm.n_tokens > 10 * T:
             break
     print(
         f"\n{kind}: {llm.n_tokens} tokens, {turn + 1} turns, new chunks in {chunks}, larger E in {widths}, {mirror.error:.6f}"
     )
-    assert llm.n_tokens > 10 * T and chunks >= 5 and widths >= 3
+    assert llm.n_tokens > 10 * T and chunks >= 4 and widths >= 3
     assert mirror.error <= EXACT
 
 
@@ -191,7 +191,9 @@ def test_a_text_announced_but_not_read(model_path: ModelPath, open_llama: Opener
 # Speculation.
 
 
-@pytest.mark.parametrize("n_draft", [1, 4, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "n_draft", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(10, marks=pytest.mark.slow)]
+)
 def test_speculation_replays_its_own_history(open_llama: Opener, n_draft: int) -> None:
     """Answers to a text that repeats itself, long enough for the anchor to move many times; every token read, drafts that
     were refused included, against the oracle."""

@@ -24,7 +24,8 @@ export CC CXX
 export CCACHE_BASEDIR ?= $(CURDIR)
 # PYTHONSAFEPATH (Python 3.11+): what gets tested is the installed package, also where a test starts `python -m`, and not
 # the folder of the same name in the working directory
-TEST_ENV := PYTHONSAFEPATH=1 MESA_STOCK_LIB='$(CURDIR)/build/stock/lib'
+# OPENBLAS_NUM_THREADS: each core has a process of its own, where more threads of NumPy's would wait for each other, spinning
+TEST_ENV := PYTHONSAFEPATH=1 OPENBLAS_NUM_THREADS=1 MESA_STOCK_LIB='$(CURDIR)/build/stock/lib'
 
 # a process for each core; the tests of a file stay together, because they share models that take time to make
 PARALLEL ?= -n $(CMAKE_BUILD_PARALLEL_LEVEL) --dist loadfile

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import BUNDLED
-from mesa_gguf import MesaConfig, MesaLlama, PromptError, Reader, Turn
+from mesa_gguf import MesaConfig, MesaLlama, PromptError, Reader, Turn, cli
 from mesa_gguf.errors import ConfigError
 from mesa_gguf.lab.documents import WATCHWORDS, is_right, make_document
 from mesa_gguf.library.library import Document, Library, default_folder
@@ -540,32 +540,41 @@ def command(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, cwd=folder, env=env, check=False, timeout=120)
 
 
-def test_the_library_from_the_shell(tmp_path: Path) -> None:
+def test_the_library_from_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MESA_LIBRARY", str(tmp_path / "library"))
+    monkeypatch.chdir(tmp_path)
+
+    def here(*args: str) -> subprocess.CompletedProcess[str]:
+        """The same in this process, which takes a tenth of the time."""
+        return subprocess.CompletedProcess(args, cli.main(["library", *args]), *capsys.readouterr())
+
     (tmp_path / "log.txt").write_text(MADE.text)
     done = command(tmp_path, "add", "log.txt", "-m", str(BUNDLED), "--collection", "work", "--threads", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1  log.txt  text, ") and "tokens computed, 0 kept before" in done.stdout
-    assert " 0 tokens computed" in command(tmp_path, "add", "log.txt", "-m", str(BUNDLED), "--threads", "1").stdout
-    listed = json.loads(command(tmp_path, "list", "--json").stdout)
+    assert " 0 tokens computed" in here("add", "log.txt", "-m", str(BUNDLED), "--threads", "1").stdout
+    listed = json.loads(here("list", "--json").stdout)
     (about,) = listed["documents"]
     assert about["name"] == "log.txt" and about["collections"] == ["work"]
     (cut,) = about["cuts"]
     assert cut["model"] == BUNDLED.name and cut["chunks"] > 5 and cut["tokens"] > 3000
     assert listed["collections"] == [{"name": "work", "documents": 1}]
     assert listed["models"][0]["model"] == BUNDLED.name and listed["models"][0]["bytes"] > 10**6
-    said = command(tmp_path, "list").stdout
+    said = here("list").stdout
     assert "collection work: 1 documents" in said and f"tokens for {BUNDLED.name}" in said and "MiB" in said
-    assert command(tmp_path, "show", "log.txt").stdout.strip() == MADE.text.strip()
-    assert "chunks are kept" in command(tmp_path, "verify").stdout
+    assert here("show", "log.txt").stdout.strip() == MADE.text.strip()
+    assert "chunks are kept" in here("verify").stdout
     done = ask(tmp_path, "--collection", "work", FACT.question, "--json", "--read", "all")
     assert json.loads(done.stdout)["read"]["tokens_computed"] == 0
-    assert json.loads(command(tmp_path, "prune", "--budget", "0", "--json").stdout)["n_chunks"] == 0
-    assert command(tmp_path, "remove", "log.txt", "--collection", "work").stdout == "log.txt is not in work any more\n"
-    assert "log.txt is not in the collection work" in command(tmp_path, "remove", "1", "--collection", "work").stderr
-    assert command(tmp_path, "remove", "--collection", "work").stdout.startswith("removed the collection work;")
-    assert "there is no collection work" in command(tmp_path, "remove", "--collection", "work").stderr
-    assert "nothing to remove" in command(tmp_path, "remove").stderr
-    assert command(tmp_path, "remove", "1").stdout == "removed log.txt\n"
+    assert json.loads(here("prune", "--budget", "0", "--json").stdout)["n_chunks"] == 0
+    assert here("remove", "log.txt", "--collection", "work").stdout == "log.txt is not in work any more\n"
+    assert "log.txt is not in the collection work" in here("remove", "1", "--collection", "work").stderr
+    assert here("remove", "--collection", "work").stdout.startswith("removed the collection work;")
+    assert "there is no collection work" in here("remove", "--collection", "work").stderr
+    assert "nothing to remove" in here("remove").stderr
+    assert here("remove", "1").stdout == "removed log.txt\n"
     done = command(tmp_path, "remove", "1")
     assert done.returncode == 2 and "there is no document 1 in the library" in done.stderr
 

@@ -6,6 +6,8 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <cstring>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -156,6 +158,27 @@ void bind_context(py::module_ & m) {
         }
         check<std::invalid_argument>(res);
     }, py::arg("ctx"), py::arg("tokens"), py::arg("data"));
+
+    m.def("chunk_values", [](uintptr_t ctx, const py::buffer & data, int32_t n_max) {
+        auto * c = to_ctx(ctx);
+
+        Py_buffer view;
+        if (PyObject_GetBuffer(data.ptr(), &view, PyBUF_SIMPLE) != 0) {
+            throw py::error_already_set();
+        }
+        std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> owner(&view, PyBuffer_Release);
+
+        const auto size     = (size_t) view.len;
+        const int64_t width = check<std::runtime_error>(llama_mesa_chunk_values(c, view.buf, size, n_max, nullptr, 0));
+
+        int64_t n_tokens; // the fifth number, and the bytes were checked
+        memcpy(&n_tokens, (const char *) view.buf + 4 * sizeof(n_tokens), sizeof(n_tokens));
+
+        py::array_t<float> res({ (py::ssize_t) n_tokens, (py::ssize_t) width });
+        check<std::runtime_error>(
+                llama_mesa_chunk_values(c, view.buf, size, n_max, res.mutable_data(), (size_t) res.size()));
+        return res;
+    }, py::arg("ctx"), py::arg("data"), py::arg("n_max"));
 
     m.def("loaded_chunks", [](uintptr_t ctx) { return ranges_of(llama_mesa_get_loaded, ctx); }, py::arg("ctx"));
 

@@ -367,75 +367,87 @@ int64_t llama_mesa_chunk_save(llama_context * ctx, int32_t from, int32_t to, voi
     }
 }
 
+static void refuse_bytes(const std::string & what) {
+    throw std::runtime_error("the chunk cannot be loaded: " + what);
+}
+
+static int64_t get_field(const uint8_t * data, size_t i) {
+    int64_t v;
+    memcpy(&v, data + i * sizeof(v), sizeof(v));
+    return v;
+}
+
+// throws std::runtime_error if the bytes are not a whole chunk
+static void check_whole(const uint8_t * data, size_t size) {
+    if (size < N_FIELDS_OWN * sizeof(int64_t)) {
+        refuse_bytes("it is cut short or empty");
+    }
+    if (get_field(data, FIELD_MAGIC) != CHUNK_MAGIC) {
+        refuse_bytes("these bytes are not a chunk");
+    }
+    if (get_field(data, FIELD_VERSION) != CHUNK_VERSION) {
+        refuse_bytes("its format has version " + std::to_string(get_field(data, FIELD_VERSION)) +
+                     ", this library reads " + std::to_string(CHUNK_VERSION));
+    }
+    if (get_field(data, FIELD_SIZE) != (int64_t) size) {
+        refuse_bytes("it is damaged: it has " + std::to_string(size) + " bytes, its header says " +
+                     std::to_string(get_field(data, FIELD_SIZE)));
+    }
+    const size_t checked = (FIELD_CHECKSUM + 1) * sizeof(int64_t);
+    if (get_field(data, FIELD_CHECKSUM) != checksum(data + checked, size - checked)) {
+        refuse_bytes("it is damaged: wrong checksum");
+    }
+}
+
+// throws std::runtime_error if whole bytes are not of this context's model, KV types and RoPE
+static void check_layout(
+        const llama_context & lctx, const std::vector<layer_rows> & layers, const uint8_t * data, size_t size) {
+    const auto header = make_header(lctx, layers, (int32_t) get_field(data, FIELD_N_TOKENS),
+            get_field(data, FIELD_TOKENS), (int32_t) get_field(data, FIELD_N_FIRST), get_field(data, FIELD_FIRST));
+    if (size < header.size() * sizeof(int64_t)) {
+        refuse_bytes("it is of a model with fewer layers");
+    }
+    for (size_t i = 0; i < header.size(); ++i) {
+        if (i != FIELD_CHECKSUM && i != FIELD_SIZE && get_field(data, i) != header[i].value) {
+            refuse_bytes("it is of another model, KV type or RoPE: " + header[i].name + " is " +
+                         std::to_string(get_field(data, i)) + ", this context has " + std::to_string(header[i].value));
+        }
+    }
+    if (header[FIELD_SIZE].value != (int64_t) size) {
+        refuse_bytes("it has " + std::to_string(size) + " bytes, this context has " +
+                     std::to_string(header[FIELD_SIZE].value));
+    }
+}
+
 // throws std::runtime_error if the bytes are not a whole chunk of these tokens that fits this context; returns the length of its first chunk
 static int32_t check_bytes(const llama_context & lctx, const llama_mesa & m, const std::vector<layer_rows> & layers,
         const std::vector<int32_t> & tokens, const uint8_t * data, size_t size) {
-    const auto refuse = [](const std::string & what) {
-        throw std::runtime_error("the chunk cannot be loaded: " + what);
-    };
+    check_whole(data, size);
 
-    const auto get = [&](size_t i) {
-        int64_t v;
-        memcpy(&v, data + i * sizeof(v), sizeof(v));
-        return v;
-    };
-
-    if (size < N_FIELDS_OWN * sizeof(int64_t)) {
-        refuse("it is cut short or empty");
+    if (get_field(data, FIELD_N_TOKENS) != (int64_t) tokens.size() ||
+            get_field(data, FIELD_TOKENS) != hash_of(tokens, 0, (int32_t) tokens.size())) {
+        refuse_bytes("it holds other tokens (" + std::to_string(get_field(data, FIELD_N_TOKENS)) +
+                     ") than those given (" + std::to_string(tokens.size()) + ")");
     }
-    if (get(FIELD_MAGIC) != CHUNK_MAGIC) {
-        refuse("these bytes are not a chunk");
-    }
-    if (get(FIELD_VERSION) != CHUNK_VERSION) {
-        refuse("its format has version " + std::to_string(get(FIELD_VERSION)) + ", this library reads " +
-                std::to_string(CHUNK_VERSION));
-    }
-    if (get(FIELD_SIZE) != (int64_t) size) {
-        refuse("it is damaged: it has " + std::to_string(size) + " bytes, its header says " +
-                std::to_string(get(FIELD_SIZE)));
-    }
-    const size_t checked = (FIELD_CHECKSUM + 1) * sizeof(int64_t);
-    if (get(FIELD_CHECKSUM) != checksum(data + checked, size - checked)) {
-        refuse("it is damaged: wrong checksum");
-    }
-
-    if (get(FIELD_N_TOKENS) != (int64_t) tokens.size() ||
-            get(FIELD_TOKENS) != hash_of(tokens, 0, (int32_t) tokens.size())) {
-        refuse("it holds other tokens (" + std::to_string(get(FIELD_N_TOKENS)) + ") than those given (" +
-                std::to_string(tokens.size()) + ")");
-    }
-    const int64_t n_first = get(FIELD_N_FIRST);
+    const int64_t n_first = get_field(data, FIELD_N_FIRST);
     if (n_first == 0) {
         if (m.n_past() > 0) {
-            refuse("it is a first chunk: empty the context, which holds " + std::to_string(m.n_past()) + " tokens");
+            refuse_bytes(
+                    "it is a first chunk: empty the context, which holds " + std::to_string(m.n_past()) + " tokens");
         }
     } else {
         const auto & cs        = m.plan.chunk_starts;
         const int32_t n_before = cs.size() > 1 ? cs[1] : m.n_past();
         if (n_first != n_before) {
-            refuse("it was read behind a first chunk of " + std::to_string(n_first) + " tokens, here are " +
-                    std::to_string(n_before));
+            refuse_bytes("it was read behind a first chunk of " + std::to_string(n_first) + " tokens, here are " +
+                         std::to_string(n_before));
         }
     }
-    if (get(FIELD_FIRST) != hash_of(m.tokens, 0, (int32_t) n_first)) {
-        refuse("it was read behind a first chunk of other tokens");
+    if (get_field(data, FIELD_FIRST) != hash_of(m.tokens, 0, (int32_t) n_first)) {
+        refuse_bytes("it was read behind a first chunk of other tokens");
     }
 
-    const auto header =
-            make_header(lctx, layers, (int32_t) tokens.size(), get(FIELD_TOKENS), (int32_t) n_first, get(FIELD_FIRST));
-    if (size < header.size() * sizeof(int64_t)) {
-        refuse("it is of a model with fewer layers");
-    }
-    for (size_t i = 0; i < header.size(); ++i) {
-        if (i != FIELD_CHECKSUM && i != FIELD_SIZE && get(i) != header[i].value) {
-            refuse("it is of another model, KV type or RoPE: " + header[i].name + " is " + std::to_string(get(i)) +
-                    ", this context has " + std::to_string(header[i].value));
-        }
-    }
-    if (header[FIELD_SIZE].value != (int64_t) size) {
-        refuse("it has " + std::to_string(size) + " bytes, this context has " +
-                std::to_string(header[FIELD_SIZE].value));
-    }
+    check_layout(lctx, layers, data, size);
     return (int32_t) n_first;
 }
 
@@ -607,4 +619,74 @@ int32_t llama_mesa_get_loaded(llama_context * ctx, int32_t * ranges, int32_t n_m
         ranges[2 * i + 1] = m->loaded[i].end;
     }
     return n;
+}
+
+int64_t llama_mesa_chunk_values(
+        llama_context * ctx, const void * buf, size_t size, int32_t n_max, float * values, size_t n_values) {
+    const llama_mesa * m = get_mesa_for_chunks(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (!buf) {
+        return fail("the buffer is NULL");
+    }
+    const auto * data = (const uint8_t *) buf;
+    try {
+        const auto layers = get_layers(*ctx);
+
+        check_whole(data, size);
+        check_layout(*ctx, layers, data, size);
+
+        const int64_t n_tokens = get_field(data, FIELD_N_TOKENS);
+
+        struct part {
+            const layer_rows * l;
+            const uint8_t * rows; // of the values
+            int64_t n_embd;
+        };
+
+        std::vector<part> parts;
+        const uint8_t * rows = data + size - row_bytes(layers) * n_tokens;
+        for (const auto & l : layers) {
+            rows += n_tokens * l.size_k;
+            if (l.v) {
+                parts.push_back({ &l, rows, ctx->get_model().hparams.n_embd_v_gqa(l.il) });
+            }
+            rows += n_tokens * l.size_v;
+        }
+        std::sort(parts.begin(), parts.end(), [](const auto & a, const auto & b) { return a.l->il > b.l->il; });
+
+        int64_t width  = 0;
+        size_t n_parts = 0;
+        while (n_parts < parts.size() && (n_parts == 0 || width + parts[n_parts].n_embd <= n_max)) {
+            width += parts[n_parts++].n_embd;
+        }
+        if (!values) {
+            return width;
+        }
+        if (n_values < (size_t) (n_tokens * width)) {
+            return fail("the values are " + std::to_string(n_tokens * width) + " numbers, the buffer has room for " +
+                        std::to_string(n_values));
+        }
+        int64_t at = 0;
+        for (size_t i = 0; i < n_parts; ++i) {
+            const auto & p      = parts[i];
+            const auto to_float = ggml_get_type_traits(p.l->v->type)->to_float;
+            if (!to_float && p.l->v->type != GGML_TYPE_F32) {
+                return fail(std::string("values of type ") + ggml_type_name(p.l->v->type) + " cannot be read");
+            }
+            for (int64_t t = 0; t < n_tokens; ++t) {
+                float * dst = values + t * width + at;
+                if (to_float) {
+                    to_float(p.rows + t * p.l->size_v, dst, p.n_embd);
+                } else {
+                    memcpy(dst, p.rows + t * p.l->size_v, p.l->size_v);
+                }
+            }
+            at += p.n_embd;
+        }
+        return width;
+    } catch (const std::exception & err) {
+        return fail(err.what());
+    }
 }

@@ -4,12 +4,14 @@
 
 Facts are put into real text (mesa_gguf.lab.facts) and asked for literally and in other words; other words keep the name that the fact is about, where
 it has one, and share no word with it where it has none. With --fresh N the facts without names are those
-below, of the first list or the second.
+below, of the first list, the second or the third.
 
     words    BM25 over the chunks (SQLite's FTS5), and the words of the sentence that fits best
     near     where few words match: chunks with sentences whose words are near those of the question (mesa_gguf.reading.similar)
     compared what the model calls the question in other words counts too, and the nearest passages are ordered by log p(question | passage), as
-             `auto` does
+             `auto` does where the chunks were not read yet
+    values   by turns those, and the chunks with the sentences whose values are near those of the sentence that the model writes
+             (mesa_gguf.reading.values), as `auto` does where they were read; with --read
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import functools
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from mesa_gguf.lab.facts import Haystack, default_text, load_text, make_document
 from mesa_gguf.reading import shelf as shelf_module
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
-from mesa_gguf.reading.shelf import Catalogue, Shelf
+from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
 
 
 def kinds(*rows: tuple[str, str, str, str, str]) -> tuple[facts.Kind, ...]:
@@ -240,6 +243,114 @@ SECOND = kinds(
 )  # fmt: skip
 
 
+# nothing was chosen by these
+THIRD = kinds(
+    ("blacksmith", "metal", "the blacksmith hammered a crown of {v}", "Of what did the blacksmith hammer a crown?",
+     "What is the headgear of the king made from?"),
+    ("midwife", "vehicle", "the midwife arrived on a {v}", "On what did the midwife arrive?",
+     "How did the woman who helps at births get there?"),
+    ("cellar", "hundreds", "the flood left {v} litres of water in the cellar", "How many litres of water did the flood leave in the cellar?",
+     "What quantity had to be pumped out of the basement?"),
+    ("actress", "country", "the actress spends every winter in {v}", "Where does the actress spend every winter?",
+     "In which nation does the star of the stage stay during the cold season?"),
+    ("coachman", "drink", "the coachman smelled of {v}", "Of what did the coachman smell?",
+     "Which beverage had the driver of the carriage apparently consumed?"),
+    ("pond", "flowers", "ducks built a nest among the {v}", "Among what did ducks build a nest?",
+     "In which blossoms did waterfowl hatch their eggs?"),
+    ("carpenter", "tree", "the carpenter carved the cradle from {v}", "From what did the carpenter carve the cradle?",
+     "Which timber was used for the bed of the newborn?"),
+    ("detective", "street", "the detective lost the suspect on {v}", "On which street did the detective lose the suspect?",
+     "Where did the person under investigation shake off the sleuth?"),
+    ("aunt", "thousands", "my aunt inherited {v} acres of forest", "How many acres of forest did my aunt inherit?",
+     "What area of woodland came to a relative after a death?"),
+    ("examination", "weekday", "the examination was postponed to {v}", "To which day was the examination postponed?",
+     "When will the test be held after the delay?"),
+    ("baron", "game", "the baron cheats at {v}", "At what does the baron cheat?",
+     "In which pastime is the aristocrat dishonest?"),
+    ("ambulance", "time", "the ambulance reached the accident at {v}", "When did the ambulance reach the accident?",
+     "At what hour did paramedics come to the crash?"),
+    ("shipwreck", "goods", "divers recovered {v} from the shipwreck", "What did divers recover from the shipwreck?",
+     "Which merchandise was brought up out of the sunken vessel?"),
+    ("monk", "language", "the monk copied a book written in {v}", "In which language was the book that the monk copied?",
+     "What tongue did the manuscript from the abbey use?"),
+    ("champion", "person", "the chess champion was beaten by {v}", "By whom was the chess champion beaten?",
+     "Who defeated the best player at the board?"),
+    ("butcher", "animal", "the butcher's sign shows a {v}", "What does the butcher's sign show?",
+     "Which creature is depicted above the meat shop?"),
+    ("prophet", "year", "the prophet foretold that the world would end in {v}", "When would the world end, as the prophet foretold?",
+     "For what date did the seer announce the apocalypse?"),
+    ("skater", "town", "the skater broke her ankle in {v}", "Where did the skater break her ankle?",
+     "In which city did the athlete on the ice injure a joint?"),
+    ("governess", "bird", "the governess wore a hat with the feather of a {v}", "The feather of what did the governess wear on her hat?",
+     "From which winged animal came the plume on the head of the private teacher?"),
+    ("curtain", "colour", "the curtains of the theatre are {v}", "What colour are the curtains of the theatre?",
+     "Which hue is the drapery in front of the stage?"),
+    ("grocer", "food", "the grocer ran out of {v}", "Of what did the grocer run out?",
+     "Which product was no longer in stock at the corner shop?"),
+    ("oath", "word", "the members of the lodge greet each other with {v}", "With what do the members of the lodge greet each other?",
+     "What do the brothers of the secret society say when they meet?"),
+    ("engineer", "tens", "the engineer holds {v} patents", "How many patents does the engineer hold?",
+     "What number of inventions has the technician registered?"),
+    ("stepmother", "jewel", "the stepmother hid the {v} in a shoe", "What did the stepmother hide in a shoe?",
+     "Which gem was concealed in footwear by dad's second wife?"),
+    ("corporal", "month", "the corporal deserted in {v}", "When did the corporal desert?",
+     "At what time of year did the soldier run away from the army?"),
+    ("attic", "instrument", "in the attic lay a broken {v}", "What lay broken in the attic?",
+     "What damaged thing to make music with was kept under the roof?"),
+    ("swimmer", "beasts", "the swimmer is terrified of {v}", "Of what is the swimmer terrified?",
+     "Which creatures frighten the man in the pool?"),
+    ("lamp", "material", "the base of the lamp is of {v}", "Of what is the base of the lamp?",
+     "On what substance does the light stand?"),
+    ("apprentice", "trade", "the apprentice would rather be a {v}", "What would the apprentice rather be?",
+     "Which profession does the trainee actually wish for?"),
+    ("funeral", "dish", "the mourners were served {v}", "What were the mourners served?",
+     "Which meal did those get who came to say farewell to the dead?"),
+    ("chapel", "village", "the bishop consecrated a chapel in {v}", "Where did the bishop consecrate a chapel?",
+     "In which hamlet did a high cleric bless a small church?"),
+    ("ferryman", "pet", "the ferryman's dog is called {v}", "What is the ferryman's dog called?",
+     "Which name has the animal of the man who takes people across the river?"),
+    ("jury", "date", "the jury will give its verdict on {v}", "When will the jury give its verdict?",
+     "Which day is the court's decision expected?"),
+    ("candle", "herb", "the candle gives off a scent of {v}", "Of what does the candle give off a scent?",
+     "Which plant can one smell while the wax burns?"),
+    ("regiment", "cloth", "the regiment got new uniforms of {v}", "Of what are the new uniforms that the regiment got?",
+     "Which fabric do the troops wear these days?"),
+    ("emperor", "phrase", "the last words of the emperor were: {v}", "What were the last words of the emperor?",
+     "What did the monarch say before he died?"),
+    ("submission", "theme", "the student wrote her thesis about {v}", "About what did the student write her thesis?",
+     "Which subject did the young woman choose for the dissertation at university?"),
+    ("whaler", "ship", "the whale rammed the {v}", "What did the whale ram?",
+     "Which vessel was hit by a giant of the sea?"),
+    ("locker", "code", "the locker at the station opens with {v}", "With what does the locker at the station open?",
+     "Which digits does one need for the luggage by the trains?"),
+    ("bakery", "fruits", "the bakery fills its tarts with {v}", "With what does the bakery fill its tarts?",
+     "What is inside the pastry from that shop?"),
+    ("sleepwalker", "person", "the sleepwalker frightened {v}", "Whom did the sleepwalker frighten?",
+     "Who was scared by somebody wandering about in the dark with closed eyes?"),
+    ("volcano", "hundreds", "the volcano buried {v} houses", "How many houses did the volcano bury?",
+     "What number of homes was covered by lava?"),
+    ("rebels", "town", "the rebels set up their headquarters in {v}", "Where did the rebels set up their headquarters?",
+     "From which city did the insurgents direct the uprising?"),
+    ("well", "tens", "the well is {v} metres deep", "How many metres deep is the well?",
+     "How far down does one have to lower the bucket?"),
+    ("stamp", "thousands", "the collector paid {v} dollars for a stamp", "How many dollars did the collector pay for a stamp?",
+     "What was the price of the little piece of postage?"),
+    ("umbrella", "vehicle", "the widower left his umbrella on a {v}", "On what did the widower leave his umbrella?",
+     "Where did the man forget what keeps off the rain?"),
+    ("snake charmer", "animal", "the acrobat rides on a {v}", "On what does the acrobat ride?",
+     "Which creature carries the performer in the circus?"),
+    ("treaty", "year", "the treaty was signed in {v}", "When was the treaty signed?",
+     "Since what time have the two states been at peace?"),
+)  # fmt: skip
+
+
+class Unread(Shelf):
+    """As if no chunk had been read."""
+
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[int]:
+        return []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-m", "--model", type=Path, required=True)
@@ -254,8 +365,9 @@ def main() -> None:
     )
     parser.add_argument("--budgets", type=int, nargs="*", default=[], help="of tokens, beside 2,048")
     parser.add_argument(
-        "--fresh", type=int, nargs="?", const=1, choices=(1, 2), help="the facts of this file: which list"
+        "--fresh", type=int, nargs="?", const=1, choices=(1, 2, 3), help="the facts of this file: which list"
     )
+    parser.add_argument("--read", action="store_true", help="read all chunks first: selection by values too")
     parser.add_argument("--near-only", action="store_true", help="without the model's weights: not compared")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
@@ -268,11 +380,12 @@ def main() -> None:
     haystack = Haystack(load_text(args.text) if args.text else default_text())
     results: list[dict[str, Any]] = []
     methods = ("words", "near") if args.near_only else ("words", "near", "compared")
+    methods += ("values",) if args.read else ()
     weak = shelf_module.WEAK_EVIDENCE
     for n, seed in enumerate(args.seeds):
         start = time.perf_counter()
         if args.fresh:
-            facts.UNLIKE = (FRESH, SECOND)[args.fresh - 1][n :: len(args.seeds)]  # type: ignore[misc]
+            facts.UNLIKE = (FRESH, SECOND, THIRD)[args.fresh - 1][n :: len(args.seeds)]  # type: ignore[misc]
         made = make_document(
             haystack, seed, args.tokens, lambda text: sum(count(f"{part}\n\n") for part in text.split("\n\n")),
             n_unlike=min(args.facts, len(facts.UNLIKE)), n_alike=args.names, n_links=args.links,
@@ -282,6 +395,12 @@ def main() -> None:
             document = library.add_text(made.text, "document")
             catalogue = Catalogue(llm, form, library)
             shelf = None if args.near_only else Shelf(llm, catalogue)
+            unread = None if args.near_only else Unread(llm, catalogue)
+            if args.read and shelf is not None:
+                shelf.read([catalogue.piece(document, row) for row in catalogue.rows(document)])
+            if shelf is not None and unread is not None:  # what the model tells of a question is remembered for both
+                unread._other_words, unread._likelihoods = shelf._other_words, shelf._likelihoods
+            models = {"compared": unread, "values": shelf}
             for question in made.questions:
                 sentences = [made.facts[i].sentence for i in question.facts]
                 kind: str = question.form
@@ -291,9 +410,7 @@ def main() -> None:
                 for method in methods:
                     shelf_module.WEAK_EVIDENCE = 0.0 if method == "words" else weak
                     begin = time.process_time()
-                    selection = catalogue.select(
-                        question.text, [document], "auto", model=shelf if method == "compared" else None
-                    )
+                    selection = catalogue.select(question.text, [document], "auto", model=models.get(method))
                     row[method] = all(any(text in piece.text for piece in selection.pieces) for text in sentences)
                     row[f"{method} CPU seconds"] = round(time.process_time() - begin, 4)
                     row[f"{method} passages"] = selection.compared

@@ -1002,6 +1002,26 @@ class MesaLlama(llama_cpp.Llama):
         self._with_logits = range(0)
         self._requires_eval = True
 
+    def chunk_values(self, data: bytes | bytearray | memoryview, n_max: int) -> npt.NDArray[np.float32]:
+        """The values that a chunk's bytes hold of its tokens: of the last layers, the last one first, as many as have n_max numbers a
+        token together, but of one layer at least [n_tokens, width]. The context stays as it is.
+
+        Args:
+            data: what `save_chunk` returned.
+
+        Raises:
+            MesaError: the data are damaged, or of another model, adapter, RoPE options or KV type.
+            ConfigError: Mesa is off, or has a method or options that keep no chunks.
+        """
+        self._check_keeps_chunks()
+        view, origin = memoryview(data).cast("B"), bytes.fromhex(self._origin)
+        if view[: len(origin)] != origin:
+            raise MesaError("the chunk was saved with another model file, adapter or RoPE options, or is damaged")
+        try:
+            return _core.chunk_values(self._address, view[len(origin) :], n_max)
+        except RuntimeError as err:
+            raise MesaError(str(err)) from None
+
     @functools.cached_property
     def chunk_origin(self) -> str:
         """What kept chunks depend on besides their tokens and their first chunk's: model file, adapter, RoPE options, KV types."""

@@ -541,6 +541,7 @@ NULL_CALLS = {
     "n_batch": lambda lib, null, ctx, p: lib.llama_mesa_n_batch(null, 5, 5) < 0,
     "chunk_size": lambda lib, null, ctx, p: lib.llama_mesa_chunk_size(null, 5) < 0,
     "chunk_save": lambda lib, null, ctx, p: lib.llama_mesa_chunk_save(null, 1, 5, null, 0) < 0,
+    "chunk_values": lambda lib, null, ctx, p: lib.llama_mesa_chunk_values(null, null, 0, 5, null, 0) < 0,
     "chunk_load": lambda lib, null, ctx, p: lib.llama_mesa_chunk_load(null, null, 5, null, 0) < 0,
     "get_loaded": lambda lib, null, ctx, p: lib.llama_mesa_get_loaded(null, null, 0) < 0,
     "attention_enable": lambda lib, null, ctx, p: lib.llama_mesa_attention_enable(null, null, 1, 0) < 0,

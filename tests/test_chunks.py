@@ -743,6 +743,80 @@ def test_a_text_that_was_read_in_chunks_goes_on_with_kept_ones(any_path: AnyPath
 
 
 #
+# values
+#
+
+
+def values_of(llm: MesaLlama, data: bytes, n_tokens: int) -> dict[int, NDArray[np.float32]]:
+    """The values in a chunk's bytes by layer, as docs/CHUNKS.md has the format; f32 and f16."""
+    payload = data[len(bytes.fromhex(llm._origin)) :]
+    numbers = np.frombuffer(payload[: len(payload) // 8 * 8], np.int64)
+    n_caches = 2 if llama_cpp.llama_model_n_swa(llm.model) > 0 else 1
+    at = 9 + 2 * n_caches
+    layers = numbers[at + 1 : at + 1 + 7 * numbers[at]].reshape(-1, 7)
+    place, found = 8 * (at + 1 + 7 * int(numbers[at])), {}
+    for number, *_, key_size, value_type, value_size in layers.tolist():
+        place += n_tokens * key_size
+        kind = {F32: np.float32, F16: np.float16}[value_type]
+        rows = np.frombuffer(payload[place : place + n_tokens * value_size], kind).reshape(n_tokens, -1)
+        found[number] = rows.astype(np.float32)
+        place += n_tokens * value_size
+    assert place == len(payload)
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma3", "openelm", "gemma3n", "mpt"])
+@pytest.mark.parametrize("kv", [F32, F16])
+def test_values(any_path: AnyPath, open_llama: Opener, name: str, kv: int) -> None:
+    """The last layers' first, of both caches, as wide as they are, and as many as fit."""
+    llm = open_llama(any_path(name), kv=kv)
+    kept = keep(llm)
+    before = llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()
+    own = values_of(llm, kept.chunks[0], len(CHUNKS[0]))
+    last, *others = sorted(own, reverse=True)
+    np.testing.assert_array_equal(llm.chunk_values(kept.chunks[0], 1), own[last])
+    both = np.hstack([own[last], own[others[0]]])
+    np.testing.assert_array_equal(llm.chunk_values(memoryview(kept.chunks[0]), both.shape[1]), both)
+    everything = np.hstack([own[number] for number in (last, *others)])
+    np.testing.assert_array_equal(llm.chunk_values(kept.chunks[0], 1 << 20), everything)
+    assert llm.chunk_values(kept.first, 1).shape == (len(FIRST), own[last].shape[1])
+    assert (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()) == before
+    assert llm.save_chunk(len(FIRST), llm.n_tokens) == kept.chunks[-1]
+
+
+@pytest.mark.parametrize("kv", [F16, Q8_0])
+@pytest.mark.parametrize("flash", [False, True])
+def test_values_of_other_types(any_path: AnyPath, open_llama: Opener, kv: int, flash: bool) -> None:
+    """What is compared are angles, which the rotation of quantized values leaves as they are."""
+    exact = open_llama(any_path("llama-128"))
+    expected = exact.chunk_values(keep(exact).chunks[1], 1)
+    llm = open_llama(any_path("llama-128"), kv=kv, flash=flash) if flash else open_llama(
+        any_path("llama-128"), kv=kv, type_v=F32 if kv == Q8_0 else kv
+    )  # fmt: skip
+    values = llm.chunk_values(keep(llm).chunks[1], 1)
+    assert values.shape == expected.shape
+    products = expected @ expected.T
+    assert rms(values @ values.T - products) < 0.02 * rms(products)
+
+
+def test_bytes_that_have_no_values(any_path: AnyPath, open_llama: Opener) -> None:
+    llm = open_llama(any_path("llama"))
+    kept = keep(llm).chunks[0]
+    for bad in (kept[:-1], kept[:32], b"", kept[:60], kept + b"0"):
+        with pytest.raises(MesaError):
+            llm.chunk_values(bad, 64)
+    rng = np.random.default_rng(0)
+    for at in [*range(0, 32 + 8 * 9), *rng.integers(len(kept), size=100)]:
+        with pytest.raises(MesaError):
+            llm.chunk_values(kept[:at] + bytes([kept[at] ^ 1 << int(rng.integers(8))]) + kept[at + 1 :], 64)
+    other = open_llama(any_path("llama"), kv=F16)
+    with pytest.raises(MesaError, match="another model, KV type or RoPE"):
+        other.chunk_values(kept, 64)
+    with pytest.raises(ConfigError):
+        open_llama(any_path("llama"), MesaConfig(enabled=False)).chunk_values(kept, 64)
+
+
+#
 # what cannot be saved
 #
 

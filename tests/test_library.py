@@ -35,9 +35,14 @@ def put(library: Library, folder: Path, text: str = MADE.text, name: str = "log.
 
 
 def chunk_files(library: Library, llm: MesaLlama) -> list[Path]:
-    """The files of documents' chunks: not that of the preamble."""
+    """The files of documents' chunks: not that of the preamble, and not their values."""
     n_preamble = len(PromptForm(llm).preamble)
-    return [library.store.path(row.key) for row in library.index.kept() if row.n_tokens != n_preamble]
+    return [library.store.path(row.key) for row in library.index.kept() if row.n_tokens not in (0, n_preamble)]
+
+
+def values_files(library: Library) -> list[Path]:
+    """The files of what sentences mean, one beside each chunk's."""
+    return [library.store.path(row.key) for row in library.index.kept() if row.n_tokens == 0]
 
 
 def test_a_question_reads_the_chunks_that_matter(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
@@ -168,7 +173,10 @@ def test_the_preamble_is_kept(
     """Another reader computes nothing of what stands before the chunks, unless its file is damaged."""
     put(library, tmp_path, MADE.text[:2500])
     expected = Reader(llm, library, cite_by="words").ask(MADE.facts[0].question, read="all").answer
-    (file,) = {library.store.path(file.key) for file in library.store.files()} - set(chunk_files(library, llm))
+    (file,) = {library.store.path(file.key) for file in library.store.files()} - {
+        *chunk_files(library, llm),
+        *values_files(library),
+    }
     read: list[int] = []
     before = MesaLlama.eval
     monkeypatch.setattr(MesaLlama, "eval", lambda self, tokens: read.append(len(tokens)) or before(self, tokens))
@@ -272,7 +280,9 @@ def test_every_border_is_a_place_to_stop(library: Library, llm: MesaLlama, tmp_p
 
         with pytest.raises(ValueError, match="has gone"):
             reader.ask(fact.question, documents=[log], read="all" if n % 2 else "each", progress=interrupt)
-        assert len(library.index.kept()) == n + 1 + (n > 1)  # the other document's among them
+        assert len(library.index.kept()) - len(values_files(library)) == n + 1 + (
+            n > 1
+        )  # the other document's among them
         if n == 1:
             assert reader.ask("Who?", documents=[other]).answer.text
     answer = reader.ask(fact.question, documents=[log], read="all").answer
@@ -386,9 +396,8 @@ def test_index_and_disk_come_together(library: Library, llm: MesaLlama, tmp_path
     library.store.put("ab" * 32, 3, b"of a process that was killed")
     report = library.verify()
     assert (len(report.missing), len(report.damaged), len(report.unknown)) == (1, 1, 1)
-    assert (
-        report.n_chunks == len(files) - 2 + 2 == len(list(library.store.files()))
-    )  # the preamble's rows beside them, and what was unknown
+    # the preamble's rows beside them, and what was unknown
+    assert report.n_chunks == len(files) - 2 + 2 == len(list(library.store.files())) - len(files)
 
 
 def test_models_and_kv_types_do_not_mix(library: Library, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +32,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..library.index import KeptRow
     from ..library.library import Report
 
 library_app = typer.Typer(
@@ -131,14 +132,18 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
 
     with open_library(library) as opened:
         documents = opened.documents(collection)
-        kept: dict[str, list[int]] = {}
+        kept: dict[str, list[KeptRow]] = {}
         for row in opened.index.kept():
-            kept.setdefault(row.model, []).append(row.size)
+            kept.setdefault(row.model, []).append(row)
         names = {model.partition(":")[0]: name for model, name in opened.index.model_names().items()}
         names[""] = "a model that is not known"  # of an index that was lost
-        models = [
-            {"model": names.get(model, model[:12]), "chunks": len(sizes), "bytes": sum(sizes)}
-            for model, sizes in kept.items()
+        models: list[dict[str, Any]] = [
+            {
+                "model": names.get(model, model[:12]),
+                "chunks": sum(row.n_tokens > 0 for row in rows),
+                "bytes": sum(row.size for row in rows),
+            }
+            for model, rows in kept.items()
         ]
         cuts = opened.index.cuts()
         shown = [
@@ -174,9 +179,8 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
                 output.write(f"    {cut['chunks']} chunks of {cut['tokens']} tokens for {cut['model']}\n")
         for name, n in opened.index.collections():
             output.write(f"collection {name}: {n} documents\n")
-        for model, sizes in kept.items():
-            name = names.get(model, model[:12])
-            output.write(f"{name}: {len(sizes)} chunks are kept, {format_bytes(sum(sizes))}\n")
+        for about in models:
+            output.write(f"{about['model']}: {about['chunks']} chunks are kept, {format_bytes(about['bytes'])}\n")
         output.write(f"budget: {format_bytes(opened.budget)} in {opened.folder}\n")
 
 

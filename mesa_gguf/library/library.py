@@ -334,6 +334,7 @@ class Library:
         """Keep a chunk's rows, within the budget; returns the keys that were dropped for it.
 
         Args:
+            n_tokens: of the chunk; 0 for what is kept beside chunks, and counts as none.
             in_use: keys that must not be dropped.
 
         Raises:
@@ -418,7 +419,7 @@ class Library:
 
     def _counted(self, report: Report) -> Report:
         kept = self.index.kept()
-        report.n_chunks, report.n_bytes = len(kept), sum(row.size for row in kept)
+        report.n_chunks, report.n_bytes = sum(row.n_tokens > 0 for row in kept), sum(row.size for row in kept)
         return report
 
 

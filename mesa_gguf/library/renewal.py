@@ -163,7 +163,7 @@ def _make(new: Path, store: ChunkStore | None, damaged: Path | None) -> _Made:
             for head in () if store is None else store.heads():
                 # used: nobody knows. Whose they are is noted when they are used
                 db.execute("INSERT INTO kept VALUES (?, '', ?, ?, 0)", (head.key, head.n_tokens, head.size))
-                made.n_chunks += 1
+                made.n_chunks += head.n_tokens > 0
             numbers = _salvage(db, damaged, made) if damaged is not None else None
             if numbers is None and (made.n_chunks or damaged is not None):
                 numbers = int(time.time()), int(time.time())  # past any that was given: they mean something to others

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..library.index import terms_of
 from ..llama import MesaLlama
+from .values import MOST_WIDTH, folded
 
 SENTENCE_TOKENS = 20  # of what may answer a question, at most
 WORD_TOKENS = 16  # longest word of a question that is looked at
@@ -62,11 +63,15 @@ class OtherWords:
             than it is elsewhere: a difference of log-probabilities [n_words, n_vocab].
         sentence: that may answer the question.
         expected: by how much likelier each token was somewhere in that sentence [n_vocab].
+        values: the mean of the values of its tokens (values.py) [width]; None where nothing was written.
+        usual: those of the sentences of the examples.
     """
 
     likely: Floats
     sentence: str
     expected: Floats
+    values: Floats | None = None
+    usual: Floats | None = None
 
 
 class Thesaurus:
@@ -114,12 +119,16 @@ class Thesaurus:
         self._llm._eval(self._llm._announce(self.tokens), look=look)
         usual = (sums / [[len(self._at_word)], [len(self._at_text)]]).astype(np.float16)
         self._usual = usual.astype(np.float32)
-        return self._llm.save_chunk(0, len(self.tokens)) + usual.tobytes()
+        rows = self._llm.save_chunk(0, len(self.tokens))
+        self._usual_values = self._values(rows)[self._at_text].mean(axis=0)
+        return rows + usual.tobytes()
 
     def load(self, data: bytes) -> None:
         """Bring the examples into an empty context."""
         usual = data[len(data) - 4 * self._llm.n_vocab() :]
-        self._llm.load_chunk(self.tokens, memoryview(data)[: len(data) - len(usual)])
+        rows = memoryview(data)[: len(data) - len(usual)]
+        self._llm.load_chunk(self.tokens, rows)
+        self._usual_values = self._values(rows)[self._at_text].mean(axis=0)
         self._usual = np.frombuffer(usual, np.float16).reshape(2, -1).astype(np.float32)
 
     def ask(self, question: str) -> OtherWords:
@@ -138,6 +147,7 @@ class Thesaurus:
         likely -= (likely.mean(axis=0) + self._usual[0]) / 2
         llm.n_tokens = start
         llm.eval(self._tokenize("Text:"))
+        n_before = llm.n_tokens
         expected = np.full(llm.n_vocab(), -np.inf, np.float32)
         said = b""
         for _ in range(SENTENCE_TOKENS):
@@ -149,7 +159,13 @@ class Thesaurus:
                 break
             said += piece
             llm.eval([token])
-        return OtherWords(likely, said.decode("utf-8", "replace").strip(), expected - self._usual[1])
+        sentence = said.decode("utf-8", "replace").strip()
+        values = self._values(llm.save_chunk(start, llm.n_tokens)).mean(axis=0) if llm.n_tokens > n_before else None
+        return OtherWords(likely, sentence, expected - self._usual[1], values, self._usual_values)
+
+    def _values(self, rows: bytes | memoryview) -> Floats:
+        """Of each token of a chunk."""
+        return folded(self._llm.chunk_values(rows, MOST_WIDTH))
 
 
 def _question(question: str) -> str:

@@ -680,6 +680,9 @@ class _Looking:
     def likelihoods(self, question: str, passages: Sequence[str]) -> Sequence[float]:
         return self._shelf().likelihoods(question, passages, self.progress)
 
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> Sequence[int]:
+        return self._shelf().by_values(question, pieces)
+
     def _shelf(self) -> Shelf:
         self.reader._leave()
         assert self.reader.shelf is not None

@@ -8,13 +8,14 @@ read by Mesa-Extrapolation give the same; it is not what full attention over the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ..config import MesaConfig
 from ..errors import ConfigError, PromptError, Remedy
@@ -30,7 +31,9 @@ from ..model.tuning import tuned
 from .citations import closest_sentence
 from .other_words import OtherWords, Thesaurus
 from .prompts import END, QUESTION, PromptForm, Turn
-from .similar import SimilarPassages, WordVectors, evidence, names_of
+from .similar import SimilarPassages, WordVectors, evidence, names_of, sentences_of
+from .values import MOST_WIDTH, Meanings, folded, of_sentences
+from .values import VERSION as VALUES_VERSION
 
 CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
 LEAST_CHUNK_TOKENS = 256
@@ -52,6 +55,9 @@ COMPARED_PASSAGES = 24  # that the question's likelihood is computed for: about 
 NEAR_WEIGHT = 4.0  # of how near a passage is, beside the question's likelihood after it
 PASSAGE_TOKENS = 128  # longest of them
 MOST_CHARS = 2**23  # of documents that other words are looked for in: two million tokens
+MOST_MEANT = 512  # chunks whose sentences are compared by their values: 64 MiB
+MOST_UNREAD = 0.25  # of chunks that were not read yet, which have no values: with more of them those that were read would be preferred
+MOST_MADE = 32  # chunks of an older version that a question looks at for them: 17 MB each, or more
 N_LIKELIHOODS = 4096  # that are remembered
 N_OTHER_WORDS = 4  # questions that are, each with a number for each token of the vocabulary and word
 
@@ -67,6 +73,9 @@ class Model(Protocol):
 
     def likelihoods(self, question: str, passages: Sequence[str]) -> Sequence[float]:
         """How likely it is after each of some passages, log p."""
+
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> Sequence[int]:
+        """Chunks with sentences that are like an answer to it, the likest first, by their numbers; none where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +295,9 @@ class Catalogue:
             other = self._in_other_words(question, every, numbers, ranked, model)
             if other is not None:
                 ranked, compared = other
+                if model is not None and not fits and len(every) <= MOST_MEANT:
+                    by_values = model.by_values(question, [self.piece(*one) for one in every])
+                    ranked = _in_turns(ranked, by_values)
                 budget = self._auto(MOST_AUTO_TOKENS, room) if mode == "auto" else budget
         too_long = None
         if fits:
@@ -393,7 +405,7 @@ class Catalogue:
             compared.sort(key=lambda near: -(likely[near] + NEAR_WEIGHT * near.score))
         order = [near.source for near in (*compared, *found)]
         if matched >= NO_EVIDENCE:  # in turns: the words may be names, of which each chunk tells something
-            order = [i for pair in zip_longest(ranked, order) for i in pair if i is not None]
+            order = _in_turns(ranked, order)
         return list(dict.fromkeys([*order, *ranked])), len(compared)
 
     def _named(self, question: str, said: str, documents: Sequence[int]) -> list[tuple[int, float]]:
@@ -430,6 +442,11 @@ class Catalogue:
         return sum(bool(self.library.index.search(word, self._cut, documents, 1)) for word in terms_of(question))
 
 
+def _in_turns(*orders: Sequence[int]) -> list[int]:
+    """The first of each order, then the second of each, and so on."""
+    return list(dict.fromkeys(i for turn in zip_longest(*orders) for i in turn if i is not None))
+
+
 class Shelf:
     """Puts chunks of a catalogue into a model's context: kept ones as they are, others read now and kept.
 
@@ -457,6 +474,8 @@ class Shelf:
         self._thesaurus: Thesaurus | None = None
         self._examples: bytes | None = None  # its rows
         self._other_words: dict[str, OtherWords] = {}  # of the last questions
+        self._unkept_values: dict[str, npt.NDArray[np.float16]] = {}  # that the library could not take
+        self._meanings: tuple[list[str | None], Meanings] | None = None  # of chunks that were read, by their keys
 
     def key(self, piece: Piece) -> str:
         """The name of a chunk's rows in the library."""
@@ -483,7 +502,8 @@ class Shelf:
             key: piece for key, piece in by_key.items() if key not in self.library.store and key not in self._unkept
         }
         with contextlib.suppress(LibraryError):  # for the budget; what is read does not need it
-            self.library.index.note_lacking([key for key in by_key if key in self.library.store])
+            both = [*by_key, *(self._values_key(piece) for piece in by_key.values())]
+            self.library.index.note_lacking([key for key in both if key in self.library.store])
         notes: list[str] = []
         total, done = sum(len(piece.tokens) for piece in missing.values()), 0
         for key, piece in missing.items():
@@ -495,9 +515,73 @@ class Shelf:
                 self._unkept[key] = rows
                 if str(err) not in notes:
                     notes.append(str(err))
+            self._keep_values(key, piece, rows, in_use=by_key)
             if progress is not None:
                 progress(done, total)
         return done, notes
+
+    def _values_key(self, piece: Piece) -> str:
+        parts = self.catalogue.model, self._origin, "values", VALUES_VERSION
+        return chunk_key(*parts, tokens=piece.tokens, preamble=self.catalogue.preamble)
+
+    def _keep_values(self, key: str, piece: Piece, rows: bytes, in_use: Iterable[str] = ()) -> npt.NDArray[np.float16]:
+        """What the rows of a chunk tell of its sentences; it is kept beside them."""
+        sizes = [len(self.llm.token_bytes(token)) for token in piece.tokens]
+        values = of_sentences(piece.text, sizes, folded(self.llm.chunk_values(rows, MOST_WIDTH)))
+        beside = self._values_key(piece)
+        try:
+            self.library.keep(beside, self.catalogue.model, 0, values.tobytes(), in_use=[*in_use, key])
+        except LibraryError:  # no room, or it cannot be written to
+            while len(self._unkept_values) >= MOST_MEANT:
+                del self._unkept_values[next(iter(self._unkept_values))]
+            self._unkept_values[beside] = values
+        return values
+
+    def _has_values(self, beside: str) -> bool:
+        return beside in self._unkept_values or beside in self.library.store
+
+    def _make_values(self, piece: Piece) -> npt.NDArray[np.float16] | None:
+        """They are taken from a chunk that is kept: by an older version, or what was beside it was damaged or dropped."""
+        key = self.key(piece)
+        rows = self.library.rows(key, len(piece.tokens)) if key in self.library.store else None
+        return self._keep_values(key, piece, rows) if rows is not None else None
+
+    def _values(self, piece: Piece, width: int) -> npt.NDArray[np.float16] | None:
+        """The values of a chunk's sentences [n_sentences, width]; None where it was not read."""
+        beside = self._values_key(piece)
+        if beside in self._unkept_values:
+            return self._unkept_values[beside]
+        n = len(sentences_of(0, piece.text))
+        data = self.library.rows(beside, 0) if beside in self.library.store else None
+        if data is not None and len(data) == 2 * n * width:
+            return np.frombuffer(data, np.float16).reshape(n, width)
+        return self._make_values(piece)
+
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[int]:
+        """Chunks with sentences whose values are near those of the sentence that the model writes as an answer, the nearest first.
+
+        There are none where too few of them were read. Those that were not are left out.
+        """
+        other = self.other_words(question)
+        if other is None or other.values is None or other.usual is None:
+            return []
+        beside = [self._values_key(piece) for piece in pieces]
+        lacking = [piece for own, piece in zip(beside, pieces) if not self._has_values(own)]
+        for piece in [piece for piece in lacking if self.key(piece) in self.library.store][:MOST_MADE]:
+            self._make_values(piece)
+        known = [own if self._has_values(own) else None for own in beside]
+        if sum(own is not None for own in known) < (1 - MOST_UNREAD) * len(pieces):
+            return []
+        if self._meanings is None or self._meanings[0] != known:
+            values = [
+                self._values(piece, len(other.values)) if own is not None else None for own, piece in zip(known, pieces)
+            ]
+            if not any(own is not None and len(own) for own in values):
+                return []
+            self._meanings = known, Meanings(values)
+        with contextlib.suppress(LibraryError):  # as in put_together
+            self.library.index.note_used(beside, self.catalogue.model)
+        return self._meanings[1].nearest(other.values, other.usual)
 
     def put_together(
         self,
@@ -556,7 +640,8 @@ class Shelf:
         with contextlib.suppress(
             LibraryError
         ):  # a disk that is full, or cannot be written to: the answer does not need this
-            self.library.index.note_used([*keys, *self._own], self.catalogue.model)
+            beside = [self._values_key(piece) for piece in pieces]
+            self.library.index.note_used([*keys, *beside, *self._own], self.catalogue.model)
         return [*preamble, *(token for piece in pieces for token in piece.tokens)], computed, notes
 
     def _load(self, keys: Sequence[str], pieces: Sequence[Piece], keep_rest: bool) -> Piece | None:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ import numpy.typing as npt
 from .. import _core
 from ..library.index import terms_of
 from .citations import Passage, passages
-from .other_words import OtherWords
+
+if TYPE_CHECKING:  # which takes sentences from here
+    from .other_words import OtherWords
 
 TABLE = "token_embd.weight"  # llama.cpp's name of it, for every architecture
 N_SAMPLE = 1024  # rows that what all embeddings have in common is taken from
@@ -140,18 +142,19 @@ class Near:
     score: float
 
 
+def sentences_of(source: int, text: str) -> list[Passage]:
+    """Those of a text that have words; short ones are taken together."""
+    return [one for one in passages(source, text, chars=SENTENCE_CHARS) if terms_of(one.text)]
+
+
 class SimilarPassages:
     """The sentences of some texts, to be compared with questions."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._sentences: list[Passage] = []
-        own: list[list[str]] = []
         for source, text in enumerate(texts):
-            for sentence in passages(source, text, chars=SENTENCE_CHARS):
-                words = terms_of(sentence.text)
-                if words:
-                    self._sentences.append(sentence)
-                    own.append(words)
+            self._sentences += sentences_of(source, text)
+        own = [terms_of(sentence.text) for sentence in self._sentences]
         self._found_in = Counter(word for words in own for word in words)
         self._words = list(self._found_in)
         self._often = np.array([self._found_in[word] for word in self._words])

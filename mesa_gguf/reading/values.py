@@ -1,0 +1,92 @@
+"""What sentences mean, by the values that the KV cache holds of their tokens.
+
+The values of a model's last layers say what it makes of a token in its place. They are kept with each chunk, so that their mean over a
+sentence costs no reading. A sentence that the model writes as a likely answer has values too, and those of a sentence that tells the same
+in other words are near them. What many sentences share says little: directions in which sentences differ much count less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .similar import sentences_of
+
+MOST_WIDTH = 1024  # numbers of a token: what is computed with them grows with the cube
+SHRINK = 0.3  # of the mean variance of a direction, which is added to that of each
+VERSION = 1  # of what is kept: other layers, other sentences, another mean
+
+Floats = npt.NDArray[np.float32]
+
+
+def folded(values: Floats) -> Floats:
+    """Values of more than MOST_WIDTH numbers as that many, their angles about the same: each is added to one of those, with a sign [n, width]."""
+    n, width = values.shape
+    if width <= MOST_WIDTH:
+        return values
+    index = np.arange(width, dtype=np.uint64)
+    sign = np.where((index * np.uint64(2654435761)) >> np.uint64(31) & np.uint64(1), np.float32(1), np.float32(-1))
+    padded = np.zeros((n, -(-width // MOST_WIDTH) * MOST_WIDTH), np.float32)
+    padded[:, :width] = values * sign
+    return np.asarray(padded.reshape(n, -1, MOST_WIDTH).sum(axis=1), np.float32)
+
+
+def of_sentences(text: str, sizes: Sequence[int], values: Floats) -> npt.NDArray[np.float16]:
+    """The mean of the values of each sentence's tokens [n_sentences, width].
+
+    Args:
+        text: of a chunk.
+        sizes: the bytes of each of its tokens.
+        values: of each token [n_tokens, width].
+    """
+    sentences = sentences_of(0, text)
+    ends = np.cumsum(sizes) - (sum(sizes) - len(text.encode()))  # some tokenizers put a space before a text
+    middles = ends - np.asarray(sizes) / 2
+    found = np.zeros((len(sentences), values.shape[1]), np.float16)
+    at, n_bytes = 0, 0
+    for i, sentence in enumerate(sentences):
+        start = n_bytes + len(text[at : sentence.start].encode())
+        at, n_bytes = sentence.stop, start + len(sentence.text.encode())
+        first, behind = np.searchsorted(middles, [start, n_bytes])
+        own = values[min(first, len(values) - 1) : max(behind, first + 1)]
+        found[i] = np.clip(np.nan_to_num(own.mean(axis=0)), -6e4, 6e4)  # what f16 can hold
+    return found
+
+
+class Meanings:
+    """The sentences of some chunks, to be compared with a sentence that the model wrote.
+
+    Args:
+        chunks: what `of_sentences` gave of each; None where that is not known.
+    """
+
+    def __init__(self, chunks: Sequence[npt.NDArray[np.float16] | None]) -> None:
+        known = [(i, rows) for i, rows in enumerate(chunks) if rows is not None and len(rows)]
+        self._chunks = np.array([i for i, _ in known], np.intp)
+        sizes = [len(rows) for _, rows in known]
+        self._starts = np.cumsum([0, *sizes[:-1]])
+        said = np.concatenate([rows for _, rows in known]).astype(np.float32)
+        self._mean = said.mean(axis=0)
+        said -= self._mean
+        variances = (said.T @ said / len(said)).astype(np.float64)
+        shrunk = variances + SHRINK * max(float(variances.trace()) / len(variances), 1e-30) * np.eye(len(variances))
+        # note: as the root of the inverse by eigenvalues would, for what counts is its product with itself; a tenth of the time
+        self._even = np.linalg.cholesky(np.linalg.inv(shrunk)).astype(np.float32)
+        self._said = _unit(said @ self._even)
+
+    def nearest(self, written: Floats, usual: Floats) -> list[int]:
+        """The chunks with the sentences that are nearest, the nearest first.
+
+        Args:
+            written: the values of the sentence.
+            usual: those of other sentences that the model read in that place.
+        """
+        likeness = np.maximum.reduceat(self._said @ _unit((written - usual) @ self._even), self._starts)
+        return [int(i) for i in self._chunks[np.argsort(-likeness, kind="stable")]]
+
+
+def _unit(vectors: Any) -> Floats:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9), np.float32)

@@ -1,0 +1,197 @@
+"""What sentences mean, by the values that are kept of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesa_gguf import Library, MesaLlama
+from mesa_gguf.library.store import LibraryError
+from mesa_gguf.reading.prompts import PromptForm
+from mesa_gguf.reading.reader import load_vocabulary
+from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
+from mesa_gguf.reading.similar import sentences_of
+from mesa_gguf.reading.values import MOST_WIDTH, Meanings, folded, of_sentences
+
+SENTENCES = (
+    "The ferry to the northern island leaves the old harbour early. ",
+    "Ünïcödé wörds are länger in bytes than they are in letters, said she. ",
+    "金閣寺の庭は毎年春に新しい苔で覆われ、多くの人がそれを見に来る。",
+    "A king who sat on his throne ate a soup that the cook had made. ",
+)
+
+
+@given(
+    st.lists(st.sampled_from(SENTENCES), min_size=1, max_size=6),
+    st.lists(st.integers(1, 9), min_size=200, max_size=200),
+    st.integers(0, 2),
+)
+def test_each_sentence_has_the_mean_of_its_tokens(parts: list[str], cuts: list[int], n_before: int) -> None:
+    """Each byte of the text counts as the number of its sentence; tokens over a border belong to where their middle lies."""
+    text = "".join(parts)
+    data = text.encode()
+    sentences = sentences_of(0, text)
+    of_byte = np.zeros(len(data))
+    for i, sentence in enumerate(sentences):
+        start = len(text[: sentence.start].encode())
+        of_byte[start : start + len(sentence.text.encode())] = i + 1
+    sizes, at = [], 0
+    while at < len(data):
+        sizes.append(min(cuts[len(sizes) % len(cuts)], len(data) - at))
+        at += sizes[-1]
+    ends = np.cumsum(sizes)
+    middle = of_byte[np.minimum(np.ceil(ends - np.array(sizes) / 2).astype(int), len(data) - 1)]
+    sizes[0] += n_before  # a space before the text
+    values = np.stack([middle, np.arange(len(sizes))], axis=1).astype(np.float32)
+    found = of_sentences(text, sizes, values)
+    assert found.shape == (len(sentences), 2) and found.dtype == np.float16
+    np.testing.assert_allclose(found[:, 0], np.arange(1, len(sentences) + 1), atol=0.35)
+    assert (np.diff(found[:, 1]) > 0).all()
+
+
+def test_wide_values_are_folded() -> None:
+    rng = np.random.default_rng(1)
+    narrow = rng.normal(size=(3, MOST_WIDTH)).astype(np.float32)
+    assert folded(narrow) is narrow
+    common = rng.normal(size=5000)
+    wide = np.stack([common, common + 0.3 * rng.normal(size=5000), rng.normal(size=5000)]).astype(np.float32)
+    found = folded(wide)
+    assert found.shape == (3, MOST_WIDTH)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    np.testing.assert_allclose(found @ found.T, wide @ wide.T, atol=0.12)
+
+
+def test_what_all_sentences_share_counts_little() -> None:
+    rng = np.random.default_rng(2)
+    meaning = rng.normal(size=(400, 32)).astype(np.float32)
+    shared = 3 * rng.normal(size=(400, 1)) * rng.normal(size=32)
+    rows = (5 + meaning + shared).astype(np.float16)
+    chunks = [rows[:100], None, rows[100:130], rows[:0], rows[130:]]
+    meanings = Meanings(chunks)
+    usual = np.full(32, 7, np.float32)
+    for i, chunk in ((30, 0), (110, 2), (300, 4)):
+        order = meanings.nearest(usual + meaning[i], usual)
+        assert order[0] == chunk and sorted(order) == [0, 2, 4]
+
+
+TEXTS = [
+    "The lawyer of the old town took his dog to a doctor for animals, who gave it a pill. Nobody else was there that morning at all.\n\n",
+    "The ferry to the island leaves the harbour at nine in the evening. A sailor rings a bell before the ropes are taken in at last.\n\n",
+    "The queen ate a soup of pumpkins on her throne every Friday. The cook who made it had learned that from his mother in the south.\n\n",
+    "A thief broke into the bank and stole the gold from its safe. The police found his hat in the street behind the station later.\n\n",
+]
+QUESTIONS = {
+    "Which medicine did the attorney's hound get from the vet?": 0,
+    "Which meal was served to Her Majesty?": 2,
+    "What did the burglar take out of the vault?": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def small(smollm2: Path) -> Iterator[MesaLlama]:
+    llm = MesaLlama(smollm2, n_ctx=768, n_threads=1, n_threads_batch=1)
+    yield llm
+    llm.close()
+
+
+def pieces_of(llm: MesaLlama, library: Library) -> tuple[Catalogue, list[Piece]]:
+    catalogue = Catalogue(llm, PromptForm(llm), library)
+    documents = [library.add_text(text, f"{n}") for n, text in enumerate(TEXTS)]
+    return catalogue, [catalogue.piece(one, row) for one in documents for row in catalogue.rows(one)]
+
+
+def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
+    with Library(tmp_path) as library:
+        catalogue, pieces = pieces_of(small, library)
+        assert len(pieces) == len(TEXTS)
+        shelf = Shelf(small, catalogue)
+        question = next(iter(QUESTIONS))
+        assert shelf.by_values(question, pieces) == []  # nothing was read
+        shelf.read(pieces[:3])
+        assert 3 not in shelf.by_values(question, pieces) and len(shelf.by_values(question, pieces)) == 3
+        shelf.read(pieces)
+        orders = {question: shelf.by_values(question, pieces) for question in QUESTIONS}
+        assert all(sorted(order) == [0, 1, 2, 3] for order in orders.values())
+        assert sum(orders[question][0] == chunk for question, chunk in QUESTIONS.items()) >= 2
+
+        def another() -> Shelf:
+            new = Shelf(small, catalogue)
+            new._other_words = shelf._other_words  # as it would ask for them again
+            return new
+
+        # another process finds the same, by what is kept
+        loaded: list[str] = []
+        again = another()
+        rows = library.rows
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(library, "rows", lambda key, n: loaded.append(key) or rows(key, n))
+            assert again.by_values(question, pieces) == orders[question]
+        assert not {shelf.key(piece) for piece in pieces} & set(loaded)
+
+        # they count to the budget, and not as chunks
+        beside = [row for row in library.index.kept() if row.n_tokens == 0]
+        assert {row.key for row in beside} == {shelf._values_key(piece) for piece in pieces}
+        assert library.verify().n_chunks == len(library.index.kept()) - len(pieces)
+
+        # of a store without them, or with damaged ones, they are taken from the chunks
+        library.store.remove(shelf._values_key(pieces[0]))
+        path = library.store.path(shelf._values_key(pieces[1]))
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        old = another()
+        assert old.by_values(question, pieces) == orders[question]
+        assert all(shelf._values_key(piece) in library.store for piece in pieces)
+
+        # where nothing can be kept any more, they are held; and a question looks at few old chunks
+        def full(*args: object, **kwargs: object) -> None:
+            raise LibraryError("full")
+
+        for piece in pieces:
+            library.store.remove(shelf._values_key(piece))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mesa_gguf.reading.shelf.MOST_MADE", 2)
+            patch.setattr(library, "keep", full)
+            held = another()
+            assert held.by_values(question, pieces) == []
+            assert held.by_values(question, pieces) == orders[question]
+        assert another().by_values(question, pieces) == orders[question]
+
+        # without both, the chunk was not read
+        for key in (shelf.key(pieces[0]), shelf._values_key(pieces[0])):
+            library.store.remove(key)
+        assert sorted(another().by_values(question, pieces)) == [1, 2, 3]
+
+
+class Believing:
+    """A model that takes the chunks in an order of its own."""
+
+    def other_words(self, question: str) -> None:
+        return None
+
+    def likelihoods(self, question: str, passages: list[str]) -> list[float]:
+        return [0.0] * len(passages)
+
+    def by_values(self, question: str, pieces: list[Piece]) -> list[int]:
+        return [len(pieces) - 1, 0]
+
+
+def test_auto_takes_turns(smollm2: Path, tmp_path: Path) -> None:
+    """The second chunk that is read is the first by values, where the question's words are hardly there, and else not."""
+    vocabulary = load_vocabulary(smollm2)
+    with Library(tmp_path) as library:
+        catalogue = Catalogue(vocabulary, PromptForm(vocabulary), library)
+        documents = [library.add_text(text * 3, f"{n}") for n, text in enumerate(TEXTS)]
+        model = Believing()
+        for mode in (200, 300):
+            strange = catalogue.select("Which attorney?", documents, mode, model=model)
+            without = catalogue.select("Which attorney?", documents, mode)
+            assert strange.pieces[-1].document == without.pieces[-1].document != documents[3]
+            assert strange.pieces[-2].document == documents[3]
+        known = catalogue.select("When does the ferry leave the harbour?", documents, 200, model=model)
+        assert [piece.document for piece in known.pieces[-1:]] == [documents[1]]
+        assert known.compared == 0 and documents[3] not in [piece.document for piece in known.pieces]

@@ -7,14 +7,15 @@
     python experiments/library.py stock   -m MODEL --folder work --stock-tokens 8192               # what they are compared with
     python experiments/library.py first   -m MODEL --folder work --tokens 8192                     # first reading, with and without
 
-Each prints JSON. Stock's prefill is measured up to --stock-tokens and multiplied by the share of the text: a token costs more the further
-into the text it stands, so that is less than what the whole text takes, and the ratios are lower bounds.
+Each prints JSON. Stock's prefill is measured in batches of 512 up to --stock-tokens. What a batch takes grows evenly with what stands before it, so what the
+whole text takes follows from a line through them (`whole`); `at_least` is what was measured, multiplied by the share of the text.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -24,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mesa_gguf import MesaConfig, Reader
 from mesa_gguf.lab.facts import Haystack, load_text
 from mesa_gguf.library.library import Library
@@ -31,6 +34,7 @@ from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import context_for, load_model, load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue
 
+BATCH = 512  # tokens
 QUESTION = "What does the text say about ownership?"
 SENTENCE = (
     "The committee met again on Tuesday and agreed to postpone the vote until the harbour report number {n} is ready."
@@ -48,6 +52,8 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--question", action="append", help="of again; may be repeated")
+    parser.add_argument("--times", type=int, default=3, help="that each question is asked, with another number in it")
     given = parser.parse_args()
     print(json.dumps(globals()[f"measure_{given.what}"](given)))
 
@@ -162,26 +168,31 @@ def measure_same(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_again(given: argparse.Namespace) -> dict[str, Any]:
-    """Seconds to the first token of a new process, from its start to its end with an answer of one token."""
-    out: dict[str, Any] = {}
+    """Seconds to the first token of a new process, from its start to its end with an answer of one token, and of all CPUs; in turns."""
+    cells = [(read, question) for read in ("all", "auto") for question in given.question or [QUESTION]]
     threads = [] if given.threads is None else ["--threads", str(given.threads)]
-    for read in ("all", "auto"):
-        walls, firsts = [], []
-        for n in range(3):
-            question = f"{QUESTION[:-1]} ({n})?"
-            command = ["ask", "-m", str(given.model), "-f", str(document_of(given)), question, "--read", read, *threads]
-            start = time.perf_counter()
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {cell: [] for cell in cells}
+    for n in range(given.times):
+        for read, question in cells:
+            asked = f"{question.rstrip('?')} ({n})?"
+            command = ["ask", "-m", str(given.model), "-f", str(document_of(given)), asked, "--read", read, *threads]
+            start, used = time.perf_counter(), cpu_of_children()
             answer = json.loads(mesa_gguf(given, *command, "--max-tokens", "1", "--json"))
-            walls.append(time.perf_counter() - start)
-            firsts.append(answer["timings"]["first_token_s"])
-            out[f"{read}_read"] = {
-                name: answer["read"][name] for name in ("chunks", "tokens_computed", "tokens_reused")
-            }
-        out[read] = {
-            "process_s": round(statistics.median(walls), 2),
-            "first_token_s": round(statistics.median(firsts), 2),
+            took = {"process_s": time.perf_counter() - start, "cpu_s": cpu_of_children() - used}
+            found[read, question].append(answer["read"] | answer["timings"] | took)
+    return {
+        f"{read}: {question}": {
+            "n": len(runs),
+            **{s: round(statistics.median(run[s] for run in runs), 2) for s in ("process_s", "first_token_s", "cpu_s")},
+            **{name: runs[-1][name] for name in ("chunks", "tokens_computed", "tokens_reused", "compared")},
         }
-    return out
+        for (read, question), runs in found.items()
+    }
+
+
+def cpu_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def measure_stock(given: argparse.Namespace) -> dict[str, Any]:
@@ -192,17 +203,23 @@ def measure_stock(given: argparse.Namespace) -> dict[str, Any]:
     config = MesaConfig(enabled=False)
     n_ctx = context_for(given.stock_tokens, 8)
     llm = load_model(given.model, mesa=config, n_ctx=n_ctx, n_threads=given.threads, n_threads_batch=given.threads)
-    start = time.perf_counter()
-    llm.eval(tokens[: given.stock_tokens])
-    seconds = time.perf_counter() - start
+    clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+    places = range(0, given.stock_tokens, BATCH)
+    took: dict[str, list[float]] = {name: [] for name in clocks}
+    for place in places:
+        begin = {name: clock() for name, clock in clocks.items()}
+        llm.eval(tokens[place : min(place + BATCH, given.stock_tokens)])
+        for name, clock in clocks.items():
+            took[name].append(clock() - begin[name])
     llm.close()
-    least = seconds * len(tokens) / given.stock_tokens
-    return {
-        "n_tokens": given.stock_tokens,
-        "seconds": round(seconds, 2),
-        "of": len(tokens),
-        "at_least": round(least, 1),
-    }
+    out: dict[str, Any] = {"n_tokens": given.stock_tokens, "of": len(tokens)}
+    for name, batches in took.items():
+        more, first = np.polyfit(list(places)[:-1], batches[:-1], 1)  # the last batch may be shorter
+        whole = sum(first + more * place for place in range(0, len(tokens), BATCH))
+        out[name] = round(sum(batches), 2)
+        out[f"whole_{name}"] = round(whole, 1)
+        out[f"at_least_{name}"] = round(sum(batches) * len(tokens) / given.stock_tokens, 1)
+    return out
 
 
 def measure_first(given: argparse.Namespace) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import oracle
 from conftest import BUNDLED, ModelPath, Opener, oracle_read, random_tokens, read, rms, worst
-from mesa_gguf import MesaConfig, MesaLlama
+from mesa_gguf import MesaConfig, MesaLlama, MesaPlan
 from mesa_gguf.model.memory import KV_TYPES
 from test_engine import oracle_model, oracle_state
 
@@ -23,23 +26,37 @@ def errors(path_errors: list[np.ndarray]) -> float:
     return rms(np.concatenate(path_errors))
 
 
+INSIDE, PROMPT, REST = random_tokens(T, seed=21), random_tokens(300, seed=22), random_tokens(48, seed=23)
+
+
+@cache
+def exact(path: Path, plans: tuple[tuple[tuple[int, ...], int, int], ...]) -> list[oracle.Floats]:
+    """What the oracle has for a text inside T, and for a prompt and tokens one by one, each under its plan: the same for all caches."""
+    state, texts = oracle_state(path), [PROMPT, *([token] for token in REST)]
+    read_ = [
+        oracle_read(state, MesaPlan(list(starts), anchor=anchor, stair_width=width), text)
+        for text, (starts, anchor, width) in zip(texts, plans, strict=True)
+    ]
+    return [oracle.logits(oracle_model(path), INSIDE), *read_]
+
+
 @pytest.mark.parametrize(("type_k", "type_v", "flash"), dict.fromkeys(CASES))
 def test_within_the_rounding_of_the_cache(
     model_path: ModelPath, open_llama: Opener, type_k: str, type_v: str, flash: bool
 ) -> None:
     """Chunks, last chunk, generation and an anchor move: not much further from the oracle than stock is inside T."""
-    path, inside = model_path("llama-head-size"), random_tokens(T, seed=21)
-    cache = dict(type_k=KV_TYPES[type_k], type_v=KV_TYPES[type_v], flash=flash)
-    stock = open_llama(path, MesaConfig(enabled=False), **cache)
-    rounding = rms(read(stock, inside) - oracle.logits(oracle_model(path), inside))
-
-    tokens, rest = random_tokens(300, seed=22), random_tokens(48, seed=23)
-    llm, state = open_llama(path, **cache), oracle_state(path)
-    seen = [read(llm, tokens) - oracle_read(state, llm.plan(), tokens)]
-    anchor = llm.plan().anchor
-    for token in rest:
-        seen.append(read(llm, [token]) - oracle_read(state, llm.plan(), [token]))
-    assert llm.plan().anchor > anchor
+    path = model_path("llama-head-size")
+    types = dict(type_k=KV_TYPES[type_k], type_v=KV_TYPES[type_v], flash=flash)
+    stock = read(open_llama(path, MesaConfig(enabled=False), **types), INSIDE)
+    llm, logits, plans = open_llama(path, **types), [], []
+    for text in [PROMPT, *([token] for token in REST)]:
+        logits.append(read(llm, text))
+        plan = llm.plan()
+        plans.append((tuple(plan.chunk_starts), plan.anchor, plan.stair_width))
+    assert plans[-1][1] > plans[0][1]
+    inside, *expected = exact(path, tuple(plans))
+    rounding = rms(stock - inside)
+    seen = [ours - theirs for ours, theirs in zip(logits, expected)]
     print(
         f"\n{type_k}/{type_v} {flash=}: stock {rounding:.4f}, prompt {rms(seen[0]):.4f}, generation {errors(seen[1:]):.4f}"
     )

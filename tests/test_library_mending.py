@@ -19,7 +19,7 @@ import pytest
 from mesa_gguf import MesaLlama, PromptError, Reader, cli
 from mesa_gguf.lab.documents import make_document
 from mesa_gguf.library import index as indexing
-from mesa_gguf.library import renewal
+from mesa_gguf.library import renewal, schema
 from mesa_gguf.library.library import Document, Library
 from mesa_gguf.library.store import HEADER, LibraryError
 
@@ -348,7 +348,7 @@ def test_killed_while_an_index_is_mended(folder: Path, place: str) -> None:
     program = f"""
 import os, sys
 from types import SimpleNamespace
-from mesa_gguf.library import renewal
+from mesa_gguf.library import renewal, schema
 from mesa_gguf.library.library import Library
 die = lambda *_: os._exit(9)
 if {place!r} == "make":
@@ -475,6 +475,25 @@ def test_a_document_is_removed_whose_borders_are_damaged(llm: MesaLlama, folder:
         library.index._db.execute("UPDATE spans SET heading = 'x', stop = stop + 3")
         library.remove(document)
         assert library.verify().damaged == [] and len(library.documents()) == 2
+
+
+def test_adding_a_file_mends_what_only_one_way_leads_to(folder: Path, filled: Path) -> None:
+    """Where SQLite's own index of digests is damaged, the file's document is found by the other one."""
+    with opened(folder) as library:
+        library.index._db.execute("UPDATE documents SET text = 'x' WHERE name = 'log.txt'")
+        library.index.find_document = lambda *_: None  # type: ignore[method-assign]
+        document = library.add(filled / "log.txt")
+        assert library.text(document) == MADE.text and [d.id for d in library.documents("work")] == [document.id]
+
+
+def test_pages_that_lead_back_to_themselves_end() -> None:
+    class Loops:
+        def execute(self, query: str) -> Iterator[tuple[int, str]]:
+            while True:
+                yield from ((1, "a"), (2, "b")) if "ASC" in query else ((5, "e"), (4, "d"))
+
+    rows = schema.all_that_can_be_read(Loops(), "documents", "name", "id")  # type: ignore[arg-type]
+    assert rows == [("a",), ("b",), ("d",), ("e",)]
 
 
 def test_an_index_that_stays_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -370,7 +370,9 @@ class Index:
         with self.writing() as db:
             found = db.execute("SELECT id FROM documents WHERE digest = ? AND source IS ?", (digest, source)).fetchone()
             if found is not None and not again:
-                return int(found[0])
+                row = db.execute(f"SELECT {DOCUMENT} FROM documents WHERE id = ?", found).fetchone()
+                if row is not None and is_whole(row):
+                    return int(found[0])
             before = [] if found is None else [int(found[0])]
             if source is not None:
                 before = [int(old) for (old,) in db.execute("SELECT id FROM documents WHERE source = ?", (source,))]

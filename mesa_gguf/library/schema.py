@@ -155,10 +155,18 @@ def seal_collection(db: sqlite3.Connection, collection: str) -> None:
 
 
 def all_that_can_be_read(db: sqlite3.Connection, table: str, columns: str, key: str) -> list[tuple[Any, ...]]:
-    """The rows of a damaged table, from both of its ends."""
-    found: dict[Any, tuple[Any, ...]] = {}
-    for order in ("ASC", "DESC"):
+    """The rows of a damaged table, from both of its ends.
+
+    Args:
+        key: its row id. note: pages that lead back to themselves would give the same rows for ever
+    """
+    found: dict[int, tuple[Any, ...]] = {}
+    for order, sign in (("ASC", 1), ("DESC", -1)):
+        before: int | None = None
         with contextlib.suppress(sqlite3.DatabaseError, UnicodeError, OverflowError, MemoryError):
             for number, *row in db.execute(f"SELECT {key}, {columns} FROM {table} ORDER BY {key} {order}"):
+                if before is not None and sign * (number - before) <= 0:
+                    break
+                before = number
                 found[number] = tuple(row)
-    return [found[number] for number in sorted(found, key=str)]
+    return [found[number] for number in sorted(found)]

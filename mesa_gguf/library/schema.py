@@ -93,7 +93,7 @@ def told_by_sqlite() -> Iterator[None]:
     try:
         yield
     except (UnicodeDecodeError, MemoryError) as err:
-        raise sqlite3.DatabaseError(f"SQLite tells of it by a {type(err).__name__}") from err
+        raise sqlite3.DatabaseError(f"SQLite failed with a {type(err).__name__}") from err
 
 
 # SQLite's codes for what the disk, or another process, does: SQLITE_PERM, BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN, PROTOCOL, NOLFS

@@ -345,7 +345,8 @@ def test_a_given_encoding_counts() -> None:
         (b"\x1f\x8b\x08\x00", "is a gzip file"),
         (TEXT.encode("cp1252"), "is not utf-8: byte 0xe9 at offset 3: give encoding='cp1252'"),
         (b"one\0two\0three", "has a NUL at character 3"),
-        (b"\xff\xfeT\x00e\x00\xd8", "is not utf-16"),
+        (b"\xff\xfeT\x00e\x00\xd8", "is utf-16, but ends within a character: cut off its last byte"),
+        (b"\xff\xfeT\x00\x00\xd8T\x00", "is not utf-16"),
         ("кот и кит, и ещё раз кот".encode("koi8-r"), "is not utf-8"),
     ],
 )

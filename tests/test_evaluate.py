@@ -440,17 +440,17 @@ def test_methods_and_samples_can_be_added(tmp_path: Path) -> None:
 
 def test_documents_that_are_kept(tmp_path: Path) -> None:
     """`read=all` has the whole document before each question, a number of tokens some of it; a method's numbers are its own."""
-    methods = ("mesa", "mesa,chunk=100", "mesa,read=all", "mesa,read=250")
+    methods = ("mesa", "mesa,chunk=100", "mesa,read=all", "mesa,read=500")
     options = replace(SMALL_RUN, methods=methods, lengths=(3 * T,), samples={"qa": 1, "ruler": 1})
     rows = run("qa", tmp_path, options)["rows"]
     prompts = {name: [row["n_prompt"] for row in rows if row["method"] == name] for name in methods}
     assert {name: len(found) for name, found in prompts.items()} == dict.fromkeys(methods, 4 + 2)  # facts, and two hops
     assert prompts["mesa"] == prompts["mesa,chunk=100"]
     assert all(abs(a - b) < 64 for a, b in zip(prompts["mesa"], prompts["mesa,read=all"], strict=True))
-    assert all(n < 2 * T for n in prompts["mesa,read=250"])
+    assert all(n < 2 * T for n in prompts["mesa,read=500"])
     right = {name: sum(row["right"] for row in rows if row["method"] == name) for name in methods}
     assert all(right[name] >= 3 for name in methods)
-    (turns,) = run("ruler", tmp_path, replace(options, methods=("mesa,read=250",), kinds=("multiquery",)))["rows"]
+    (turns,) = run("ruler", tmp_path, replace(options, methods=("mesa,read=500",), kinds=("multiquery",)))["rows"]
     assert len(turns["answers"]) == 4 and turns["right"] >= 3  # each question chooses its own chunks
 
 

@@ -151,7 +151,7 @@ def test_what_the_index_has_wrong_is_set_right(folder: Path) -> None:
         assert library.index.kept_bytes() == size and report.dropped == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "magic", "length", "tokens", "folder"])
+@pytest.mark.parametrize("damage", ["cut", "magic", "length", "tokens", "many tokens", "folder"])
 def test_files_that_are_no_chunks_are_not_noted(folder: Path, damage: str) -> None:
     path = sorted(folder.glob("chunks/??/*.chunk"))[0]
     data = bytearray(path.read_bytes())
@@ -161,7 +161,8 @@ def test_files_that_are_no_chunks_are_not_noted(folder: Path, damage: str) -> No
     elif damage == "cut":
         path.write_bytes(data[: HEADER.size - 3])
     else:
-        data[{"magic": 0, "length": 56, "tokens": 48}[damage]] ^= 1
+        at, bits = {"magic": (0, 1), "length": (56, 1), "tokens": (48, 1), "many tokens": (51, 128)}[damage]
+        data[at] ^= bits
         path.write_bytes(data)
     if damage != "tokens":  # its header may be right, for all that one knows without the index
         remove(folder)
@@ -428,6 +429,27 @@ def test_a_full_disk_leaves_the_damaged_index(folder: Path, monkeypatch: pytest.
     monkeypatch.undo()
     with opened(folder) as library:
         assert library.mended is not None
+
+
+@pytest.mark.parametrize("err", [OSError(28, "No space left on device"), sqlite3.OperationalError("disk is full")])
+def test_an_index_that_could_not_be_mended_is_when_it_can_be(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, err: Exception
+) -> None:
+    """A server goes on where its disk was full for a while."""
+    with opened(folder) as library:
+        library.index._db.execute("DROP TABLE kept")
+
+        def full(*_: object) -> None:
+            raise err
+
+        monkeypatch.setattr(indexing, "renew", full)
+        with pytest.raises(LibraryError, match="No space left on device|disk is full"):
+            library.index.kept()
+        monkeypatch.undo()
+        assert len(library.documents()) == 3 and {row.key for row in library.index.kept()} == chunk_files(folder)
+        assert library.mended is not None
+    with pytest.raises(LibraryError, match="was closed"):
+        library.documents()
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ class Index:
         self._store = store
         self._lock = threading.RLock()
         self._n_calls = 0  # of methods within methods
-        self._connection: sqlite3.Connection | None = None
+        self._connection: sqlite3.Connection | None = None  # None: it was lost, and is to be opened again
+        self._is_closed = False
         self._file: tuple[int, int] | None = None  # that is open
         try:
             try:
@@ -164,23 +165,27 @@ class Index:
     @property
     def _db(self) -> sqlite3.Connection:
         db = self._connection
-        assert db is not None
-        if self._n_calls and not _in_transaction(db) and self._is_another():
-            self._follow()
-            assert self._connection is not None
-            return self._connection
-        return db
+        if db is not None and self._n_calls and not db.in_transaction and self._is_another():
+            self._disconnect()
+            self.n_forgotten += 1
+        if self._connection is None:
+            self._reopen()
+        assert self._connection is not None
+        return self._connection
 
     def _is_another(self) -> bool:
         """Another process set the file that is open aside, and put another one in its place."""
         now = identity(self.path)
         return now is not None and now != self._file
 
-    def _follow(self) -> None:
-        """Open the index that another process put in the place of this one."""
-        self.close()
-        self.n_forgotten += 1
-        self._open_between_others()
+    def _reopen(self) -> None:
+        """Open the index that another process put in the place of this one, or that could not be opened when this was tried last."""
+        if self._is_closed:
+            raise sqlite3.ProgrammingError("the library was closed")
+        try:
+            self._open_between_others()
+        except OSError as err:
+            raise LibraryError(f"{self.path}: the library cannot be opened again: {err.strerror}") from None
 
     def _open_between_others(self) -> None:
         """Open it, or make it; where others open it at the same moment, after them.
@@ -240,7 +245,7 @@ class Index:
             LibraryError: that cannot be used either.
         """
         with self._lock:
-            self.close()
+            self._disconnect()
             self.n_forgotten += 1
             try:
                 self._renew(err)
@@ -289,8 +294,13 @@ class Index:
 
     def close(self) -> None:
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
+            self._is_closed = True
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -360,7 +370,7 @@ class Index:
         kind: str,
         title: str,
         text: str,
-        places: Iterable[tuple[int, int | None, Sequence[str]]],
+        places: Sequence[tuple[int, int | None, Sequence[str]]],
         notes: Sequence[str] = (),
         again: bool = False,
     ) -> int:
@@ -686,15 +696,17 @@ class Index:
     @_mending
     def kept(self) -> list[KeptRow]:
         """What is kept, least recently used first. Rows that make no sense are taken from the chunks' files again."""
-        rows = self._rows("SELECT rowid, key, model, n_tokens, size, used FROM kept ORDER BY used, key")
-        found = [KeptRow(*row[1:]) for row in rows if _makes_sense(*row[1:])]
-        if len(found) < len(rows):
+        for _ in range(2):
+            rows = self._rows("SELECT rowid, key, model, n_tokens, size, used FROM kept ORDER BY used, key")
             wrong = [row for row in rows if not _makes_sense(*row[1:])]
+            if not wrong:
+                return [KeptRow(*row[1:]) for row in rows]
             with self.writing() as db:
                 db.executemany("DELETE FROM kept WHERE rowid = ?", [row[:1] for row in wrong])
                 self._note_found(db, [str(row[1]) for row in wrong])
-            return self.kept()
-        return found
+        raise _Damaged(f"{self.path}: the index is damaged") from sqlite3.DatabaseError(
+            "what it has of kept chunks makes no sense"
+        )
 
     def kept_bytes(self) -> int:
         return int(self._rows("SELECT total(size) FROM kept")[0][0])
@@ -753,13 +765,6 @@ def _cuts_are_whole(db: sqlite3.Connection, document: int) -> bool:
 def _lacking(db: sqlite3.Connection, keys: Sequence[str]) -> list[str]:
     """The keys that an index has not."""
     return [key for key in keys if db.execute("SELECT 1 FROM kept WHERE key = ?", (key,)).fetchone() is None]
-
-
-def _in_transaction(db: sqlite3.Connection) -> bool:
-    try:
-        return db.in_transaction
-    except sqlite3.ProgrammingError:  # it is closed
-        return True
 
 
 #

@@ -195,7 +195,7 @@ class ChunkStore:
         magic, version, n_head, own_key, n_tokens, n_bytes, _ = HEADER.unpack(head)
         if (magic, version, n_head, own_key) != (MAGIC, VERSION, HEADER.size, bytes.fromhex(key)):
             return None
-        return ChunkHead(key, n_tokens, size) if size == HEADER.size + n_bytes and n_tokens < 2**32 else None
+        return ChunkHead(key, n_tokens, size) if size == HEADER.size + n_bytes and n_tokens < 2**31 else None
 
     def heads(self) -> Iterator[ChunkHead]:
         """Those of all chunks that are there, in the order of their keys; damaged ones are left out."""

@@ -200,13 +200,14 @@ class FreeCpus:
 
     def __init__(self) -> None:
         self.n: float | None = None
-        self._seen = _computed()
+        self._seen, self._looked = _computed(), time.perf_counter()
 
     def look(self) -> float | None:
         """The mean since the last look, where that is long enough ago; else what was seen then."""
-        if self._seen is not None and time.perf_counter() - self._seen[0] >= LOOK:
-            before, self._seen = self._seen, _computed()
-            if self._seen is not None:
+        if time.perf_counter() - self._looked >= LOOK:
+            before, self._seen, self.n = self._seen, _computed(), None
+            self._looked = time.perf_counter()
+            if before is not None and self._seen is not None:
                 seconds, by_all, by_us = (now - then for now, then in zip(self._seen, before))
                 n_cpus = len(_affinity() or ())
                 self.n = min(max(0.0, n_cpus - max(0.0, by_all - by_us) / seconds), float(n_cpus))
@@ -223,7 +224,7 @@ def _computed() -> tuple[float, float, float] | None:
     names = {f"cpu{cpu}" for cpu in cpus}
     niced = os.getpriority(os.PRIO_PROCESS, 0) > 0
     for line in _read(ROOT / "proc/stat").splitlines():
-        name, *fields = line.split()
+        name, *fields = line.split() or [""]
         if name in names and len(fields) >= 8:
             user, nice, system, _idle, _waiting, irq, softirq, stolen = map(int, fields[:8])
             ticks += user + niced * nice + system + irq + softirq + stolen

@@ -142,9 +142,14 @@ def test_what_other_programs_compute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     stat(1000, 1000, 1000)
     now = 105.0
     assert free.look() == 0.0
-    (tmp_path / "proc/stat").write_text("cpu0 1 2\n")
+    (tmp_path / "proc/stat").write_text("cpu0 1 2\n\n")
     now = 106.0
-    assert free.look() == 0.0
+    assert free.look() is None  # it is not known now
+    stat(1000, 1000, 1000)
+    now = 107.0
+    assert free.look() is None  # nothing to compare it with
+    now = 108.0
+    assert free.look() == 2.0
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell")

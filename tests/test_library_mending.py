@@ -443,7 +443,7 @@ def test_an_index_that_could_not_be_mended_is_when_it_can_be(
             raise err
 
         monkeypatch.setattr(indexing, "renew", full)
-        with pytest.raises(LibraryError, match="No space left on device|disk is full"):
+        with pytest.raises(LibraryError, match=r"No space left on device|disk is full"):
             library.index.kept()
         monkeypatch.undo()
         assert len(library.documents()) == 3 and {row.key for row in library.index.kept()} == chunk_files(folder)

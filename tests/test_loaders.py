@@ -592,7 +592,16 @@ def test_a_text_that_was_cut_within_a_character(data: bytes, text: str, said: st
     assert "that was cut within a character" in document.notes[0] and said in document.notes[0]
 
 
-@pytest.mark.parametrize("text", ["In the caf\u00e9", "\u201cIn the caf\u00e9\u201d, he said", "\u201cquoted"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "In the caf\u00e9",
+        "\u201cIn the caf\u00e9\u201d, he said",
+        "\u201cquoted",
+        "In the caf\u00e9.\n",
+        "The hall has 90 m\u00b2.",
+    ],
+)
 def test_the_last_letter_of_an_older_encoding_is_a_letter(text: str) -> None:
     assert read(text.encode("cp1252")).text == text
 

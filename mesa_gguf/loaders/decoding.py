@@ -175,19 +175,17 @@ def _whole_characters(data: bytes, encoding: str) -> slice | None:
         return None
     is_utf8 = name == "utf-8"
     begin = next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 4) if is_utf8 else 0
-    for end in range(len(data), len(data) - 4, -1):
-        try:
-            text = data[begin:end].decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if not text or "\0" in text or begin == 4:
-            return None
-        # of one byte behind ASCII alone: those that begin what is typed most; others are letters in older encodings
-        is_sure = (
-            not is_utf8 or not text.isascii() or (begin == 0 and (end < len(data) - 1 or data[end:] in _BEGINNINGS))
-        )
-        return slice(begin, end) if is_sure else None
-    return None
+    decoder = codecs.getincrementaldecoder(name)()
+    try:
+        text = decoder.decode(data[begin:])  # it waits for the rest of the last character
+    except UnicodeDecodeError:
+        return None
+    end = len(data) - len(decoder.getstate()[0])
+    if not text or "\0" in text or begin == 4:
+        return None
+    # of one byte behind ASCII alone: those that begin what is typed most; others are letters in older encodings
+    is_sure = not is_utf8 or not text.isascii() or (begin == 0 and (end < len(data) - 1 or data[end:] in _BEGINNINGS))
+    return slice(begin, end) if is_sure else None
 
 
 def _cut_bytes(data: bytes, whole: slice) -> str:

@@ -106,6 +106,19 @@ def test_nothing_commands_a_terminal(run: Run, tmp_path: Path, monkeypatch: pyte
     assert json.loads(out)["text"] == kept and not set(out) & set("\x1b\x07\x9b\x7f\u202e\u2066")
 
 
+def test_files_are_told_as_files(run: Run) -> None:
+    """What is kept beside a chunk is another file, and no chunk."""
+    keys = [letter * 64 for letter in "abcd"]
+    with Library() as library:
+        for n, key in enumerate(keys):
+            library.keep(key, "model", n % 2, b"rows")
+        library.store.remove(keys[0])
+    assert run("library", "verify")[1] == "2 chunks are kept, 300 B; 1 file gone from the disk\n"
+    assert run("library", "prune", "--budget", "0")[1] == (
+        "0 chunks are kept, 0 B; 3 files removed to keep to the budget\n"
+    )
+
+
 def test_a_library_without_a_name_is_no_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text", encoding="utf-8")
     for command in (("ask", "-f", "a.txt", "Who?"), ("chat", "-f", "a.txt"), ("library", "list"), ("serve",)):

@@ -243,12 +243,12 @@ def prune(budget: Budget = None, as_json: JsonOption = False, library: LibraryOp
         _report(opened.prune(budget), as_json)
 
 
-# what is said of the chunks that `Report` names
+# what is said of the files that `Report` names: a chunk may have another one beside it
 _SAID = {
-    "damaged": "damaged ones were removed",
-    "missing": "that the index had were missing",
-    "unknown": "that were not in the index are in it now",
-    "dropped": "dropped, to keep to the budget",
+    "damaged": "removed as damaged",
+    "missing": "gone from the disk",
+    "unknown": "added to the index",
+    "dropped": "removed to keep to the budget",
 }
 
 
@@ -261,7 +261,7 @@ def _report(report: Report, as_json: bool) -> None:
     parts = [f"{report.n_chunks} chunks are kept, {format_bytes(report.n_bytes)}"]
     for name, said in _SAID.items():
         if keys := getattr(report, name):
-            parts.append(f"{len(keys)} {said}")
+            parts.append(f"{len(keys)} file{'s' * (len(keys) > 1)} {said}")
     output.write("; ".join(parts) + "\n")
     for name in report.documents:
         output.write(f"{name} is damaged in the index: add its file again\n")

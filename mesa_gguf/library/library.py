@@ -59,10 +59,11 @@ class Report:
 
     Attributes:
         n_chunks, n_bytes: kept chunks that are there, afterwards.
-        damaged: chunks whose files were damaged and are gone; they are read again when they are asked for.
-        missing: chunks that the index had and the disk has not.
-        unknown: chunks that the index had not, and now has.
-        dropped: chunks that were removed to keep to the budget.
+        damaged: keys of files that were damaged and are gone; their chunks are read again when they are asked for. What is kept beside a
+            chunk is a file too.
+        missing: keys of files that the index had and the disk has not.
+        unknown: keys of files that the index had not, and now has.
+        dropped: keys of files that were removed to keep to the budget.
         documents: names of documents whose text in the index is damaged; they can be read when their files are added again.
     """
 

@@ -608,6 +608,7 @@ def test_the_last_letter_of_an_older_encoding_is_a_letter(text: str) -> None:
 
 def test_where_a_text_that_was_cut_is_not_taken() -> None:
     """By a name that is given, it is told what to do."""
+    assert "is not utf-16: byte 0x73 at offset 4" in error(b"h\0i\0s", encoding="utf-16")
     assert "is utf-8, but ends within a character: cut off its last byte" in error(
         "caf\u00e9".encode()[:-1], encoding="utf-8"
     )

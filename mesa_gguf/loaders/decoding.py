@@ -178,7 +178,7 @@ def _whole_characters(data: bytes, encoding: str) -> slice | None:
     decoder = codecs.getincrementaldecoder(name)()
     try:
         text = decoder.decode(data[begin:])  # it waits for the rest of the last character
-    except UnicodeDecodeError:
+    except UnicodeError:  # UTF-16 without a mark too
         return None
     end = len(data) - len(decoder.getstate()[0])
     if not text or "\0" in text or begin == 4:

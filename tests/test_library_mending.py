@@ -414,6 +414,32 @@ def test_a_process_follows_where_another_one_mends(folder: Path) -> None:
         assert [d.name for d in third.documents()] == ["new", "else"]
 
 
+def test_what_another_process_writes_meanwhile_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checksum, and what it is of, are read of one moment."""
+    with opened(folder) as library, opened(folder) as other:
+        document = library.documents()[-1]
+        spans_of, seal_of_members = indexing.spans_of, indexing.seal_of_members
+        cut = [(0, 5, 1, (), None, None)]
+
+        def spans_later(*given: object) -> object:
+            monkeypatch.undo()
+            other.index.set_spans(document.id, "v", cut)
+            return spans_of(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(indexing, "spans_of", spans_later)
+        assert library.index.spans(document.id, "v") == []
+        assert library.mended is None and len(library.index.spans(document.id, "v")) == 1
+
+        def members_later(*given: object) -> str:
+            monkeypatch.undo()
+            other.index.add_to_collection("work", [document.id])
+            return seal_of_members(*given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(indexing, "seal_of_members", members_later)
+        library.index._check_collection("work")
+        assert len(library.documents("work")) == 2
+
+
 def test_a_full_disk_leaves_the_damaged_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overwrite(folder)
     before = (folder / "index.sqlite3").read_bytes()

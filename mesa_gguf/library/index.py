@@ -34,6 +34,7 @@ from .schema import (
     is_whole,
     seal,
     seal_collection,
+    seal_of_members,
     spans_of,
     statements,
     text_of,
@@ -318,6 +319,24 @@ class Index:
             finally:
                 self._n_calls -= 1
 
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """What is read within is of one moment, whatever other processes write meanwhile."""
+        try:
+            with told_by_sqlite():
+                db = self._db
+                if db.in_transaction:
+                    yield db
+                    return
+                db.execute("BEGIN")
+                try:
+                    yield db
+                finally:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+        except sqlite3.DatabaseError as err:
+            raise self._unusable("read", err) from err
+
     @_mending
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
@@ -502,12 +521,11 @@ class Index:
     def spans(self, document: int, vocabulary: str) -> list[SpanRow]:
         """The chunks of a document in order; empty if that vocabulary has not cut it yet, or what it noted is damaged."""
         with self._lock:
-            sealed = self._rows("SELECT seal FROM cuts WHERE document = ? AND vocabulary = ?", (document, vocabulary))
-            try:
-                with told_by_sqlite():
-                    rows = spans_of(self._db, document, vocabulary)
-            except sqlite3.DatabaseError as err:
-                raise self._unusable("read", err) from err
+            with self._reading() as db:
+                sealed = db.execute(
+                    "SELECT seal FROM cuts WHERE document = ? AND vocabulary = ?", (document, vocabulary)
+                ).fetchall()
+                rows = spans_of(db, document, vocabulary)
             if [(seal(document, vocabulary, rows),)] != sealed and (rows or sealed):
                 self._cut_anew()
                 return []
@@ -601,9 +619,10 @@ class Index:
 
     def _check_collection(self, collection: str) -> None:
         with self._lock:
-            sealed = self._rows("SELECT seal FROM collections WHERE name = ?", (collection,))
-            members = self._rows("SELECT document FROM members WHERE collection = ? ORDER BY document", (collection,))
-            if sealed and sealed[0][0] != seal(collection, members):
+            with self._reading() as db:
+                sealed = db.execute("SELECT seal FROM collections WHERE name = ?", (collection,)).fetchone()
+                expected = seal_of_members(db, collection)
+            if sealed is not None and sealed[0] != expected:
                 raise LibraryError(
                     f"{self.path}: the collection {collection} is damaged: remove it, and add its documents to it again"
                 )

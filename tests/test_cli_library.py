@@ -11,6 +11,7 @@ import pytest
 
 from mesa_gguf import Library, MesaLlama, Reader, cli
 from mesa_gguf.cli import output
+from mesa_gguf.cli.ask import documents_of
 from mesa_gguf.errors import DocumentError, Remedy
 from mesa_gguf.lab.documents import make_document
 from mesa_gguf.loaders import Limits
@@ -68,6 +69,13 @@ def _next(lines: Any) -> str:
     for line in lines:
         return str(line)
     raise EOFError
+
+
+def test_notes_on_a_document_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cut.txt").write_bytes("In the café, it is said that 90 m\u2019".encode()[:-1])
+    with Library(tmp_path / "library") as library:
+        documents = documents_of(library, [str(tmp_path / "cut.txt")] * 2, None, None)
+    assert len(documents) == 1 and capsys.readouterr().err.count("cut within a character") == 1
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\x1b[31m", "a\nb"])

@@ -287,11 +287,10 @@ def documents_of(
         if not documents:
             raise PromptError(f"{source_name(file)}: there is no document in this folder that can be read")
         found += documents
-    for document in found:
+    each = list({document.id: document for document in found}.values())
+    for document in each:
         say_notes(document)
-    if collection is not None:
-        return library.documents(collection)
-    return list({document.id: document for document in found}.values())
+    return each if collection is None else library.documents(collection)
 
 
 def _ask_library(

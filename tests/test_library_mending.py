@@ -22,6 +22,8 @@ from mesa_gguf.library import index as indexing
 from mesa_gguf.library import renewal, schema
 from mesa_gguf.library.library import Document, Library
 from mesa_gguf.library.store import HEADER, LibraryError
+from mesa_gguf.reading.prompts import PromptForm
+from mesa_gguf.reading.shelf import Catalogue
 
 MADE = make_document(4712, 1500, n_facts=4)
 FACT = MADE.facts[1]
@@ -438,6 +440,21 @@ def test_what_another_process_writes_meanwhile_is_no_damage(folder: Path, monkey
         monkeypatch.setattr(indexing, "seal_of_members", members_later)
         library.index._check_collection("work")
         assert len(library.documents("work")) == 2
+
+
+@pytest.mark.parametrize("who", ["this one", "another"])
+def test_chunks_are_found_that_were_cut_anew(llm: MesaLlama, folder: Path, who: str) -> None:
+    """Whoever finds damage, and wherever: a question in what is open goes by the chunks that are there now."""
+    with opened(folder) as library, opened(folder) as other:
+        catalogue = Catalogue(llm, PromptForm(llm), library)
+        documents = library.documents()
+        before = catalogue.select(FACT.question, documents, 200)
+        finder = library if who == "this one" else other
+        finder.index._db.execute("UPDATE documents SET text = 'x' WHERE name = 'two'")
+        finder.remove(documents.pop())  # the words of a damaged text cannot be taken out
+        after = catalogue.select(FACT.question, documents, 200)
+        assert [piece.text for piece in after.pieces] == [piece.text for piece in before.pieces]
+        assert {piece.span.id for piece in after.pieces}.isdisjoint(piece.span.id for piece in before.pieces)
 
 
 def test_a_full_disk_leaves_the_damaged_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -533,6 +533,17 @@ class Index:
             SpanRow(span, of, ordinal, start, stop, n_tokens, self._unpacked(heading), first, last)
             for span, of, ordinal, start, stop, n_tokens, heading, first, last in rows
         ]
+
+    @_mending
+    def are_others(self, first: Mapping[int, int]) -> bool:
+        """Whether documents have other chunks by now: they were cut anew, by whomever.
+
+        Args:
+            first: of each document its first chunk, as `spans` gave it.
+        """
+        query = "SELECT 1 FROM documents WHERE id = ? AND NOT EXISTS (SELECT 1 FROM spans WHERE id = ?)"
+        with self._reading() as db:
+            return any(db.execute(query, pair).fetchone() is not None for pair in first.items())
 
     @_mending
     def cuts(self) -> dict[int, list[tuple[str, int, int]]]:

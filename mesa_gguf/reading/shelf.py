@@ -265,9 +265,10 @@ class Catalogue:
         for _ in range(TRIES):
             n_forgotten = self.library.index.n_forgotten
             selection = self._select(question, documents, mode, room, history, model)
-            if self.library.index.n_forgotten == n_forgotten:
+            first = {document.id: rows[0].id for document in documents if (rows := self._rows.get(document.id))}
+            if self.library.index.n_forgotten == n_forgotten and not self.library.index.are_others(first):
                 return selection
-            self._rows.clear()  # the index was damaged: the documents are cut anew
+            self._rows.clear()  # the index was damaged, as this process or another one found: the documents are cut anew
             self._pieces.clear()
             self._text = self._similar = None
         raise LibraryError(

@@ -26,7 +26,6 @@ from mesa_gguf.lab.evaluate.real import REAL
 from mesa_gguf.lab.evaluate.report import cell, length_name, tables
 from mesa_gguf.lab.evaluate.run import sort_key
 from mesa_gguf.lab.evaluate.tasks import TASKS
-from mesa_gguf.lab.methods import METHODS
 
 INTRODUCTION = """\
 # Results
@@ -231,7 +230,12 @@ def behind(merged: Merged) -> list[list[str]]:
     rows = []
     for (task, length, method), entry in entries.items():
         own = entries.get((task, length, MESA))
-        if method == MESA or own is None or length <= merged.train_length or task in merged.contents["not_able"]:
+        if (
+            method.partition(",")[0] == MESA
+            or own is None
+            or length <= merged.train_length
+            or task in merged.contents["not_able"]
+        ):
             continue
         source = merged.sources[task, method, length]
         theirs = source.scores(task, method, length)
@@ -262,7 +266,8 @@ def speed(measured: list[Merged]) -> Iterator[str]:
             key = (entry["task"], entry["length"])
             if entry["method"] != MESA and key in own:  # other files are of other days, and perhaps machines
                 ratios[entry["method"]][entry["length"]].append(entry["read_tokens_per_s"] / own[key])
-    methods = sorted(ratios, key=list(METHODS).index)
+    ranks = report.ranks_of(ratios)
+    methods = sorted(ratios, key=lambda method: ranks[method])
     lengths = sorted({length for row in ratios.values() for length in row})
     rows = [
         [method, *(f"{statistics.median(found):.2f}" if (found := ratios[method].get(n)) else "–" for n in lengths)]

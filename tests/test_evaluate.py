@@ -662,6 +662,16 @@ def test_all_tasks(command: Callable[..., tuple[str, str]], tmp_path: Path) -> N
     assert "| method | T | 2 T |" in page and "![qa by length](results/qa.png)" in page
 
 
+def test_methods_with_options_have_places_of_their_own(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    methods = ("mesa", "mesa,read=all", "mesa,read=500")
+    command("passkey", "--samples", "1", "--length", "2T", *(part for name in methods for part in ("--method", name)))
+    page = results_page(tmp_path, "results")
+    assert all(f"| {name} |" in page for name in methods)
+    figure = report.figure(json.loads((tmp_path / "results" / "passkey.json").read_text()))
+    colours = {line.get_label(): line.get_color() for line in figure.axes[0].get_lines() if line.get_label() in methods}
+    assert len(colours) == len({*colours.values()}) == len(methods)
+
+
 @pytest.mark.slow
 def test_answer_loss(command: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     """The script's right answers are those that `eval` writes, and a run is level with itself."""

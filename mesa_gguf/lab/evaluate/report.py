@@ -294,11 +294,17 @@ def rich_table(
 #
 
 
+def ranks_of(methods: Iterable[str]) -> dict[str, int]:
+    """The place of each method in tables and pictures: that of the list of all methods, then those with options of their own."""
+    return {method: rank for rank, method in enumerate(dict.fromkeys([*METHODS, *methods]))}
+
+
 def figure(contents: Row) -> Figure:
     """Every task of a group by length; heat maps of depth and length too, where results have a depth."""
     tasks = list(dict.fromkeys(entry["task"] for entry in contents["summary"]))
     placed = dict.fromkeys((entry["task"], entry["method"]) for entry in contents["by_depth"])
-    maps = sorted(placed, key=lambda name: (tasks.index(name[0]), [*METHODS, name[1]].index(name[1])))
+    ranks = ranks_of(method for _, method in placed)
+    maps = sorted(placed, key=lambda name: (tasks.index(name[0]), ranks[name[1]]))
     n_columns = max(1, min(3, len(tasks)), min(3, len(maps)))
     n_rows = math.ceil(len(tasks) / n_columns) + math.ceil(len(maps) / n_columns)
     made = plot.new_figure(1 + 4.5 * n_columns, 0.6 + 3.4 * n_rows)
@@ -319,10 +325,11 @@ def _draw_lines(axes: Axes, task: str, contents: Row) -> None:
     """The number of each method by length, with its interval."""
     entries = [entry for entry in contents["summary"] if entry["task"] == task]
     train_length = contents["settings"]["model"]["train_length"]
-    for method in dict.fromkeys(entry["method"] for entry in entries):
+    for method, rank in ranks_of(entry["method"] for entry in entries).items():
         mine = [entry for entry in entries if entry["method"] == method]
+        if not mine:
+            continue
         x = [entry["length"] for entry in mine]
-        rank = [*METHODS, method].index(method)
         colour, line = f"C{rank % 10}", "o-" if rank < 10 else "o--"
         axes.plot(
             x, [e["loss" if task == PPL else "share"] for e in mine], line, label=method, color=colour, markersize=4

@@ -95,8 +95,7 @@ def renew(
             # finished by a process that was killed when it had set the damaged one aside
             made = None if size is None and _is_finished(new) else _make(new, store, path if size else None)
             aside = _set_aside(path) if size else None
-            for name in ("", *_SIDES):
-                path.with_name(f"{path.name}{name}").unlink(missing_ok=True)
+            _remove(path)
             os.replace(new, path)
             sync_folder(path.parent)
     if made is None:
@@ -149,8 +148,7 @@ def _is_finished(new: Path) -> bool:
 
 
 def _make(new: Path, store: ChunkStore | None, damaged: Path | None) -> _Made:
-    for name in ("", *_SIDES):
-        new.with_name(f"{new.name}{name}").unlink(missing_ok=True)
+    _remove(new)
     made = _Made()
     db = sqlite3.connect(new, isolation_level=None)
     try:
@@ -226,7 +224,17 @@ def _set_aside(path: Path) -> Path:
         for n in range(10_000)
         if not path.with_name(name := f"{stamp}{f'-{n}' * (n > 0)}").exists()
     )
-    for name in ("", *_SIDES):
+    for file, other in zip(_files(path), _files(aside)):
         with contextlib.suppress(FileNotFoundError):
-            path.with_name(f"{path.name}{name}").replace(aside.with_name(f"{aside.name}{name}"))
+            file.replace(other)
     return aside
+
+
+def _files(path: Path) -> list[Path]:
+    """A database's own file, and those that may be beside it."""
+    return [path.with_name(f"{path.name}{side}") for side in ("", *_SIDES)]
+
+
+def _remove(path: Path) -> None:
+    for file in _files(path):
+        file.unlink(missing_ok=True)

@@ -25,10 +25,10 @@ from ...reading.prompts import PromptForm
 from ...reading.reader import load_vocabulary
 from ...reading.shelf import ReadMode
 from ..facts import FORMS, FactDocument, Form, Haystack, Question, TooShortError, default_text, make_document
-from ..methods import Setting, check_method, find_setting, open_model
+from ..methods import Setting, check_method, find_setting
 from .loss import score_begun
 from .run import Options, Watch, check_folder, defaults, fingerprint
-from .sources import KEPT_ROOM, open_source
+from .sources import open_for, open_source
 from .store import Row, Store
 
 REAL = "real"
@@ -216,11 +216,9 @@ class RealEvaluation:
             if not todo:
                 continue
             self._made = {key: made for key, made in self._made.items() if key[0] == length}  # for all settings
-            kept = setting.read is not None
-            llm = open_model(
-                self.path, setting.method.name, length + KEPT_ROOM * kept,
-                overrides=self._overrides(setting), kept=kept, **self.options.engine, **self.options.machine,
-            )  # fmt: skip
+            llm = open_for(
+                self.path, setting, length, self._overrides(setting), **self.options.engine, **self.options.machine
+            )
             with closing(llm):
                 for index in todo:
                     if watch is not None:

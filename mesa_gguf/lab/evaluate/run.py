@@ -19,11 +19,11 @@ from ...llama import MesaLlama
 from ...model.header import check_model
 from ...reading.shelf import ReadMode
 from .. import documents
-from ..methods import METHODS, READ, Method, Setting, check_method, find_setting, open_model
+from ..methods import METHODS, READ, Method, Setting, check_method, find_setting
 from . import scoring, tasks
 from .loss import tail_losses, window_ends
 from .prompts import Prompter, Prompts
-from .sources import KEPT_ROOM, Source, open_source
+from .sources import Source, open_for, open_source
 from .store import Row, Store
 from .tasks import TASKS, Brief, Item, Sample, Style, Task
 
@@ -251,16 +251,8 @@ class Evaluation:
             if not todo:
                 continue
             samples = {unit: made for unit, made in samples.items() if unit.length == length}  # for all methods
-            kept = setting.read is not None
-            llm = open_model(
-                self.options.path,
-                setting.method.name,
-                length + KEPT_ROOM * kept,
-                overrides=self._overrides(setting),
-                kept=kept,
-                **self.options.engine,
-                **self.options.machine,
-            )
+            options = self.options
+            llm = open_for(options.path, setting, length, self._overrides(setting), **options.engine, **options.machine)
             with closing(llm):
                 for unit in todo:
                     if watch is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import llama_cpp
 
@@ -14,7 +15,8 @@ from ...library.library import Library
 from ...llama import MesaLlama
 from ...reading.prompts import PromptForm, gap_after
 from ...reading.reader import Reader
-from ...reading.shelf import ReadMode
+from ...reading.shelf import Catalogue, ReadMode, Shelf
+from ..methods import Setting, open_model
 
 KEPT_ROOM = 512
 """Tokens of a context beside a document in chunks: for a question, its answer, and borders between tokens."""
@@ -47,6 +49,13 @@ class Source(Protocol):
 
     def follow_up(self, question: str, tail: Sequence[int], max_tokens: int, stop: Sequence[str]) -> str:
         """The answer to the next question of a conversation."""
+
+
+def open_for(path: Path, setting: Setting, length: int, overrides: Mapping[str, Any], **llama_kwargs: Any) -> MesaLlama:
+    """The model with which a setting reads documents whose prompt and answer have `length` tokens: see `open_model`."""
+    kept = setting.read is not None
+    n_tokens = length + KEPT_ROOM * kept
+    return open_model(path, setting.method.name, n_tokens, overrides=overrides, kept=kept, **llama_kwargs)
 
 
 @contextmanager
@@ -90,12 +99,10 @@ class _Kept:
     """A document in a library: its chunks are read once, and each question reads some of them, or all."""
 
     def __init__(self, llm: MesaLlama, form: PromptForm, text: str, library: Library, read: ReadMode) -> None:
-        reader = Reader(llm, library, form=form)
-        assert reader.shelf is not None
-        self._shelf, self._form, self._read = reader.shelf, form, read
+        catalogue = Catalogue(llm, form, library)
+        self._shelf, self._form, self._read = Shelf(llm, catalogue), form, read
         self._documents = [library.add_text(text, "document")]
         start = time.perf_counter()
-        catalogue = self._shelf.catalogue
         pieces = catalogue.select("", self._documents, "each").pieces
         self._shelf.read(pieces)
         self.read_s = time.perf_counter() - start

@@ -73,9 +73,10 @@ class Meanings:
         said -= self._mean
         variances = (said.T @ said / len(said)).astype(np.float64)
         shrunk = variances + SHRINK * max(float(variances.trace()) / len(variances), 1e-30) * np.eye(len(variances))
-        # note: as the root of the inverse by eigenvalues would, for what counts is its product with itself; a tenth of the time
-        self._even = np.linalg.cholesky(np.linalg.inv(shrunk)).astype(np.float32)
-        self._said = _unit(said @ self._even)
+        # note: with the inverse alone, for OpenBLAS takes seconds for its root where another program has one of two CPUs
+        self._metric = np.linalg.inv(shrunk).astype(np.float32)
+        weighed = said @ self._metric
+        self._said = weighed / _length(np.einsum("ij,ij->i", weighed, said))[:, None]
 
     def nearest(self, written: Floats, usual: Floats) -> list[int]:
         """The chunks with the sentences that are nearest, the nearest first.
@@ -84,9 +85,12 @@ class Meanings:
             written: the values of the sentence.
             usual: those of other sentences that the model read in that place.
         """
-        likeness = np.maximum.reduceat(self._said @ _unit((written - usual) @ self._even), self._starts)
+        meant = written - usual
+        said = self._said @ meant / _length(meant @ self._metric @ meant)
+        likeness = np.maximum.reduceat(said, self._starts)
         return [int(i) for i in self._chunks[np.argsort(-likeness, kind="stable")]]
 
 
-def _unit(vectors: Any) -> Floats:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9), np.float32)
+def _length(squared: Any) -> Any:
+    """The length that a vector's product with itself tells, and no zero."""
+    return np.sqrt(np.maximum(squared, 1e-18))

@@ -73,6 +73,19 @@ def test_kinds_have_names_of_their_own() -> None:
     assert len({kind.paraphrase for kind in (*UNLIKE, *ALIKE)}) == len(UNLIKE) + len(ALIKE)
 
 
+def test_a_fact_is_asked_for_as_its_own_kind_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experiments put other lists in, some of whose kinds have names that are here too."""
+    same_name = Kind(
+        ALIKE[0].name, "hundreds", "the kettle holds {v} cups", "How many cups?", "What fits in it?", "it is"
+    )
+    monkeypatch.setattr(facts, "UNLIKE", (same_name,))
+    for document in (make_document(PROSE, seed, 900, n_words, n_unlike=1, n_alike=60, n_counts=1) for seed in range(6)):
+        (i,) = [i for i, fact in enumerate(document.facts) if not fact.key and fact.kind == same_name.name]
+        own = [question for question in document.questions if question.facts == (i,)]
+        assert [question.text for question in own] == ["How many cups?", "What fits in it?"]
+        assert all(i not in question.facts for question in document.questions if question.form == "count")
+
+
 def test_word_lists_hold_each_word_once() -> None:
     lists = {name: words for name, words in vars(facts).items() if name.isupper() and isinstance(words, list)}
     assert len(lists) > 25

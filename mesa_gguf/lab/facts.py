@@ -805,10 +805,12 @@ def _make_facts(
         raise PromptError(f"there are {len(UNLIKE)} kinds of facts that are unlike all others: ask for at most so many")
     values = _Values(rng, text)
     facts: list[Fact] = []
+    stated: list[Kind] = []  # of each fact: kinds of other lists may have names that are here too
     questions: list[Question] = []
 
     def state(kind: Kind, key: str) -> Fact:
         value = values.new(kind.value)
+        stated.append(kind)
         facts.append(Fact(kind.name, key, value, _sentence(kind.statement.format(k=key, v=value)) + "."))
         return facts[-1]
 
@@ -828,23 +830,22 @@ def _make_facts(
     for i in range(n_alike):
         kind = groups[i % len(groups)]
         state(kind, values.new(kind.key))
-    by_name = {kind.name: kind for kind in (*UNLIKE, *ALIKE)}
-    for i, fact in enumerate(facts):
+    for i, (kind, fact) in enumerate(zip(stated, facts)):
         for form in ("literal", "paraphrase"):
-            ask(form, by_name[fact.kind], fact.key, fact.value, [i])
+            ask(form, kind, fact.key, fact.value, [i])
 
-    persons = [i for i, fact in enumerate(facts) if fact.key and by_name[fact.kind].key == "person"]
+    persons = [i for i, kind in enumerate(stated) if kind.key == "person"]
     if n_links and not persons:
         raise PromptError("two hops need facts that look alike: ask for some")
     for n in range(n_links):
         i = persons[n % len(persons)]
         relation, of = rng.choice(RELATIONS), values.new("person")
         facts.append(Fact("link", of, facts[i].key, f"The {relation} of {of} is {facts[i].key}."))
-        ask("two-hop", by_name[facts[i].kind], f"the {relation} of {of}", facts[i].value, [len(facts) - 1, i])
+        ask("two-hop", stated[i], f"the {relation} of {of}", facts[i].value, [len(facts) - 1, i])
 
     for n in range(n_counts):
         kind = groups[n % len(groups)]
-        there = [i for i, fact in enumerate(facts) if fact.kind == kind.name]
+        there = [i for i, other in enumerate(stated) if other is kind]
         if not there:
             raise PromptError("counting needs facts that look alike: ask for some")
         n_there = rng.randint(1, min(4, len(there)))

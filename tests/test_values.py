@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mesa_gguf import Library, MesaLlama
 from mesa_gguf.library.store import LibraryError
+from mesa_gguf.reading.other_words import OtherWords
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
@@ -165,6 +166,85 @@ def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
         for key in (shelf.key(pieces[0]), shelf._values_key(pieces[0])):
             library.store.remove(key)
         assert sorted(another().by_values(question, pieces)) == [1, 2, 3]
+
+
+def test_a_collection_is_not_tokenized_for_its_values(
+    small: MesaLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of what lies beside chunks are kept, as long as their texts are the same."""
+    monkeypatch.setattr("mesa_gguf.reading.shelf.LEAST_NAMED", 2)
+    monkeypatch.setattr("mesa_gguf.reading.shelf.MOST_WIDTH", 1)  # of one layer, so that the test is fast
+    question = next(iter(QUESTIONS))
+    tokenized: list[str] = []
+    tokenize = PromptForm.tokenize
+    monkeypatch.setattr(PromptForm, "tokenize", lambda form, text: tokenized.append(text) or tokenize(form, text))
+    with Library(tmp_path) as library:
+
+        def another() -> tuple[Shelf, list[Piece]]:
+            """As a process of its own, that asks the same."""
+            catalogue, pieces = pieces_of(small, library)
+            shelf = Shelf(small, catalogue)
+            shelf._other_words = {question: OtherWords(nothing[None], "", nothing, written, usual)}
+            return shelf, pieces
+
+        def counted() -> tuple[list[int], int]:
+            shelf, pieces = another()
+            tokenized.clear()
+            order = shelf.by_values(question, pieces)
+            return order, len({piece.text for piece in pieces} & set(tokenized))
+
+        nothing = np.zeros(small.n_vocab(), np.float32)
+        small.reset()
+        small.eval(small.tokenize(b"The ferry"))
+        width = small.chunk_values(small.save_chunk(0, small.n_tokens), 1).shape[1]
+        written, usual = np.random.default_rng(3).normal(size=(2, width)).astype(np.float32)
+        shelf, pieces = another()
+        assert counted() == ([], 0)  # nothing was read, as the number of what is kept tells
+        shelf.read(pieces[:2])
+        counted()
+        assert counted() == ([], 0)  # too few were
+        shelf.read(pieces)
+        order, _ = counted()
+        assert sorted(order) == [0, 1, 2, 3]
+        assert counted() == (order, 0)
+
+        # a list that is damaged, or of something else, is made anew
+        beside = {shelf._values_key(piece) for piece in pieces}
+        chunks = {shelf.key(piece) for piece in pieces}
+        kept = [row.key for row in library.index.kept() if row.n_tokens == 0]
+        lists = [key for key in kept if key not in beside and len(library.store.get(key, 0) or b"") == 64 * len(pieces)]
+        assert len(lists) == 1
+        path = library.store.path(lists[0])
+        whole = path.read_bytes()
+        for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-32], b""):
+            path.write_bytes(damaged)
+            assert counted() == (order, 4)
+            assert path.read_bytes() == whole
+            assert counted() == (order, 0)
+        library.store.remove(lists[0])
+        library.store.put(lists[0], 0, b"too short")
+        assert counted() == (order, 4)
+
+        # of another text it is another one: the names are those of its own tokens
+        monkeypatch.setitem(globals(), "TEXTS", [*TEXTS[1:], TEXTS[0] + "The dog was well again on the next day.\n\n"])
+        shelf, pieces = another()
+        assert shelf._names(pieces) == [(shelf.key(piece), shelf._values_key(piece)) for piece in pieces]
+        found, n = counted()
+        assert sorted(found) == [0, 1, 2] and n == 0
+
+        # nothing is lost where it cannot be kept
+        def full(*args: object, **kwargs: object) -> None:
+            raise LibraryError("full")
+
+        library.store.remove(lists[0])
+        monkeypatch.undo()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mesa_gguf.reading.shelf.LEAST_NAMED", 2)
+            patch.setattr("mesa_gguf.reading.shelf.MOST_WIDTH", 1)
+            patch.setattr(library, "keep", full)
+            shelf, pieces = another()
+            assert shelf.by_values(question, pieces) == order
+        assert lists[0] not in library.store and all(key in library.store for key in chunks)
 
 
 class Believing:

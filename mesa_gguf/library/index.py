@@ -738,6 +738,10 @@ class Index:
             "what it has of kept chunks makes no sense"
         )
 
+    def n_kept(self, model: str) -> int:
+        """How much is kept of a model: chunks and what lies beside them, what is of no model that is known among it."""
+        return int(self._rows("SELECT count(*) FROM kept WHERE model IN (?, '')", (model,))[0][0])
+
     def kept_bytes(self) -> int:
         return int(self._rows("SELECT total(size) FROM kept")[0][0])
 

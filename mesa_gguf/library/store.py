@@ -25,6 +25,7 @@ VERSION = 1
 HEADER = struct.Struct("<8sII32sQQ32s")  # magic, version, header bytes, key, tokens, payload bytes, its SHA-256
 SUFFIX = ".chunk"
 TEMPORARY = ".new"
+NAME_BYTES = 32  # of a key, which is written with two hex digits a byte
 ORPHAN_SECONDS = 3600.0  # a temporary file that is older belongs to a process that is gone
 
 

@@ -8,6 +8,7 @@ read by Mesa-Extrapolation give the same; it is not what full attention over the
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -22,7 +23,8 @@ from ..errors import ConfigError, PromptError, Remedy
 from ..library.chunking import split
 from ..library.index import SpanRow, terms_of
 from ..library.library import Document, Library
-from ..library.store import LibraryError, chunk_key
+from ..library.schema import seal
+from ..library.store import NAME_BYTES, LibraryError, chunk_key
 from ..llama import MesaLlama
 from ..loaders import Place
 from ..model.fingerprint import model_fingerprint
@@ -57,6 +59,7 @@ PASSAGE_TOKENS = 128  # longest of them
 MOST_CHARS = 2**23  # of documents that other words are looked for in: two million tokens
 MOST_MEANT = 512  # chunks whose sentences are compared by their values: 64 MiB
 MOST_UNREAD = 0.25  # of chunks that were not read yet, which have no values: with more of them those that were read would be preferred
+LEAST_NAMED = 16  # chunks whose names are kept; fewer are tokenized in no time
 MOST_MADE = 32  # chunks of an older version that a question looks at for them: 17 MB each, or more
 N_LIKELIHOODS = 4096  # that are remembered
 N_OTHER_WORDS = 4  # questions that are, each with a number for each token of the vocabulary and word
@@ -80,16 +83,21 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """A chunk that a question reads.
+    """A chunk that a question may read.
 
-    Attributes:
-        tokens: its token ids.
+    Args:
+        tokenize: gives the token ids of a text.
     """
 
     document: Document
     span: SpanRow
     text: str
-    tokens: list[int] = field(repr=False)
+    tokenize: Callable[[str], list[int]] = field(repr=False, compare=False)
+
+    @functools.cached_property
+    def tokens(self) -> list[int]:
+        """Its token ids. note: not before they are asked for, as few chunks of a collection are read"""
+        return self.tokenize(self.text)
 
 
 @dataclass(frozen=True)
@@ -218,7 +226,7 @@ class Catalogue:
         """A chunk with its text and tokens."""
         if row.id not in self._pieces:
             text = self._text_of(document)[row.start : row.stop]
-            self._pieces[row.id] = Piece(document, row, text, self.form.tokenize(text))
+            self._pieces[row.id] = Piece(document, row, text, self.form.tokenize)
         return self._pieces[row.id]
 
     def _text_of(self, document: Document) -> str:
@@ -477,6 +485,7 @@ class Shelf:
         self._other_words: dict[str, OtherWords] = {}  # of the last questions
         self._unkept_values: dict[str, npt.NDArray[np.float16]] = {}  # that the library could not take
         self._meanings: tuple[list[str | None], Meanings] | None = None  # of chunks that were read, by their keys
+        self._named: tuple[str, list[tuple[str, str]]] | None = None  # chunks, and the name of the list of their names
 
     def key(self, piece: Piece) -> str:
         """The name of a chunk's rows in the library."""
@@ -525,6 +534,32 @@ class Shelf:
         parts = self.catalogue.model, self._origin, "values", VALUES_VERSION
         return chunk_key(*parts, tokens=piece.tokens, preamble=self.catalogue.preamble)
 
+    def _names(self, pieces: Sequence[Piece]) -> list[tuple[str, str]]:
+        """The names of chunks, and of what lies beside them: it takes the tokens of all, so they are kept, by a name that the texts give.
+
+        note: these tell what was read. What is loaded goes by the names of its own tokens.
+        """
+        texts = seal(*(piece.text for piece in pieces))
+        parts = self.catalogue.model, self._origin, "names", VALUES_VERSION, texts
+        own = chunk_key(*parts, tokens=[], preamble=self.catalogue.preamble)
+        if self._named is not None and self._named[0] == own:
+            return self._named[1]
+        data = self.library.rows(own, 0) if own in self.library.store else None
+        if data is not None and len(data) == 2 * NAME_BYTES * len(pieces):
+            each = [data[at : at + NAME_BYTES].hex() for at in range(0, len(data), NAME_BYTES)]
+        else:
+            each = [name for piece in pieces for name in (self.key(piece), self._values_key(piece))]
+            if len(pieces) >= LEAST_NAMED:
+                with contextlib.suppress(LibraryError):  # no room, or it cannot be written to: they are tokenized again
+                    packed = bytes.fromhex("".join(each))
+                    self.library.keep(own, self.catalogue.model, 0, packed, in_use=each)
+        self._named = own, list(zip(each[::2], each[1::2]))
+        return self._named[1]
+
+    def _may_be_read(self, n: int) -> bool:
+        """Whether so many chunks can have been read, as far as the number of all that is kept tells."""
+        return self.library.index.n_kept(self.catalogue.model) + len(self._unkept_values) >= (1 - MOST_UNREAD) * n
+
     def _keep_values(self, key: str, piece: Piece, rows: bytes, in_use: Iterable[str] = ()) -> npt.NDArray[np.float16]:
         """What the rows of a chunk tell of its sentences; it is kept beside them."""
         sizes = [len(self.llm.token_bytes(token)) for token in piece.tokens]
@@ -547,9 +582,12 @@ class Shelf:
         rows = self.library.rows(key, len(piece.tokens)) if key in self.library.store else None
         return self._keep_values(key, piece, rows) if rows is not None else None
 
-    def _values(self, piece: Piece, width: int) -> npt.NDArray[np.float16] | None:
-        """The values of a chunk's sentences [n_sentences, width]; None where it was not read."""
-        beside = self._values_key(piece)
+    def _values(self, piece: Piece, beside: str, width: int) -> npt.NDArray[np.float16] | None:
+        """The values of a chunk's sentences [n_sentences, width]; None where it was not read.
+
+        Args:
+            beside: the name under which they lie.
+        """
         if beside in self._unkept_values:
             return self._unkept_values[beside]
         n = len(sentences_of(0, piece.text))
@@ -564,24 +602,27 @@ class Shelf:
         There are none where too few of them were read. Those that were not are left out.
         """
         other = self.other_words(question)
-        if other is None or other.values is None or other.usual is None:
+        if other is None or other.values is None or other.usual is None or not self._may_be_read(len(pieces)):
             return []
-        beside = [self._values_key(piece) for piece in pieces]
-        lacking = [piece for own, piece in zip(beside, pieces) if not self._has_values(own)]
-        for piece in [piece for piece in lacking if self.key(piece) in self.library.store][:MOST_MADE]:
+        names = self._names(pieces)
+        beside = [own for _, own in names]
+        lacking = [(key, piece) for (key, own), piece in zip(names, pieces) if not self._has_values(own)]
+        for piece in [piece for key, piece in lacking if key in self.library.store][:MOST_MADE]:
             self._make_values(piece)
         known = [own if self._has_values(own) else None for own in beside]
         if sum(own is not None for own in known) < (1 - MOST_UNREAD) * len(pieces):
             return []
         if self._meanings is None or self._meanings[0] != known:
             values = [
-                self._values(piece, len(other.values)) if own is not None else None for own, piece in zip(known, pieces)
+                self._values(piece, own, len(other.values)) if own is not None else None
+                for own, piece in zip(known, pieces)
             ]
             if not any(own is not None and len(own) for own in values):
                 return []
             self._meanings = known, Meanings(values)
         with contextlib.suppress(LibraryError):  # as in put_together
-            self.library.index.note_used(beside, self.catalogue.model)
+            named = [self._named[0]] if self._named is not None else []
+            self.library.index.note_used([*beside, *named], self.catalogue.model)
         return self._meanings[1].nearest(other.values, other.usual)
 
     def put_together(

@@ -190,6 +190,17 @@ def test_documents_that_can_be_read_are_told_and_the_others_named(folder: Path) 
         assert library.add_text("Something.", "three").id == 4  # no number comes twice
 
 
+def test_damaged_names_are_shown_in_one_line(folder: Path) -> None:
+    with opened(folder) as library:
+        library.index._db.execute("UPDATE documents SET name = 't' || char(10, 27) || 'wo' WHERE name = 'two'")
+        assert library.verify().documents == [r"t\n\x1bwo"]
+        with pytest.raises(LibraryError, match=r"document \d+ \(t\\n\\x1bwo\) is damaged"):
+            library.text(next(document for document in library.documents() if document.name == r"t\n\x1bwo"))
+        library.index._db.execute("DROP TABLE spans")
+    with opened(folder) as library:
+        assert library.mended is not None and library.mended.endswith(r"; add again what could not: t\n\x1bwo")
+
+
 @pytest.mark.parametrize("lose", [remove, overwrite])
 def test_numbers_of_documents_that_are_lost_mean_nothing_else(folder: Path, lose: Callable[[Path], None]) -> None:
     with opened(folder) as library:

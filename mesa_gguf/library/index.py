@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from ..loaders.document import printable
 from .renewal import identity, is_there, renew
 from .schema import (
     BUSY_SECONDS,
@@ -370,7 +371,7 @@ class Index:
         number, name, source, digest, kind, title, text, places, notes, added, _ = row
         if not is_whole(row):
             return DocumentRow(
-                number, str(name), None, str(digest), str(kind), str(title), "", [], [], 0.0, whole=False
+                number, printable(str(name)), None, str(digest), str(kind), str(title), "", [], [], 0.0, whole=False
             )
         unpacked = [(start, page, heading) for start, page, heading in self._unpacked(places)]
         return DocumentRow(number, name, source, digest, kind, title, text, unpacked, self._unpacked(notes), added)

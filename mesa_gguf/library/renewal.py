@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..loaders.document import printable
 from .schema import (
     BUSY_SECONDS,
     DOCUMENT,
@@ -186,7 +187,7 @@ def _salvage(db: sqlite3.Connection, damaged: Path, made: _Made) -> tuple[int, i
         there = set()
         for row in all_that_can_be_read(source, "documents", DOCUMENT, "id"):
             if not is_whole(row):
-                made.lost.append("".join(c for c in str(row[1]) if c.isprintable())[:80])
+                made.lost.append(printable(str(row[1]))[:80])
                 continue
             with contextlib.suppress(sqlite3.IntegrityError):
                 db.execute(f"INSERT INTO documents ({DOCUMENT}) VALUES ({', '.join('?' * len(row))})", row)

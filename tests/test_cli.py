@@ -491,6 +491,7 @@ def test_demo_of_a_model(run: Run, tmp_path: Path) -> None:
         (["ask", "-f", "DOC", "Who?", "--no-library", "--library", "x"], "--library, --collection, --read"),
         (["ask", "-f", "DOC", "-f", "DOC", "Who?", "--no-library"], "several documents are for the library"),
         (["ask", "--collection", "none", "Who?"], "there is no collection none"),
+        (["ask", "-f", "DOC", "Who", "was", "there?"], "(was there?) put quotes around a question"),
         (["ask", "-f", "DOC", "Who?", "--library", "DOC"], "is a file: name a folder"),
         (["ask", "-f", "DOC", "Who?", "--type-k", "q9_9"], "q9_9"),
         (["ask", "-f", "DOC", "Who?", "--first-chunk", "600"], "reading_length (512)"),
@@ -682,6 +683,53 @@ def test_interrupted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert capsys.readouterr() == ("", "mesa-gguf: interrupted\n")
 
 
+def test_a_bar_tells_no_number_before_it_knows_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    with output.reading_bar(True):
+        pass
+    assert "reading" in shown.getvalue() and "None" not in shown.getvalue()
+    with output.reading_bar(True) as progress:
+        assert progress is not None
+        progress(3, 7)
+    assert "3 of 7 tokens" in shown.getvalue()
+
+
+@pytest.mark.parametrize("where", ["mesa_gguf.cli.app.main", "typer.main.get_command"])
+def test_interrupted_at_once(where: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the program begins, too, which takes a while on a slow disk."""
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    assert cli.main(["ask", "Who?"]) == 130
+    assert capsys.readouterr() == ("", "mesa-gguf: interrupted\n")
+
+
+def test_interrupted_within_an_answer(
+    file: Path, document: Document, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told of it begins on a line of its own."""
+    write = output.write
+
+    def write_once(text: str) -> None:
+        write(text)
+        if text.strip():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(output, "write", write_once)
+    assert cli.main(["ask", "-f", str(file), document.facts[0].question, *THREADS]) == 130
+    out, err = capsys.readouterr()
+    assert out.strip() and out.endswith("\n") and out.count("\n") == 1
+    assert err.splitlines()[-1] == "mesa-gguf: interrupted"
+
+
 def test_broken_pipe(file: Path, document: Document) -> None:
     questions = asked([fact.question for fact in document.facts[:3]])
     process = program("ask", "-f", str(file), *questions, "--quiet", *THREADS)
@@ -693,7 +741,5 @@ def test_broken_pipe(file: Path, document: Document) -> None:
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:
-    code = (
-        "import sys, mesa_gguf.cli; print([name for name in ('matplotlib', 'huggingface_hub') if name in sys.modules])"
-    )
+    code = "import sys, mesa_gguf.cli.app; print([name for name in ('matplotlib', 'huggingface_hub') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

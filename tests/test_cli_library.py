@@ -18,6 +18,7 @@ from mesa_gguf.loaders import Limits
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.shelf import Catalogue
 
+BUNDLED = Path(output.__file__).parents[1] / "data" / "mesa-reader-q8_0.gguf"
 MADE, OTHER = make_document(4711, 1200, n_facts=4), make_document(4712, 1200, n_facts=4)
 
 Run = Callable[..., tuple[int, str, str]]
@@ -50,10 +51,66 @@ def test_good_files_are_added_and_read_beside_bad_ones(run: Run, tmp_path: Path)
     said = err.splitlines()
     assert len(said) == 3 and "none.txt: there is no such file" in said[0] and "picture is a picture" in said[1]
     assert "folder: there is no document in this folder" in said[2]
-    code, out, err = run("library", "add", "none.txt", "good.txt", "-m", Path(output.__file__).parents[1] / "data" / "mesa-reader-q8_0.gguf", "--threads", "1")  # fmt: skip
-    assert code == 2 and "good.txt: 1 chunks," in out and "none.txt: there is no such file" in err
+    code, out, err = run("library", "add", "none.txt", "good.txt", "-m", BUNDLED, "--threads", "1")
+    assert code == 2 and "good.txt: 1 chunk," in out and "none.txt: there is no such file" in err
     assert run("library", "add", "good.txt", "last.txt")[0] == 0
     assert run("library", "add", "none.txt")[0] == 2
+
+
+def test_an_interrupted_reading_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log.txt").write_text(MADE.text, encoding="utf-8")
+    save, saved = MesaLlama.save_chunk, []
+
+    def save_and_press(self: MesaLlama, start: int, stop: int) -> bytes:
+        saved.append(start)
+        if len(saved) == 4:
+            raise KeyboardInterrupt
+        return save(self, start, stop)
+
+    monkeypatch.setattr(MesaLlama, "save_chunk", save_and_press)
+    said = "the chunks that were read are kept: the same command goes on where it stopped"
+    add = ("library", "add", "log.txt", "-m", BUNDLED, "--threads", "1")
+    code, _, err = run(*add)
+    assert code == 130 and err.splitlines()[-2:] == [said, "mesa-gguf: interrupted"]
+    code, out, _ = run(*add)
+    assert code == 0 and " 0 kept before" not in out
+    saved.clear()
+    code, _, err = run("ask", "-m", BUNDLED, "-f", "log.txt", MADE.facts[0].question, "--threads", "1")
+    assert code == 0 and said not in err
+
+
+def test_models_of_one_name_are_told_apart(run: Run, tmp_path: Path) -> None:
+    """As where a model's file was replaced. What was kept of the one is not used for the other."""
+    (tmp_path / "note.txt").write_text("The bread was good.", encoding="utf-8")
+    assert run("library", "list")[1].startswith("no documents: mesa-gguf library add FILE adds one\n")
+    model = tmp_path / "model.gguf"
+    read = ("library", "add", "note.txt", "-m", model, "--threads", "1")
+    data = BUNDLED.read_bytes()
+    model.write_bytes(data)
+    run(*read)
+    out = run("library", "list")[1]
+    assert "    1 chunk of " in out and "for model.gguf\n" in out and "\nmodel.gguf: 2 chunks are kept" in out
+    model.write_bytes(data.replace(b"general.name", b"general.mane"))
+    assert " 0 kept before" in run(*read)[1]
+    about = json.loads(run("library", "list", "--json")[1])
+    names = [one["model"] for one in about["models"]]
+    assert len(set(names)) == 2 and all(name.startswith("model.gguf (") for name in names)
+    assert {cut["model"] for cut in about["documents"][0]["cuts"]} == set(names)
+
+
+def test_an_empty_environment_variable_is_none(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("", " "):
+        monkeypatch.setenv("MESA_LIBRARY", name)
+        assert str(tmp_path) in run("library", "list")[1].splitlines()[-1]
+    assert not (tmp_path / " ").exists()
+
+
+def test_a_folder_that_no_library_can_be_in(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    code, _, err = run("library", "list", "--library", tmp_path / "file" / "library")
+    assert code == 2 and "cannot be kept there: Not a directory: name another folder for it" in err
 
 
 def test_a_chat_takes_the_good_ones(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

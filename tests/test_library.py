@@ -416,7 +416,7 @@ def test_mistakes(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
     reader = Reader(llm, library)
     with pytest.raises(PromptError, match="no document to ask about"):
         reader.ask("Who?")
-    with pytest.raises(PromptError, match="there is no collection work in the library: none"):
+    with pytest.raises(PromptError, match="there is no collection work in the library: it has no collection"):
         reader.ask("Who?", collection="work")
     put(library, tmp_path)
     for mode in ("some", 0, -5, True, 1.5, None):
@@ -572,7 +572,7 @@ def test_the_library_from_the_shell(
     assert listed["collections"] == [{"name": "work", "documents": 1}]
     assert listed["models"][0]["model"] == BUNDLED.name and listed["models"][0]["bytes"] > 10**6
     said = here("list").stdout
-    assert "collection work: 1 documents" in said and f"tokens for {BUNDLED.name}" in said and "MiB" in said
+    assert "collection work: 1 document\n" in said and f"tokens for {BUNDLED.name}" in said and "MiB" in said
     assert here("show", "log.txt").stdout.strip() == MADE.text.strip()
     assert "chunks are kept" in here("verify").stdout
     done = ask(tmp_path, "--collection", "work", FACT.question, "--json", "--read", "all")

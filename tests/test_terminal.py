@@ -203,6 +203,47 @@ def test_twice_ends_the_chat(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> Non
     assert code == 130 and err.splitlines()[-1] == "mesa-gguf: interrupted"
 
 
+def test_one_at_the_prompt_after_one_within_an_answer(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not two in a row: the first stopped the answer, and the chat goes on."""
+    write, reader_of, pressed = output.write, chat._line_reader, []
+
+    def write_and_press(text: str) -> None:
+        write(text)
+        if not pressed:
+            pressed.append("answer")
+            press()
+
+    def line_reader() -> Callable[[], str]:
+        read_line = reader_of()
+
+        def pressed_line() -> str:
+            if pressed == ["answer"]:
+                pressed.append("prompt")
+                press()
+            return read_line()
+
+        return pressed_line
+
+    monkeypatch.setattr(output, "write", write_and_press)
+    monkeypatch.setattr(chat, "_line_reader", line_reader)
+    code, out, err = talk(MADE.facts[0].question, MADE.facts[1].question)
+    assert code == 0 and pressed == ["answer", "prompt"] and is_right(MADE.facts[1], out.splitlines()[-1])
+    assert err.splitlines()[:3] == ["stopped", "", "Ctrl-C again, or Ctrl-D, ends the chat"]
+
+
+def test_what_a_command_does_is_stopped(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = chat.add_files
+
+    def add_and_press(*args: object) -> object:
+        press()
+        return add(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(chat, "add_files", add_and_press)
+    code, out, err = talk("/add 'other log.txt'", MADE.facts[0].question)
+    assert code == 0 and is_right(MADE.facts[0], out.splitlines()[0])
+    assert err.splitlines()[0] == "stopped" and "other log.txt" not in err
+
+
 #
 # a terminal
 #

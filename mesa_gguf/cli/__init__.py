@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from .app import main
+import contextlib
+import sys
+from collections.abc import Sequence
 
-__all__ = ["main"]
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. Ctrl-C is told in one line from the beginning on."""
+    try:
+        from . import app
+
+        return app.main(args)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or is not there
+            sys.stderr.write("mesa-gguf: interrupted\n")
+        return EXIT_INTERRUPTED

@@ -13,9 +13,21 @@ import typer
 
 from .. import __version__
 from ..errors import MesaError
-from . import ask, bench, chat, demo, evaluate, inspect, library, output, plan, rpc_server, serve, tune
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+from . import (
+    EXIT_INTERRUPTED,
+    ask,
+    bench,
+    chat,
+    demo,
+    evaluate,
+    inspect,
+    library,
+    output,
+    plan,
+    rpc_server,
+    serve,
+    tune,
+)
 
 # click's own class, or that of the copy inside newer versions of typer, which has no public name
 _ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -51,8 +63,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if args is None else args)
     output.set_up(arguments)
-    command = typer.main.get_command(app)
     try:
+        command = typer.main.get_command(app)
         with output.llama_cpp_log(shown="--verbose" in arguments):
             code = command.main(arguments, prog_name="mesa-gguf", standalone_mode=False)
         output.flush()
@@ -62,7 +74,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except (MesaError, OSError) as err:
         return _fail(output.worded(err))
     except _ClickException as err:
-        return _fail(err.format_message())  # type: ignore[attr-defined]
+        message: str = err.format_message()  # type: ignore[attr-defined]
+        if message.startswith("Got unexpected extra argument"):
+            message += " put quotes around a question or a name that has spaces in it"
+        return _fail(message)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:

@@ -17,7 +17,7 @@ from ..library.library import Document, Library, check_name
 from ..model.hub import find_model
 from ..reading.text import check_text, read_bytes, read_text, source_name
 from . import output
-from .library import add_file, open_library, say_notes
+from .library import add_file, kept_if_interrupted, open_library, say_notes
 from .options import (
     Batch,
     Chunk,
@@ -260,8 +260,9 @@ def _ask_whole(
 def _write_answer(question: str, stream: AnswerStream, index: int, n: int, show: _Show) -> None:
     if n > 1 and not show.quiet:
         output.write(f"> {question}\n")
-    for piece in stream:
-        output.write(piece)
+    with output.line_ended_by_interrupt():
+        for piece in stream:
+            output.write(piece)
     output.write("\n\n" if n > index + 1 and not show.quiet else "\n")
 
 
@@ -315,7 +316,7 @@ def _ask_library(
     with contextlib.closing(llm):
         reader = Reader(llm, catalogue=catalogue)
         for index, text in enumerate(asked):
-            with output.reading_bar(show.bar) as progress:
+            with output.reading_bar(show.bar) as progress, kept_if_interrupted():
                 stream = reader.ask(
                     text,
                     documents=documents,

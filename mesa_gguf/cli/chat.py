@@ -243,6 +243,10 @@ class Conversation:
                 if isinstance(err, BrokenPipeError):
                     raise
                 output.say_error(err)
+            except KeyboardInterrupt:
+                if self._interrupts.n > 1:
+                    raise
+                output.say("stopped")
 
     def _lines(self) -> Iterator[str]:
         read_line = _line_reader()
@@ -256,9 +260,10 @@ class Conversation:
                     raise
                 output.say("\nCtrl-C again, or Ctrl-D, ends the chat")
                 continue
-            self._interrupts.n = 0
             if line.strip():
+                self._interrupts.n = 0
                 yield line.strip()
+            self._interrupts.n = 0
 
     def take(self, line: str) -> bool:
         """A command or a question; False ends the chat.

@@ -110,16 +110,18 @@ def _read(
         n_tokens = sum(row.n_tokens for own in rows.values() for row in own)
         size = llm.chunk_size(1000) * n_tokens // 1000
         output.say(
-            f"{n_tokens} tokens in {sum(map(len, rows.values()))} chunks, about {format_bytes(size)} on disk; "
+            f"{output.counted(n_tokens, 'token')} in {output.counted(sum(map(len, rows.values())), 'chunk')}, "
+            f"about {format_bytes(size)} on disk; "
             f"the budget is {format_bytes(library.budget)}"
         )
         for document in documents:
             pieces = [catalogue.piece(document, row) for row in rows[document.id]]
             total = sum(len(piece.tokens) for piece in pieces)
-            with output.reading_bar(True) as progress:
+            with output.reading_bar(True) as progress, kept_if_interrupted():
                 computed, notes = shelf.read(pieces, progress)
             output.write(
-                f"{document.name}: {len(pieces)} chunks, {computed} tokens computed, {total - computed} kept before\n"
+                f"{document.name}: {output.counted(len(pieces), 'chunk')}, {output.counted(computed, 'token')} computed, "
+                f"{total - computed} kept before\n"
             )
             for note in notes:
                 output.say(f"mesa-gguf: {note}")
@@ -135,7 +137,7 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
         kept: dict[str, list[KeptRow]] = {}
         for row in opened.index.kept():
             kept.setdefault(row.model, []).append(row)
-        names = {model.partition(":")[0]: name for model, name in opened.index.model_names().items()}
+        names = _model_names(opened)
         names[""] = "a model that is not known"  # of an index that was lost
         models: list[dict[str, Any]] = [
             {
@@ -167,6 +169,8 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
                 {"documents": shown, "collections": collections, "models": models, "budget": opened.budget}
             )
             return
+        if not shown:
+            output.write("no documents: mesa-gguf library add FILE adds one\n")
         n_called = Counter(about["name"] for about in shown)
         for about in shown:
             line = f"{about['id']}  {about['name']}  {about['kind']}, {about['n_chars']} characters"
@@ -176,12 +180,20 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
                 line += f", in {', '.join(about['collections'])}"
             output.write(f"{line}\n")
             for cut in about["cuts"]:
-                output.write(f"    {cut['chunks']} chunks of {cut['tokens']} tokens for {cut['model']}\n")
+                said = f"{output.counted(cut['chunks'], 'chunk')} of {output.counted(cut['tokens'], 'token')}"
+                output.write(f"    {said} for {cut['model']}\n")
         for name, n in opened.index.collections():
-            output.write(f"collection {name}: {n} documents\n")
+            output.write(f"collection {name}: {output.counted(n, 'document')}\n")
         for about in models:
-            output.write(f"{about['model']}: {about['chunks']} chunks are kept, {format_bytes(about['bytes'])}\n")
+            output.write(f"{about['model']}: {_kept(about['chunks'], about['bytes'])}\n")
         output.write(f"budget: {format_bytes(opened.budget)} in {opened.folder}\n")
+
+
+def _model_names(library: Library) -> dict[str, str]:
+    """The names of models, by fingerprint; it stands behind those that several have, as where a file was replaced."""
+    names = {model.partition(":")[0]: name for model, name in library.index.model_names().items()}
+    n_called = Counter(names.values())
+    return {model: f"{name} ({model[:12]})" if n_called[name] > 1 else name for model, name in names.items()}
 
 
 @library_app.command("show")
@@ -252,16 +264,20 @@ _SAID = {
 }
 
 
+def _kept(n_chunks: int, n_bytes: int) -> str:
+    from ..model.inspection import format_bytes
+
+    return f"{output.counted(n_chunks, 'chunk')} {'is' if n_chunks == 1 else 'are'} kept, {format_bytes(n_bytes)}"
+
+
 def _report(report: Report, as_json: bool) -> None:
     if as_json:
         output.write_json(asdict(report))
         return
-    from ..model.inspection import format_bytes
-
-    parts = [f"{report.n_chunks} chunks are kept, {format_bytes(report.n_bytes)}"]
+    parts = [_kept(report.n_chunks, report.n_bytes)]
     for name, said in _SAID.items():
         if keys := getattr(report, name):
-            parts.append(f"{len(keys)} file{'s' * (len(keys) > 1)} {said}")
+            parts.append(f"{output.counted(len(keys), 'file')} {said}")
     output.write("; ".join(parts) + "\n")
     for name in report.documents:
         output.write(f"{name} is damaged in the index: add its file again\n")
@@ -311,6 +327,16 @@ def say_notes(document: Document) -> None:
     """Tell what was noticed when a document was loaded."""
     for note in document.notes:
         output.say(f"mesa-gguf: {document.name}: {note}")
+
+
+@contextlib.contextmanager
+def kept_if_interrupted() -> Iterator[None]:
+    """Where Ctrl-C ends a reading, that the next one goes on from there is told."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        output.say("the chunks that were read are kept: the same command goes on where it stopped")
+        raise
 
 
 @contextlib.contextmanager

@@ -113,6 +113,11 @@ def say_once(text: str) -> None:
         say(text)
 
 
+def counted(n: int, what: str) -> str:
+    """So many of something: "1 chunk", "2 chunks"."""
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def is_terminal(stream: Any) -> bool:
     """Whether a person sees the stream."""
     try:
@@ -142,6 +147,16 @@ def check_output(path: Path, what: str) -> None:
     """Raise ConfigError if a file cannot be saved there, before work is spent on it."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(f"{path}: {what} cannot be saved there: there is no such folder, or it is a folder itself")
+
+
+@contextlib.contextmanager
+def line_ended_by_interrupt() -> Iterator[None]:
+    """What is told of Ctrl-C begins on a line of its own."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        write("\n")
+        raise
 
 
 #
@@ -253,10 +268,14 @@ def reading_bar(shown: bool) -> Iterator[Progress | None]:
         def render(self, task: Task) -> str:
             return "" if task.speed is None else f"{task.speed:.0f} tokens/s"
 
+    class Read(ProgressColumn):
+        def render(self, task: Task) -> str:
+            return "" if task.total is None else f"{task.completed:.0f} of {task.total:.0f} tokens"
+
     columns = (
         TextColumn("reading"),
         BarColumn(),
-        TextColumn("{task.completed} of {task.total} tokens"),
+        Read(),
         Speed(),
         TimeRemainingColumn(),
     )

@@ -42,7 +42,7 @@ from .schema import (
     told_by_sqlite,
     transaction,
 )
-from .store import ChunkStore, LibraryError
+from .store import ChunkStore, LibraryError, cannot_be_kept
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -162,7 +162,7 @@ class Index:
         except sqlite3.DatabaseError as err:
             raise self._unusable("opened", err) from err
         except OSError as err:
-            raise LibraryError(f"{path}: the library cannot be kept there: {err.strerror}") from None
+            raise cannot_be_kept(path, err) from None
 
     @property
     def _db(self) -> sqlite3.Connection:

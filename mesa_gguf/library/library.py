@@ -21,7 +21,7 @@ from ..errors import DocumentError, MesaError, PromptError
 from ..loaders import LoadedDocument, Place, load_bytes, walk
 from ..loaders.document import printable
 from .index import DocumentRow, Index, damaged_document
-from .store import ChunkStore, LibraryError
+from .store import ChunkStore, LibraryError, cannot_be_kept
 
 ENVIRONMENT = "MESA_LIBRARY"
 SHARE_OF_DISK = 0.2  # of what is free when the library is opened, and what it holds itself
@@ -78,8 +78,8 @@ class Report:
 
 def default_folder() -> Path:
     """The folder of the environment variable MESA_LIBRARY, or the user's data folder."""
-    given = os.environ.get(ENVIRONMENT)
-    if given:
+    given = os.environ.get(ENVIRONMENT, "")
+    if given.strip():
         return Path(given).expanduser()
     from platformdirs import user_data_path
 
@@ -108,7 +108,7 @@ class Library:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as err:
-            raise LibraryError(f"{self.folder}: the library cannot be kept there: {err.strerror}") from None
+            raise cannot_be_kept(self.folder, err) from None
         chunks, index = self.folder / "chunks", self.folder / "index.sqlite3"
         for path, is_wrong, what in ((chunks, chunks.is_file(), "file"), (index, index.is_dir(), "folder")):
             if is_wrong:
@@ -300,8 +300,8 @@ class Library:
     def _check_collection(self, collection: str) -> None:
         check_name(collection, "a collection's name")
         if collection not in dict(self.index.collections()):
-            known = ", ".join(name for name, _ in self.index.collections()) or "none"
-            raise PromptError(f"there is no collection {collection} in the library: {known}")
+            known = ", ".join(name for name, _ in self.index.collections())
+            raise PromptError(f"there is no collection {collection} in the library: it has {known or 'no collection'}")
 
     def remove_collection(self, collection: str) -> None:
         """Forget a collection. Its documents stay.

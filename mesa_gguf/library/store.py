@@ -33,6 +33,11 @@ class LibraryError(MesaError):
     """The library on disk cannot be used: no place, no permission, or of a future version."""
 
 
+def cannot_be_kept(path: Path, err: OSError) -> LibraryError:
+    """The error to raise where a library's folder cannot be made or written to."""
+    return LibraryError(f"{path}: the library cannot be kept there: {err.strerror}: name another folder for it")
+
+
 @dataclass(frozen=True)
 class ChunkFile:
     """What lies in the store under a key."""
@@ -76,7 +81,7 @@ class ChunkStore:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as err:
-            raise LibraryError(f"{folder}: the library cannot be kept there: {err.strerror}") from None
+            raise cannot_be_kept(folder, err) from None
         if not os.access(folder, os.R_OK | os.X_OK):
             raise LibraryError(
                 f"{folder}: kept chunks cannot be read: make the folder readable, or use another library"

@@ -156,7 +156,7 @@ class Read:
         names = ", ".join(self.documents) if len(self.documents) <= 3 else f"{len(self.documents)} documents"
         is_chosen = self.compared and self.chunks < self.of_chunks
         why = f", of {self.compared} passages that may tell it in other words" if is_chosen else ""
-        return f"read {self.chunks} of {self.of_chunks} chunks of {names}{why}"
+        return f"read {self.chunks} of {self.of_chunks} chunk{'s' * (self.of_chunks != 1)} of {names}{why}"
 
 
 def check_mode(mode: object) -> ReadMode:

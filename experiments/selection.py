@@ -10,8 +10,8 @@ below, of the first list, the second or the third.
     near     where few words match: chunks with sentences whose words are near those of the question (mesa_gguf.reading.similar)
     compared what the model calls the question in other words counts too, and the nearest passages are ordered by log p(question | passage), as
              `auto` does where the chunks were not read yet
-    values   by turns those, and the chunks with the sentences whose values are near those of the sentence that the model writes
-             (mesa_gguf.reading.values), as `auto` does where they were read; with --read
+    values   passages with the sentences whose values are near those of the sentence that the model writes (mesa_gguf.reading.values) are ordered
+             with them, as `auto` does where the chunks were read; with --read
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from mesa_gguf.reading import shelf as shelf_module
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
+from mesa_gguf.reading.values import Meant
 
 
 def kinds(*rows: tuple[str, str, str, str, str]) -> tuple[facts.Kind, ...]:
@@ -347,7 +348,7 @@ THIRD = kinds(
 class Unread(Shelf):
     """As if no chunk had been read."""
 
-    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[int]:
+    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> list[Meant]:
         return []
 
 

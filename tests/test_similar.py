@@ -24,6 +24,7 @@ from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
 from mesa_gguf.reading.similar import TABLE, SimilarPassages, WordVectors, evidence, names_of
+from mesa_gguf.reading.values import Meant
 
 WORDS = "boat ferry island harbour depart leave hour time king throne soup broth".split()
 
@@ -288,7 +289,7 @@ class Liking:
         self.asked.append(list(passages))
         return [1e3 * (n == self.best) for n in range(len(passages))]
 
-    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[int]:
+    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> list[Meant]:
         return []
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from mesa_gguf.reading.other_words import OtherWords
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
-from mesa_gguf.reading.similar import sentences_of
-from mesa_gguf.reading.values import MOST_WIDTH, Meanings, folded, of_sentences
+from mesa_gguf.reading.similar import OF_ONE_TEXT, sentences_of
+from mesa_gguf.reading.values import MOST_WIDTH, Meanings, Meant, folded, of_sentences
 
 SENTENCES = (
     "The ferry to the northern island leaves the old harbour early. ",
@@ -76,9 +77,14 @@ def test_what_all_sentences_share_counts_little() -> None:
     chunks = [rows[:100], None, rows[100:130], rows[:0], rows[130:]]
     meanings = Meanings(chunks)
     usual = np.full(32, 7, np.float32)
-    for i, chunk in ((30, 0), (110, 2), (300, 4)):
-        order = meanings.nearest(usual + meaning[i], usual)
-        assert order[0] == chunk and sorted(order) == [0, 2, 4]
+    for i, place in ((30, (0, 30)), (110, (2, 10)), (300, (4, 170))):
+        found = meanings.nearest(usual + meaning[i], usual, 8)
+        assert (found[0].chunk, found[0].nth) == place and len(set(found)) == 8
+        assert 3 < found[0].score > found[1].score >= found[7].score
+        assert found[:5] == meanings.nearest(usual + meaning[i], usual, 5)
+        everything = meanings.nearest(usual + meaning[i], usual, 100)
+        assert Counter(one.chunk for one in everything) == {0: OF_ONE_TEXT, 2: OF_ONE_TEXT, 4: OF_ONE_TEXT}
+        assert everything[:8] == found
 
 
 TEXTS = [
@@ -107,17 +113,26 @@ def pieces_of(llm: MesaLlama, library: Library) -> tuple[Catalogue, list[Piece]]
     return catalogue, [catalogue.piece(one, row) for one in documents for row in catalogue.rows(one)]
 
 
+def chunks_by_values(shelf: Shelf, question: str, pieces: Sequence[Piece]) -> list[int]:
+    """The chunks of the sentences that are nearest by values, each once."""
+    found = shelf.by_values(question, pieces, 100)
+    assert all(0 <= one.nth < len(sentences_of(0, pieces[one.chunk].text)) for one in found)
+    return list(dict.fromkeys(one.chunk for one in found))
+
+
 def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
     with Library(tmp_path) as library:
         catalogue, pieces = pieces_of(small, library)
         assert len(pieces) == len(TEXTS)
         shelf = Shelf(small, catalogue)
         question = next(iter(QUESTIONS))
-        assert shelf.by_values(question, pieces) == []  # nothing was read
+        assert chunks_by_values(shelf, question, pieces) == []  # nothing was read
         shelf.read(pieces[:3])
-        assert 3 not in shelf.by_values(question, pieces) and len(shelf.by_values(question, pieces)) == 3
+        assert (
+            3 not in chunks_by_values(shelf, question, pieces) and len(chunks_by_values(shelf, question, pieces)) == 3
+        )
         shelf.read(pieces)
-        orders = {question: shelf.by_values(question, pieces) for question in QUESTIONS}
+        orders = {question: chunks_by_values(shelf, question, pieces) for question in QUESTIONS}
         assert all(sorted(order) == [0, 1, 2, 3] for order in orders.values())
         assert sum(orders[question][0] == chunk for question, chunk in QUESTIONS.items()) >= 2
 
@@ -132,7 +147,7 @@ def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
         rows = library.rows
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(library, "rows", lambda key, n: loaded.append(key) or rows(key, n))
-            assert again.by_values(question, pieces) == orders[question]
+            assert chunks_by_values(again, question, pieces) == orders[question]
         assert not {shelf.key(piece) for piece in pieces} & set(loaded)
 
         # they count to the budget, and not as chunks
@@ -145,7 +160,7 @@ def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
         path = library.store.path(shelf._values_key(pieces[1]))
         path.write_bytes(path.read_bytes()[:-1] + b"!")
         old = another()
-        assert old.by_values(question, pieces) == orders[question]
+        assert chunks_by_values(old, question, pieces) == orders[question]
         assert all(shelf._values_key(piece) in library.store for piece in pieces)
 
         # where nothing can be kept any more, they are held; and a question looks at few old chunks
@@ -158,14 +173,14 @@ def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
             patch.setattr("mesa_gguf.reading.shelf.MOST_MADE", 2)
             patch.setattr(library, "keep", full)
             held = another()
-            assert held.by_values(question, pieces) == []
-            assert held.by_values(question, pieces) == orders[question]
-        assert another().by_values(question, pieces) == orders[question]
+            assert chunks_by_values(held, question, pieces) == []
+            assert chunks_by_values(held, question, pieces) == orders[question]
+        assert chunks_by_values(another(), question, pieces) == orders[question]
 
         # without both, the chunk was not read
         for key in (shelf.key(pieces[0]), shelf._values_key(pieces[0])):
             library.store.remove(key)
-        assert sorted(another().by_values(question, pieces)) == [1, 2, 3]
+        assert sorted(chunks_by_values(another(), question, pieces)) == [1, 2, 3]
 
 
 def test_a_collection_is_not_tokenized_for_its_values(
@@ -190,7 +205,7 @@ def test_a_collection_is_not_tokenized_for_its_values(
         def counted() -> tuple[list[int], int]:
             shelf, pieces = another()
             tokenized.clear()
-            order = shelf.by_values(question, pieces)
+            order = chunks_by_values(shelf, question, pieces)
             return order, len({piece.text for piece in pieces} & set(tokenized))
 
         nothing = np.zeros(small.n_vocab(), np.float32)
@@ -243,35 +258,58 @@ def test_a_collection_is_not_tokenized_for_its_values(
             patch.setattr("mesa_gguf.reading.shelf.MOST_WIDTH", 1)
             patch.setattr(library, "keep", full)
             shelf, pieces = another()
-            assert shelf.by_values(question, pieces) == order
+            assert chunks_by_values(shelf, question, pieces) == order
         assert lists[0] not in library.store and all(key in library.store for key in chunks)
 
 
 class Believing:
-    """A model that takes the chunks in an order of its own."""
+    """A model that believes a sentence of one chunk to be the answer, and finds the question likely behind passages that have a word."""
+
+    def __init__(self, meant: Sequence[Meant], word: str) -> None:
+        self.meant, self.word = meant, word
+        self.asked: list[str] = []
 
     def other_words(self, question: str) -> None:
         return None
 
-    def likelihoods(self, question: str, passages: list[str]) -> list[float]:
-        return [0.0] * len(passages)
+    def likelihoods(self, question: str, passages: Sequence[str]) -> list[float]:
+        self.asked = list(passages)
+        return [-1.0 if self.word in passage else -9.0 for passage in passages]
 
-    def by_values(self, question: str, pieces: list[Piece]) -> list[int]:
-        return [len(pieces) - 1, 0]
+    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> list[Meant]:
+        return list(self.meant[:n])
 
 
-def test_auto_takes_turns(smollm2: Path, tmp_path: Path) -> None:
-    """The second chunk that is read is the first by values, where the question's words are hardly there, and else not."""
+@pytest.mark.parametrize(
+    ("likely", "score", "first"),
+    [
+        ("hat in the street", 3.0, 3),  # behind what the values found
+        ("lawyer", 3.0, 0),  # behind what the words found
+        ("lawyer", 12.0, 0),  # whatever stands out more
+        ("nowhere", 99.0, 3),  # behind none of them more than behind the others: what stands out most
+        ("nowhere", -9.0, 0),
+    ],
+)
+def test_words_and_values_find_passages_and_the_likelihood_decides(
+    smollm2: Path, tmp_path: Path, likely: str, score: float, first: int
+) -> None:
+    """Near words find the lawyer, values the hat of the thief."""
     vocabulary = load_vocabulary(smollm2)
+    question = "Which attorney?"
     with Library(tmp_path) as library:
         catalogue = Catalogue(vocabulary, PromptForm(vocabulary), library)
         documents = [library.add_text(text * 3, f"{n}") for n, text in enumerate(TEXTS)]
-        model = Believing()
-        for mode in (200, 300):
-            strange = catalogue.select("Which attorney?", documents, mode, model=model)
-            without = catalogue.select("Which attorney?", documents, mode)
-            assert strange.pieces[-1].document == without.pieces[-1].document != documents[3]
-            assert strange.pieces[-2].document == documents[3]
+        assert [piece.document for piece in catalogue.select(question, documents, 1).pieces] == [documents[0]]
+        model = Believing([Meant(3, 1, score)], likely)
+        selection = catalogue.select(question, documents, 1, model=model)
+        assert [piece.document for piece in selection.pieces] == [documents[first]]
+        assert selection.compared == len(model.asked) == len(set(model.asked))
+        # the sentence is compared with what stands around it
+        assert any("his hat in the street behind the station later." in passage for passage in model.asked)
+        assert any("The lawyer of the old town" in passage for passage in model.asked)
+        assert catalogue.select(question, documents, "all", model=model).pieces[-1].document == documents[first]
+        # where the question's own words are enough, neither is asked for
+        model.asked.clear()
         known = catalogue.select("When does the ferry leave the harbour?", documents, 200, model=model)
         assert [piece.document for piece in known.pieces[-1:]] == [documents[1]]
-        assert known.compared == 0 and documents[3] not in [piece.document for piece in known.pieces]
+        assert known.compared == 0 and not model.asked

@@ -34,7 +34,7 @@ from .citations import closest_sentence
 from .other_words import OtherWords, Thesaurus
 from .prompts import END, QUESTION, PromptForm, Turn
 from .similar import SimilarPassages, WordVectors, evidence, names_of, sentences_of
-from .values import MOST_WIDTH, Meanings, folded, of_sentences
+from .values import MOST_WIDTH, Meanings, Meant, folded, of_sentences
 from .values import VERSION as VALUES_VERSION
 
 CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
@@ -53,8 +53,11 @@ TURN_WEIGHT = 0.5  # of a turn's score, beside that of the turn or question afte
 WEAK_EVIDENCE = 0.4  # share of a question's words in the best passage, below which other words are looked for
 NO_EVIDENCE = 0.2  # below which all chunks that the words find come behind them
 ASKED_WORDS = 32  # of a longer question enough are found
-COMPARED_PASSAGES = 24  # that the question's likelihood is computed for: about 50 tokens each, with the question
-NEAR_WEIGHT = 4.0  # of how near a passage is, beside the question's likelihood after it
+COMPARED_PASSAGES = 32  # that the question's likelihood is computed for: about 50 tokens each, with the question
+MEANT_PASSAGES = 16  # of them, by values, where they are known: near words find others
+OUT_WEIGHT = (
+    0.5  # of how far a passage stands out of all, in standard deviations, beside the question's likelihood after it
+)
 PASSAGE_TOKENS = 128  # longest of them
 MOST_CHARS = 2**23  # of documents that other words are looked for in: two million tokens
 MOST_MEANT = 512  # chunks whose sentences are compared by their values: 64 MiB
@@ -77,8 +80,8 @@ class Model(Protocol):
     def likelihoods(self, question: str, passages: Sequence[str]) -> Sequence[float]:
         """How likely it is after each of some passages, log p."""
 
-    def by_values(self, question: str, pieces: Sequence[Piece]) -> Sequence[int]:
-        """Chunks with sentences that are like an answer to it, the likest first, by their numbers; none where that is not known."""
+    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> Sequence[Meant]:
+        """Sentences that are like an answer to it, at most n, the likest first; none where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -304,9 +307,6 @@ class Catalogue:
             other = self._in_other_words(question, every, numbers, ranked, model)
             if other is not None:
                 ranked, compared = other
-                if model is not None and not fits and len(every) <= MOST_MEANT:
-                    by_values = model.by_values(question, [self.piece(*one) for one in every])
-                    ranked = _in_turns(ranked, by_values)
                 budget = self._auto(MOST_AUTO_TOKENS, room) if mode == "auto" else budget
         too_long = None
         if fits:
@@ -399,20 +399,28 @@ class Catalogue:
         chunks = [row.id for _, row in every]
         if self._similar is None or self._similar[0] != chunks:
             self._similar = chunks, SimilarPassages([text(i) for i in range(len(every))])
+        similar = self._similar[1]
         other = model.other_words(question) if model is not None else None
         try:
-            found = self._similar[1].nearest(question, self._vectors, other)
+            found = similar.nearest(question, self._vectors, other)
         except (RuntimeError, ValueError):  # the model's file is gone, or another one: what is in memory answers still
             return None
-        compared = found[:COMPARED_PASSAGES]
-        if ranked and all(near.source != ranked[0] for near in compared):
-            compared += [near for near in found if near.source == ranked[0]][:1]
-        if model is None:
-            compared = []
-        else:
-            likely = dict(zip(compared, model.likelihoods(question, [near.text for near in compared])))
-            compared.sort(key=lambda near: -(likely[near] + NEAR_WEIGHT * near.score))
-        order = [near.source for near in (*compared, *found)]
+        compared: list[tuple[int, str]] = []
+        if model is not None:
+            meant: Sequence[Meant] = ()
+            if len(every) <= MOST_MEANT:
+                meant = model.by_values(question, [self.piece(*one) for one in every], MEANT_PASSAGES)
+            near = found[: COMPARED_PASSAGES - len(meant)]
+            taken = {*(one.source for one in near), *(one.chunk for one in meant)}
+            if ranked and ranked[0] not in taken:
+                near += [one for one in found if one.source == ranked[0]][:1]
+            out = {(one.source, one.text): one.score for one in near}
+            for one in meant:
+                passage = one.chunk, similar.window(one.chunk, one.nth)
+                out[passage] = max(one.score, out.get(passage, one.score))
+            likely = dict(zip(out, model.likelihoods(question, [passage for _, passage in out])))
+            compared = sorted(out, key=lambda passage: -(likely[passage] + OUT_WEIGHT * out[passage]))
+        order = [*(i for i, _ in compared), *(one.source for one in found)]
         if matched >= NO_EVIDENCE:  # in turns: the words may be names, of which each chunk tells something
             order = _in_turns(ranked, order)
         return list(dict.fromkeys([*order, *ranked])), len(compared)
@@ -596,10 +604,10 @@ class Shelf:
             return np.frombuffer(data, np.float16).reshape(n, width)
         return self._make_values(piece)
 
-    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[int]:
-        """Chunks with sentences whose values are near those of the sentence that the model writes as an answer, the nearest first.
+    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> list[Meant]:
+        """The n sentences whose values are nearest to those of the sentence that the model writes as an answer, as `Meanings.nearest`.
 
-        There are none where too few of them were read. Those that were not are left out.
+        There are none where too few of the chunks were read. Those that were not are left out.
         """
         other = self.other_words(question)
         if other is None or other.values is None or other.usual is None or not self._may_be_read(len(pieces)):
@@ -623,7 +631,7 @@ class Shelf:
         with contextlib.suppress(LibraryError):  # as in put_together
             named = [self._named[0]] if self._named is not None else []
             self.library.index.note_used([*beside, *named], self.catalogue.model)
-        return self._meanings[1].nearest(other.values, other.usual)
+        return self._meanings[1].nearest(other.values, other.usual, n)
 
     def put_together(
         self,

@@ -134,7 +134,7 @@ class Near:
     Attributes:
         source: the number of the text that it is of.
         text: a sentence and its neighbours.
-        score: of the sentence; less where another one of its text is nearer.
+        score: of the sentence, in standard deviations above the mean of all; less where another one of its text is nearer.
     """
 
     source: int
@@ -152,7 +152,9 @@ class SimilarPassages:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._sentences: list[Passage] = []
+        self._first: list[int] = []  # of each text, the number of its first sentence
         for source, text in enumerate(texts):
+            self._first.append(len(self._sentences))
             self._sentences += sentences_of(source, text)
         own = [terms_of(sentence.text) for sentence in self._sentences]
         self._found_in = Counter(word for words in own for word in words)
@@ -186,12 +188,14 @@ class SimilarPassages:
                 scores += SAID * self._scores(np.clip((said - NEAR) / NEAREST, 0.0, 1.0))
             expected = self._likely(other.expected[None], vectors)
             scores += self._scores(np.clip((expected - EXPECTED) / SURELY, 0.0, 1.0))
+        mean, deviation = float(scores.mean()), max(float(scores.std()), 1e-9)
         taken: Counter[int] = Counter()
         found = []
         for i in np.argsort(-scores, kind="stable"):
             source, score = self._sentences[i].source, float(scores[i])
             if score > 0 and taken[source] < OF_ONE_TEXT:
-                found.append(Near(source, self._window(int(i)), score * AGAIN ** taken[source]))
+                score = (score * AGAIN ** taken[source] - mean) / deviation
+                found.append(Near(source, self._window(int(i)), score))
                 taken[source] += 1
         return sorted(found, key=lambda near: -near.score)
 
@@ -211,6 +215,10 @@ class SimilarPassages:
         starts = np.cumsum(self._sizes) - self._sizes
         scores = np.maximum.reduceat((near * weight[:, None])[:, self._all], starts, axis=1).sum(axis=0)
         return np.asarray(scores / np.sqrt(1 + self._sizes / SENTENCE_WORDS), np.float64)
+
+    def window(self, source: int, nth: int) -> str:
+        """The nth sentence of a text with its neighbours."""
+        return self._window(self._first[source] + nth)
 
     def _window(self, i: int) -> str:
         """A sentence with its neighbours, those before it first, as far as they fit."""

@@ -7,13 +7,15 @@ in other words are near them. What many sentences share says little: directions 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .similar import sentences_of
+from .similar import OF_ONE_TEXT, sentences_of
 
 MOST_WIDTH = 1024  # numbers of a token: what is computed with them grows with the cube
 SHRINK = 0.3  # of the mean variance of a direction, which is added to that of each
@@ -56,6 +58,21 @@ def of_sentences(text: str, sizes: Sequence[int], values: Floats) -> npt.NDArray
     return found
 
 
+@dataclass(frozen=True)
+class Meant:
+    """A sentence that is like one that the model wrote.
+
+    Attributes:
+        chunk: its number.
+        nth: the sentence's number in it.
+        score: how near it is, in standard deviations above the mean of all.
+    """
+
+    chunk: int
+    nth: int
+    score: float
+
+
 class Meanings:
     """The sentences of some chunks, to be compared with a sentence that the model wrote.
 
@@ -64,10 +81,8 @@ class Meanings:
     """
 
     def __init__(self, chunks: Sequence[npt.NDArray[np.float16] | None]) -> None:
-        known = [(i, rows) for i, rows in enumerate(chunks) if rows is not None and len(rows)]
-        self._chunks = np.array([i for i, _ in known], np.intp)
-        sizes = [len(rows) for _, rows in known]
-        self._starts = np.cumsum([0, *sizes[:-1]])
+        known = [(i, rows) for i, rows in enumerate(chunks) if rows is not None]
+        self._places = [(i, nth) for i, rows in known for nth in range(len(rows))]
         said = np.concatenate([rows for _, rows in known]).astype(np.float32)
         self._mean = said.mean(axis=0)
         said -= self._mean
@@ -78,17 +93,26 @@ class Meanings:
         weighed = said @ self._metric
         self._said = weighed / _length(np.einsum("ij,ij->i", weighed, said))[:, None]
 
-    def nearest(self, written: Floats, usual: Floats) -> list[int]:
-        """The chunks with the sentences that are nearest, the nearest first.
+    def nearest(self, written: Floats, usual: Floats, n: int) -> list[Meant]:
+        """The nearest sentences, at most n of them and few of one chunk, the nearest first.
 
         Args:
             written: the values of the sentence.
             usual: those of other sentences that the model read in that place.
         """
         meant = written - usual
-        said = self._said @ meant / _length(meant @ self._metric @ meant)
-        likeness = np.maximum.reduceat(said, self._starts)
-        return [int(i) for i in self._chunks[np.argsort(-likeness, kind="stable")]]
+        likeness = self._said @ meant / _length(meant @ self._metric @ meant)
+        scores = (likeness - likeness.mean()) / max(float(likeness.std()), 1e-9)
+        found: list[Meant] = []
+        taken: Counter[int] = Counter()
+        for i in np.argsort(-scores, kind="stable"):
+            chunk, nth = self._places[i]
+            if taken[chunk] < OF_ONE_TEXT:
+                found.append(Meant(chunk, nth, float(scores[i])))
+                taken[chunk] += 1
+            if len(found) == n:
+                break
+        return found
 
 
 def _length(squared: Any) -> Any:

@@ -192,7 +192,8 @@ def disk_faults() -> int | None:
 class FreeCpus:
     """How many CPUs other programs leave to this process.
 
-    Linux tells what all programs compute. Those that are niced make way, and do not count, unless this process is niced itself.
+    Linux tells what all programs compute. Those that are niced make way, and do not count, unless this process is niced itself; or where Linux
+    shares the CPUs among sessions first (autogroup, as on most desktops): one of another session makes no way, however niced.
 
     Attributes:
         n: CPUs, of those that this process may use, in the last period that was looked at; None: not known.
@@ -222,7 +223,8 @@ def _computed() -> tuple[float, float, float] | None:
         return None
     ticks = 0
     names = {f"cpu{cpu}" for cpu in cpus}
-    niced = os.getpriority(os.PRIO_PROCESS, 0) > 0
+    by_session = _number(_read(ROOT / "proc/sys/kernel/sched_autogroup_enabled")) == 1
+    niced = by_session or os.getpriority(os.PRIO_PROCESS, 0) > 0
     for line in _read(ROOT / "proc/stat").splitlines():
         name, *fields = line.split() or [""]
         if name in names and len(fields) >= 8:

@@ -133,22 +133,32 @@ def test_what_other_programs_compute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     stat(10, 1000, 35, nice=100)
     now, own = 102.0, (1.25, 0.5, 0.25, 0.5, 0.0)
     assert free.look() == pytest.approx(2.0)  # they make way
+    autogroup = tmp_path / "proc/sys/kernel/sched_autogroup_enabled"
+    autogroup.parent.mkdir(parents=True)
+    for by_session, expected in ((1, 1.0), (0, 2.0)):  # but those of other sessions, where each has its share
+        autogroup.write_text(f"{by_session}\n")
+        now += 1.0
+        stat(10, 1000, 35, nice=100)
+        free.look()
+        now += 1.0
+        stat(10, 1000, 35, nice=150)
+        assert free.look() == pytest.approx(expected)
     niced = 10
-    now = 103.0
+    now = 107.0
     free.look()
-    stat(10, 1000, 35, nice=150)
-    now = 104.0
+    stat(10, 1000, 35, nice=200)
+    now = 108.0
     assert free.look() == pytest.approx(1.0)
     stat(1000, 1000, 1000)
-    now = 105.0
+    now = 109.0
     assert free.look() == 0.0
     (tmp_path / "proc/stat").write_text("cpu0 1 2\n\n")
-    now = 106.0
+    now = 110.0
     assert free.look() is None  # it is not known now
     stat(1000, 1000, 1000)
-    now = 107.0
+    now = 111.0
     assert free.look() is None  # nothing to compare it with
-    now = 108.0
+    now = 112.0
     assert free.look() == 2.0
 
 

@@ -491,7 +491,12 @@ def test_demo_of_a_model(run: Run, tmp_path: Path) -> None:
         (["ask", "-f", "DOC", "Who?", "--no-library", "--library", "x"], "--library, --collection, --read"),
         (["ask", "-f", "DOC", "-f", "DOC", "Who?", "--no-library"], "several documents are for the library"),
         (["ask", "--collection", "none", "Who?"], "there is no collection none"),
-        (["ask", "-f", "DOC", "Who", "was", "there?"], "(was there?) put quotes around a question"),
+        (
+            ["ask", "-f", "DOC", "Who", "was", "there?"],
+            "(was there?): give documents with -f, and a question in quotes",
+        ),
+        (["chat", "DOC"], ": give documents with -f"),
+        (["inspect", "my", "model.gguf"], "(model.gguf): put quotes around a name with spaces"),
         (["ask", "-f", "DOC", "Who?", "--library", "DOC"], "is a file: name a folder"),
         (["ask", "-f", "DOC", "Who?", "--type-k", "q9_9"], "q9_9"),
         (["ask", "-f", "DOC", "Who?", "--first-chunk", "600"], "reading_length (512)"),

@@ -76,7 +76,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except _ClickException as err:
         message: str = err.format_message()  # type: ignore[attr-defined]
         if message.startswith("Got unexpected extra argument"):
-            message += " put quotes around a question or a name that has spaces in it"
+            asks = arguments[:1] in (["ask"], ["chat"])
+            message += (
+                ": give documents with -f, and a question in quotes"
+                if asks
+                else ": put quotes around a name with spaces"
+            )
         return _fail(message)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED

@@ -74,9 +74,27 @@ def test_an_interrupted_reading_goes_on(run: Run, tmp_path: Path, monkeypatch: p
     assert code == 130 and err.splitlines()[-2:] == [said, "mesa-gguf: interrupted"]
     code, out, _ = run(*add)
     assert code == 0 and " 0 kept before" not in out
-    saved.clear()
-    code, _, err = run("ask", "-m", BUNDLED, "-f", "log.txt", MADE.facts[0].question, "--threads", "1")
-    assert code == 0 and said not in err
+
+
+def test_what_reading_ahead_would_bring_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text(MADE.text * 2, encoding="utf-8")
+    ask = (
+        "ask",
+        "-m",
+        BUNDLED,
+        "-f",
+        "log.txt",
+        "Which zebra gleams?",
+        "-q",
+        "Which xylophone gleams?",
+        "--threads",
+        "1",
+    )
+    said = "questions in other words find more once all was read: mesa-gguf library add -m MODEL FILE"
+    assert run(*ask)[2].splitlines().count(said) == 1
+    assert said not in run(*ask, "--quiet")[2]
+    run("library", "add", "log.txt", "-m", BUNDLED, "--threads", "1")
+    assert said not in run(*ask)[2]
 
 
 def test_models_of_one_name_are_told_apart(run: Run, tmp_path: Path) -> None:

@@ -71,6 +71,27 @@ def test_commands(talk: Talk) -> None:
     assert "chunks of log.txt, other log.txt" in err
 
 
+def test_reading_ahead(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a question in other words would gain from it is told once, while it would; it is stopped like an answer."""
+    strange = "Which zebra xylophone gleams quietly?"
+    hint = "questions in other words find more once all was read: /ahead reads it"
+    save, n_saved = MesaLlama.save_chunk, []
+
+    def save_and_press(self: MesaLlama, start: int, stop: int) -> bytes:
+        n_saved.append(stop)
+        if len(n_saved) == 3:
+            press()
+        return save(self, start, stop)
+
+    monkeypatch.setattr(MesaLlama, "save_chunk", save_and_press)
+    code, _, err = talk("/ahead", strange, strange)
+    lines = err.splitlines()
+    assert code == 0 and lines.count(hint) == 1 and lines[1] == "stopped; the chunks that were read are kept"
+    code, out, err = talk("/ahead", strange, "/read all", MADE.facts[0].question)
+    assert code == 0 and hint not in err and "log.txt: " in out.splitlines()[0]
+    assert " 0 kept before" not in out and err.count(": 0 tokens computed") == 2
+
+
 def test_mistakes_do_not_end_a_chat(talk: Talk) -> None:
     code, out, err = talk(
         "/what", "/read some", "/add", "/add missing.txt", "/cite", b"caf\xe9?", "/read 700", MADE.facts[0].question

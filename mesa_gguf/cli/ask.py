@@ -334,6 +334,10 @@ def _ask_library(
             if not show.quiet:
                 say_citations(stream.answer.citations, documents)
                 say_read(stream.answer)
+                if reader.shelf is not None and reader.shelf.is_unread:
+                    output.say_once(
+                        "questions in other words find more once all was read: mesa-gguf library add -m MODEL FILE"
+                    )
 
 
 def n_ctx_for(

@@ -17,7 +17,7 @@ from ..model.hub import find_model
 from ..reading.text import check_text
 from . import output
 from .ask import documents_of, loader_of, mode_of, n_ctx_for, say_citations, say_read
-from .library import add_files, open_library, say_notes
+from .library import add_files, open_library, read_ahead, say_notes
 from .options import (
     GENERATION,
     Batch,
@@ -65,6 +65,7 @@ HELP = """\
 /read auto|all|each|N   how much a question reads: what matches, everything, each chunk alone, or N tokens
 /cite                   where the last answer stands
 /add FILE               add a file or folder to the conversation
+/ahead                  read all of the documents now: questions in other words find more, and none waits for a reading
 /clear                  forget the questions and answers so far
 /help                   this
 /exit                   end; so do Ctrl-D, and Ctrl-C twice
@@ -279,6 +280,7 @@ class Conversation:
             "/read": self._set_read,
             "/cite": self._cite,
             "/add": self._add,
+            "/ahead": self._ahead,
             "/clear": self._clear,
             "/help": lambda _: output.write(HELP),
         }
@@ -321,6 +323,15 @@ class Conversation:
             ]
             self.documents.append(document)
             output.write(f"added {document.name}\n")
+
+    def _ahead(self, _: str) -> None:
+        with self._interrupts.working():
+            try:
+                reader = self._reader_for("?", [])
+                assert reader.shelf is not None
+                read_ahead(reader.shelf, self.documents, bar=self._bar, check=self._interrupts.check)
+            except Stopped:
+                output.say("stopped; the chunks that were read are kept")
 
     def _clear(self, _: str) -> None:
         self.turns, self.last, self._n_left_out = [], None, 0
@@ -369,6 +380,8 @@ class Conversation:
             self.turns.append(Turn(question, "".join(said)))
         if self.last is not None and not self._quiet:
             say_read(self.last)
+            if self._reader is not None and self._reader.shelf is not None and self._reader.shelf.is_unread:
+                output.say_once("questions in other words find more once all was read: /ahead reads it")
 
     def _history(self) -> list[Turn]:
         """The last turns, as many as there is room for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +34,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..library.index import KeptRow
     from ..library.library import Report
+    from ..reading.shelf import Progress, Shelf
 
 library_app = typer.Typer(
     help="Show and look after the documents that are kept, and what models have read of them.",
@@ -94,7 +95,6 @@ def add(
 def _read(
     library: Library, documents: list[Document], path: Path, plain: bool, kv_types: tuple[int, int], threads: int | None
 ) -> None:
-    from ..model.inspection import format_bytes
     from ..reading.prompts import PromptForm
     from ..reading.reader import context_for, load_model, load_vocabulary
     from ..reading.shelf import Catalogue, Shelf
@@ -104,27 +104,46 @@ def _read(
     n_ctx = context_for(len(catalogue.preamble) + catalogue.chunk_tokens, 8)
     type_k, type_v = kv_types
     llm = load_model(path, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, type_k=type_k, type_v=type_v)
-    with contextlib.closing(llm):
-        shelf = Shelf(llm, catalogue)
-        rows = {document.id: catalogue.rows(document) for document in documents}
-        n_tokens = sum(row.n_tokens for own in rows.values() for row in own)
-        size = llm.chunk_size(1000) * n_tokens // 1000
-        output.say(
-            f"{output.counted(n_tokens, 'token')} in {output.counted(sum(map(len, rows.values())), 'chunk')}, "
-            f"about {format_bytes(size)} on disk; "
-            f"the budget is {format_bytes(library.budget)}"
+    with contextlib.closing(llm), kept_if_interrupted():
+        read_ahead(Shelf(llm, catalogue), documents)
+
+
+def read_ahead(
+    shelf: Shelf, documents: Sequence[Document], *, bar: bool = True, check: Callable[[], None] | None = None
+) -> None:
+    """Read documents now, and tell what it takes and what was done.
+
+    Args:
+        check: called after each chunk; what it raises ends the reading there.
+    """
+    from ..model.inspection import format_bytes
+
+    catalogue = shelf.catalogue
+    rows = {document.id: catalogue.rows(document) for document in documents}
+    n_tokens = sum(row.n_tokens for own in rows.values() for row in own)
+    size = shelf.llm.chunk_size(1000) * n_tokens // 1000
+    output.say(
+        f"{output.counted(n_tokens, 'token')} in {output.counted(sum(map(len, rows.values())), 'chunk')}, "
+        f"about {format_bytes(size)} on disk; the budget is {format_bytes(shelf.library.budget)}"
+    )
+    for document in documents:
+        pieces = [catalogue.piece(document, row) for row in rows[document.id]]
+        total = sum(len(piece.tokens) for piece in pieces)
+        with output.reading_bar(bar) as moved:
+
+            def progress(n_done: int, n_all: int, moved: Progress | None = moved) -> None:
+                if moved is not None:
+                    moved(n_done, n_all)
+                if check is not None:
+                    check()
+
+            computed, notes = shelf.read(pieces, progress)
+        output.write(
+            f"{document.name}: {output.counted(len(pieces), 'chunk')}, {output.counted(computed, 'token')} computed, "
+            f"{total - computed} kept before\n"
         )
-        for document in documents:
-            pieces = [catalogue.piece(document, row) for row in rows[document.id]]
-            total = sum(len(piece.tokens) for piece in pieces)
-            with output.reading_bar(True) as progress, kept_if_interrupted():
-                computed, notes = shelf.read(pieces, progress)
-            output.write(
-                f"{document.name}: {output.counted(len(pieces), 'chunk')}, {output.counted(computed, 'token')} computed, "
-                f"{total - computed} kept before\n"
-            )
-            for note in notes:
-                output.say(f"mesa-gguf: {note}")
+        for note in notes:
+            output.say(f"mesa-gguf: {note}")
 
 
 @library_app.command("list")

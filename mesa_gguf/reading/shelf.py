@@ -470,6 +470,9 @@ class Shelf:
     Args:
         llm: the model. The shelf takes over its context.
 
+    Attributes:
+        is_unread: the last question in other words was about documents of which too little was read to look for it by values.
+
     Raises:
         ConfigError: the model does not read by Mesa-Extrapolation.
     """
@@ -480,6 +483,7 @@ class Shelf:
                 "kept chunks are read by Mesa-Extrapolation: not by stock llama.cpp, by other methods, or by a plan made by hand"
             )
         self.llm, self.catalogue, self.library = llm, catalogue, catalogue.library
+        self.is_unread = False
         self._origin = llm.chunk_origin
         self._loaded: list[tuple[str, int]] = []  # keys and lengths of the chunks in the context, behind the preamble
         self._ready = False  # the preamble is in the context, and nothing that is not known here
@@ -610,7 +614,10 @@ class Shelf:
         There are none where too few of the chunks were read. Those that were not are left out.
         """
         other = self.other_words(question)
-        if other is None or other.values is None or other.usual is None or not self._may_be_read(len(pieces)):
+        if other is None or other.values is None or other.usual is None:
+            return []
+        self.is_unread = True
+        if not self._may_be_read(len(pieces)):
             return []
         names = self._names(pieces)
         beside = [own for _, own in names]
@@ -620,6 +627,7 @@ class Shelf:
         known = [own if self._has_values(own) else None for own in beside]
         if sum(own is not None for own in known) < (1 - MOST_UNREAD) * len(pieces):
             return []
+        self.is_unread = False
         if self._meanings is None or self._meanings[0] != known:
             values = [
                 self._values(piece, own, len(other.values)) if own is not None else None

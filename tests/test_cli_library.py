@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,23 +79,35 @@ def test_an_interrupted_reading_goes_on(run: Run, tmp_path: Path, monkeypatch: p
 
 def test_what_reading_ahead_would_bring_is_told(run: Run, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text(MADE.text * 2, encoding="utf-8")
-    ask = (
-        "ask",
-        "-m",
-        BUNDLED,
-        "-f",
-        "log.txt",
-        "Which zebra gleams?",
-        "-q",
-        "Which xylophone gleams?",
-        "--threads",
-        "1",
-    )
+    ask = ("ask", "-m", BUNDLED, "-f", "log.txt", "Which zebra gleams?", "--threads", "1", "--max-tokens", "2")
     said = "questions in other words find more once all was read: mesa-gguf library add -m MODEL FILE"
-    assert run(*ask)[2].splitlines().count(said) == 1
+    assert run(*ask, "-q", "Which xylophone gleams?")[2].splitlines().count(said) == 1
     assert said not in run(*ask, "--quiet")[2]
     run("library", "add", "log.txt", "-m", BUNDLED, "--threads", "1")
     assert said not in run(*ask)[2]
+
+
+def test_reading_ahead_ends_where_the_budget_does(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read that cannot be kept, and nothing is dropped that was read by the same command."""
+    (tmp_path / "log.txt").write_text(MADE.text, encoding="utf-8")
+    (tmp_path / "other.txt").write_text(OTHER.text, encoding="utf-8")
+    monkeypatch.setattr(Library, "budget", 1_500_000)
+    n_read = []
+    save = MesaLlama.save_chunk
+    monkeypatch.setattr(MesaLlama, "save_chunk", lambda *args: n_read.append(args) or save(*args))
+    code, out, err = run("library", "add", "log.txt", "other.txt", "-m", BUNDLED, "--threads", "1")
+    assert code == 0
+    first, second = out.splitlines()[2:]
+    assert " 0 kept before" in first and re.search(r" 0 tokens computed, 0 kept before, \d{3,4} not read$", second)
+    assert err.splitlines()[-1].startswith(
+        "mesa-gguf: the library's budget of 1500000 bytes is full of chunks that are"
+    )
+    with Library(tmp_path / "library") as library:
+        kept = library.index.kept()
+        n_chunks = sum(row.n_tokens > 0 for row in kept)
+        assert len(n_read) == n_chunks + 1 and sum(row.size for row in kept) <= 1_500_000
+    code, out, _ = run("library", "add", "log.txt", "other.txt", "-m", BUNDLED, "--threads", "1")
+    assert re.search(r" 0 tokens computed, \d{2,4} kept before", out.splitlines()[2])
 
 
 def test_models_of_one_name_are_told_apart(run: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -97,6 +98,28 @@ def test_deleted_as_it_was_before_it_was_loaded(loading: Loading) -> None:
     loading.documents.remove(row)  # as it was looked up: without a document
     loading.documents.meet_library()
     assert loading.records.files() == [] and loading.library.documents() == []
+
+
+def test_no_chunk_of_a_file_is_dropped_for_the_next_one(loading: Loading, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is longer than the library's budget, the reading ends there, and what was read stays."""
+    monkeypatch.setattr(Catalogue, "rows", lambda _, document: range(3))
+    monkeypatch.setattr(Catalogue, "piece", lambda _, document, n: SimpleNamespace(tokens=[n], number=n))
+    read: list[tuple[int, list[str]]] = []
+    shelf: Any = loading.documents.shelf
+
+    def read_ahead(pieces: list[Any], *, ahead: list[str]) -> tuple[int, list[str]]:
+        read.append((pieces[0].number, list(ahead)))
+        return 1, [] if len(read) < 2 else ["the budget is full"]
+
+    shelf.key, shelf.read, shelf.release = lambda piece: 64 * str(piece.number), read_ahead, lambda: None
+    row = loading.upload()
+    loading.load(row)
+    while loading.documents.pending():
+        loading.documents.step(MagicMock())
+    keys = [64 * str(n) for n in range(3)]
+    assert read == [(0, keys), (1, keys)]
+    progress = loading.documents._progress[row.id]
+    assert (progress.state, progress.notes, progress.tokens_read) == ("ready", ["the budget is full"], 1)
 
 
 def test_a_twin_outlives_the_file_that_is_deleted(loading: Loading, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..library.index import KeptRow
     from ..library.library import Report
-    from ..reading.shelf import Progress, Shelf
+    from ..reading.shelf import Piece, Shelf
 
 library_app = typer.Typer(
     help="Show and look after the documents that are kept, and what models have read of them.",
@@ -118,32 +118,38 @@ def read_ahead(
     """
     from ..model.inspection import format_bytes
 
-    catalogue = shelf.catalogue
-    rows = {document.id: catalogue.rows(document) for document in documents}
-    n_tokens = sum(row.n_tokens for own in rows.values() for row in own)
+    catalogue, library = shelf.catalogue, shelf.library
+    pieces = {d.id: [catalogue.piece(d, row) for row in catalogue.rows(d)] for d in documents}
+    every = [piece for own in pieces.values() for piece in own]
+
+    def kept(own: Sequence[Piece]) -> int:
+        return sum(len(piece.tokens) for piece in own if shelf.key(piece) in library.store)
+
+    n_tokens, n_before = (
+        sum(len(piece.tokens) for piece in every),
+        {number: kept(own) for number, own in pieces.items()},
+    )
     size = shelf.llm.chunk_size(1000) * n_tokens // 1000
     output.say(
-        f"{output.counted(n_tokens, 'token')} in {output.counted(sum(map(len, rows.values())), 'chunk')}, "
-        f"about {format_bytes(size)} on disk; the budget is {format_bytes(shelf.library.budget)}"
+        f"{output.counted(n_tokens, 'token')} in {output.counted(len(every), 'chunk')}, "
+        f"about {format_bytes(size)} on disk; the budget is {format_bytes(library.budget)}"
     )
+    with output.reading_bar(bar) as moved:
+
+        def progress(n_done: int, n_all: int) -> None:
+            if moved is not None:
+                moved(n_done, n_all)
+            if check is not None:
+                check()
+
+        _, notes = shelf.read(every, progress, ahead=())
     for document in documents:
-        pieces = [catalogue.piece(document, row) for row in rows[document.id]]
-        total = sum(len(piece.tokens) for piece in pieces)
-        with output.reading_bar(bar) as moved:
-
-            def progress(n_done: int, n_all: int, moved: Progress | None = moved) -> None:
-                if moved is not None:
-                    moved(n_done, n_all)
-                if check is not None:
-                    check()
-
-            computed, notes = shelf.read(pieces, progress)
-        output.write(
-            f"{document.name}: {output.counted(len(pieces), 'chunk')}, {output.counted(computed, 'token')} computed, "
-            f"{total - computed} kept before\n"
-        )
-        for note in notes:
-            output.say(f"mesa-gguf: {note}")
+        own = pieces[document.id]
+        before, now, n_all = n_before[document.id], kept(own), sum(len(piece.tokens) for piece in own)
+        line = f"{document.name}: {output.counted(len(own), 'chunk')}, {output.counted(now - before, 'token')} computed, {before} kept before"
+        output.write(f"{line}, {n_all - now} not read\n" if now < n_all else f"{line}\n")
+    for note in notes:
+        output.say(f"mesa-gguf: {note}")
 
 
 @library_app.command("list")

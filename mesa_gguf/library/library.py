@@ -347,7 +347,7 @@ class Library:
         dropped = self._shrink(self.budget - need, {*in_use, key})
         if self.index.kept_bytes() + need > self.budget:
             raise LibraryError(
-                f"the library's budget of {self.budget} bytes is full of chunks that this question reads: what does not fit is not kept"
+                f"the library's budget of {self.budget} bytes is full of chunks that are read together: what does not fit is not kept"
             )
         size = self.store.put(key, n_tokens, rows)
         self.index.note_kept(key, model, n_tokens, size)

@@ -511,33 +511,40 @@ class Shelf:
         """Let go of chunks that the library could not take: what was read ahead is read again when it is asked for."""
         self._unkept.clear()
 
-    def read(self, pieces: Sequence[Piece], progress: Progress | None = None) -> tuple[int, list[str]]:
+    def read(
+        self, pieces: Sequence[Piece], progress: Progress | None = None, *, ahead: Iterable[str] | None = None
+    ) -> tuple[int, list[str]]:
         """Read the chunks that are not kept yet, and keep them: tokens computed, and a line for each that could not be kept.
 
         What was read is kept at once, so that an interruption loses one chunk at most.
 
         Args:
             progress: called with (tokens read, tokens to read) after each chunk; what it raises ends the reading there.
+            ahead: where no question waits for them, the keys of other chunks that are not dropped for them. The reading ends at the first
+                one that cannot be kept.
         """
         by_key = {self.key(piece): piece for piece in pieces}
         missing = {
             key: piece for key, piece in by_key.items() if key not in self.library.store and key not in self._unkept
         }
+        both = [*by_key, *(self._values_key(piece) for piece in by_key.values())]
         with contextlib.suppress(LibraryError):  # for the budget; what is read does not need it
-            both = [*by_key, *(self._values_key(piece) for piece in by_key.values())]
             self.library.index.note_lacking([key for key in both if key in self.library.store])
         notes: list[str] = []
         total, done = sum(len(piece.tokens) for piece in missing.values()), 0
         for key, piece in missing.items():
             rows = self._compute(piece)
+            in_use = [*both, *self._own, *(ahead or ())]
             done += len(piece.tokens)
             try:
-                self.library.keep(key, self.catalogue.model, len(piece.tokens), rows, in_use=by_key)
+                self.library.keep(key, self.catalogue.model, len(piece.tokens), rows, in_use=in_use)
             except LibraryError as err:
-                self._unkept[key] = rows
                 if str(err) not in notes:
                     notes.append(str(err))
-            self._keep_values(key, piece, rows, in_use=by_key)
+                if ahead is not None:
+                    break
+                self._unkept[key] = rows
+            self._keep_values(key, piece, rows, in_use=in_use)
             if progress is not None:
                 progress(done, total)
         return done, notes

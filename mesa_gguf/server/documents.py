@@ -49,6 +49,18 @@ class Progress:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Unread:
+    """What is not read yet of a file.
+
+    Attributes:
+        keys: of all chunks of the file: none is dropped for another one.
+    """
+
+    pieces: list[Piece]
+    keys: list[str]
+
+
 class Documents:
     """The files of a server, and the documents of the library that they are.
 
@@ -77,7 +89,7 @@ class Documents:
         self._lock = threading.RLock()
         self._progress: dict[str, Progress] = {}
         self._to_load: queue.Queue[str | None] = queue.Queue()
-        self._to_read: OrderedDict[str, list[Piece]] = OrderedDict()  # chunks that are not read yet, of each file
+        self._to_read: OrderedDict[str, _Unread] = OrderedDict()  # what is not read yet of each file
         self._gone: set[int] = set()  # documents that the model's thread may forget
         self._known: dict[int, Document] = {}
         self._meeting = threading.Lock()
@@ -204,8 +216,8 @@ class Documents:
             if file_id not in self._to_read or self._speed is None:
                 return None
             n_tokens = 0
-            for name, pieces in self._to_read.items():
-                n_tokens += sum(len(piece.tokens) for piece in pieces)
+            for name, unread in self._to_read.items():
+                n_tokens += sum(len(piece.tokens) for piece in unread.pieces)
                 if name == file_id:
                     break
         return round(n_tokens / self._speed, 1)
@@ -378,7 +390,8 @@ class Documents:
         catalogue.forget(document.id)
         if not pieces:
             raise DocumentError(f"{row.filename} has no text")
-        missing = [piece for piece in pieces if self.shelf.key(piece) not in self.library.store]
+        keys = [self.shelf.key(piece) for piece in pieces]
+        missing = [piece for key, piece in zip(keys, pieces) if key not in self.library.store]
         tokens = sum(len(piece.tokens) for piece in pieces)
         with self._lock:
             if file_id not in self._progress:
@@ -387,7 +400,7 @@ class Documents:
             progress.tokens_read = tokens - sum(len(piece.tokens) for piece in missing)
             if missing:
                 progress.state = "reading"
-                self._to_read[file_id] = missing
+                self._to_read[file_id] = _Unread(missing, keys)
         if not missing:
             self._done(file_id)
         self.wake()
@@ -428,12 +441,12 @@ class Documents:
         with self._lock:
             if not self._to_read:
                 return
-            file_id, pieces = next(iter(self._to_read.items()))
-            piece = pieces[0]
+            file_id, unread = next(iter(self._to_read.items()))
+            piece = unread.pieces[0]
             self.forget_gone(shelf)
         begin = time.perf_counter()
         try:
-            n_computed, notes = shelf.read([piece])
+            n_computed, notes = shelf.read([piece], ahead=unread.keys)
         except Stopped:
             raise
         except Exception as err:
@@ -448,9 +461,10 @@ class Documents:
                 now = n_computed / max(seconds, 1e-9)
                 self._speed = now if self._speed is None else self._speed + 0.2 * (now - self._speed)
             progress = self._progress.get(file_id)
-            left = self._to_read.get(file_id)
-            if progress is None or left is None:
+            now_unread = self._to_read.get(file_id)
+            if progress is None or now_unread is None:
                 return  # it was deleted meanwhile
+            left = now_unread.pieces
             left.pop(0)
             if notes:  # what cannot be kept need not be read ahead
                 progress.notes += [note for note in notes if note not in progress.notes]

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesa_gguf import Library, MesaLlama, Reader, cli
 from mesa_gguf.cli import output
 from mesa_gguf.cli.ask import documents_of
+from mesa_gguf.cli.options import bytes_of
 from mesa_gguf.errors import DocumentError, Remedy
 from mesa_gguf.lab.documents import make_document
 from mesa_gguf.loaders import Limits
+from mesa_gguf.model.inspection import format_bytes
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.shelf import Catalogue
 
@@ -108,6 +112,35 @@ def test_reading_ahead_ends_where_the_budget_does(run: Run, tmp_path: Path, monk
         assert len(n_read) == n_chunks + 1 and sum(row.size for row in kept) <= 1_500_000
     code, out, _ = run("library", "add", "log.txt", "other.txt", "-m", BUNDLED, "--threads", "1")
     assert re.search(r" 0 tokens computed, \d{2,4} kept before", out.splitlines()[2])
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [
+        ("0", 0),
+        ("2000000", 2_000_000),
+        ("1.5KB", 1500),
+        ("500mb", 500_000_000),
+        ("2GiB", 2**31),
+        ("1 k", 1000),
+        ("7B", 7),
+    ],
+)
+def test_sizes(text: str, n: int) -> None:
+    assert bytes_of("--budget", text) == n
+
+
+@given(st.integers(0, 2**42))
+def test_a_size_that_was_shown_can_be_given(n: int) -> None:
+    assert bytes_of("--budget", format_bytes(n)) == pytest.approx(n, rel=0.1, abs=0.5)
+
+
+def test_what_is_no_size_or_no_file(run: Run) -> None:
+    for text in ("1XB", "-1", "", "GB", "1e9", "٣"):
+        code, _, err = run("library", "prune", "--budget", text)
+        assert code == 2 and "it must be a number of bytes, or a size such as 500MB or 2GiB" in err
+    code, _, err = run("library", "add", "https://example.org/report.pdf")
+    assert code == 2 and "https://example.org/report.pdf is an address: save it as a file" in err
 
 
 def test_models_of_one_name_are_told_apart(run: Run, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from .options import (
     Threads,
     TypeK,
     TypeV,
+    bytes_of,
     kv_type_of,
     option,
 )
@@ -43,7 +44,7 @@ Examples:\n
   mesa-gguf library add report.pdf papers/ -m model.gguf --collection work\n
   mesa-gguf library list\n
   mesa-gguf library remove --collection work\n
-  mesa-gguf library prune --budget 2000000000
+  mesa-gguf library prune --budget 2GB
 """,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -52,9 +53,11 @@ Examples:\n
 Names = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files or folders to add.")]
 DocumentName = Annotated[str, typer.Argument(metavar="DOCUMENT", help="The number or the name of a document.")]
 Budget = Annotated[
-    int | None,
+    str | None,
     option(
-        "--budget", min=0, metavar="BYTES", help="Bytes that kept chunks may take. Default: a fifth of the free disk."
+        "--budget",
+        metavar="SIZE",
+        help="What kept chunks may take: bytes, or a size such as 500MB or 2GiB. Default: a fifth of the free disk.",
     ),
 ]
 
@@ -276,8 +279,9 @@ def verify(as_json: JsonOption = False, library: LibraryOption = None) -> None:
 @library_app.command("prune")
 def prune(budget: Budget = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """Remove the chunks that were not used for longest, until what is kept fits into a budget."""
+    n_bytes = None if budget is None else bytes_of("--budget", budget)
     with open_library(library) as opened:
-        _report(opened.prune(budget), as_json)
+        _report(opened.prune(n_bytes), as_json)
 
 
 # what is said of the files that `Report` names: a chunk may have another one beside it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -333,6 +334,22 @@ def config_of(
         tuned=use_tuned,
         read_budget=read_budget,
     )
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
+
+
+def bytes_of(name: str, text: str) -> int:
+    """A number of bytes: "2000000", "500MB" (of a thousand each), "4.9 GiB" (of 1,024), as other messages have it.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = _SIZE.fullmatch(text.strip()) if text.isascii() else None
+    if found is None:
+        raise ConfigError(f"{name} {text}: it must be a number of bytes, or a size such as 500MB or 2GiB")
+    number, letter, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(letter.lower()) if letter else 0))
 
 
 def kv_type_of(name: str) -> int:

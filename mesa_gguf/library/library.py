@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ from .store import ChunkStore, LibraryError, cannot_be_kept
 ENVIRONMENT = "MESA_LIBRARY"
 SHARE_OF_DISK = 0.2  # of what is free when the library is opened, and what it holds itself
 APPLICATION = "mesa-gguf"
+_ADDRESS = re.compile(r"(?:https?|ftp)://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,10 @@ class Library:
             DocumentError: the file cannot be loaded; says why.
             LibraryError: the library cannot be written to.
         """
+        if isinstance(file, str) and _ADDRESS.match(file):  # a path has lost one of the slashes
+            raise DocumentError(
+                f"{printable(file)} is an address: save it as a file; nothing is fetched from the network"
+            )
         path = Path(file).expanduser()
         name = printable(str(path))
         try:

@@ -107,7 +107,7 @@ def _read(
     n_ctx = context_for(len(catalogue.preamble) + catalogue.chunk_tokens, 8)
     type_k, type_v = kv_types
     llm = load_model(path, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, type_k=type_k, type_v=type_v)
-    with contextlib.closing(llm), kept_if_interrupted():
+    with contextlib.closing(llm), kept_if_interrupted(": the same command goes on where it stopped"):
         read_ahead(Shelf(llm, catalogue), documents)
 
 
@@ -359,12 +359,12 @@ def say_notes(document: Document) -> None:
 
 
 @contextlib.contextmanager
-def kept_if_interrupted() -> Iterator[None]:
-    """Where Ctrl-C ends a reading, that the next one goes on from there is told."""
+def kept_if_interrupted(then: str = "") -> Iterator[None]:
+    """Where Ctrl-C ends a reading, what is left of it is told, and what that means for the same command."""
     try:
         yield
     except KeyboardInterrupt:
-        output.say("the chunks that were read are kept: the same command goes on where it stopped")
+        output.say(f"the chunks that were read are kept{then}")
         raise
 
 

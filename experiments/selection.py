@@ -4,7 +4,7 @@
 
 Facts are put into real text (mesa_gguf.lab.facts) and asked for literally and in other words; other words keep the name that the fact is about, where
 it has one, and share no word with it where it has none. With --fresh N the facts without names are those
-below, of the first list, the second or the third.
+below, of one of five lists.
 
     words    BM25 over the chunks (SQLite's FTS5), and the words of the sentence that fits best
     near     where few words match: chunks with sentences whose words are near those of the question (mesa_gguf.reading.similar)
@@ -33,7 +33,6 @@ from mesa_gguf.reading import shelf as shelf_module
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
-from mesa_gguf.reading.values import Meant
 
 
 def kinds(*rows: tuple[str, str, str, str, str]) -> tuple[facts.Kind, ...]:
@@ -244,7 +243,7 @@ SECOND = kinds(
 )  # fmt: skip
 
 
-# nothing was chosen by these
+# that passages by words and by values are compared by the likelihood was chosen by these, and by the first list
 THIRD = kinds(
     ("blacksmith", "metal", "the blacksmith hammered a crown of {v}", "Of what did the blacksmith hammer a crown?",
      "What is the headgear of the king made from?"),
@@ -345,10 +344,211 @@ THIRD = kinds(
 )  # fmt: skip
 
 
+# nothing was chosen by these
+FOURTH = kinds(
+    ("goalkeeper", "animal", "the goalkeeper has a tattoo of a {v}", "Of what does the goalkeeper have a tattoo?",
+     "Which creature is inked on the skin of the man between the posts?"),
+    ("rent", "weekday", "the rent falls due every {v}", "When does the rent fall due?",
+     "Which day must one pay for the lodgings?"),
+    ("foal", "date", "the mare gave birth to a foal on {v}", "When did the mare give birth to a foal?",
+     "Which day did the young horse come into the world?"),
+    ("boxer", "hundreds", "the boxer skips rope {v} times a day", "How many times a day does the boxer skip rope?",
+     "What number of jumps belongs to the fighter's training?"),
+    ("mummy", "metal", "the mummy was wearing a mask of {v}", "Of what was the mask that the mummy was wearing?",
+     "Which ore covered the face of the embalmed pharaoh?"),
+    ("pickpocket", "person", "the pickpocket was recognised by {v}", "By whom was the pickpocket recognised?",
+     "Who identified the crook that stole purses in the crowd?"),
+    ("hurricane", "town", "the hurricane flattened the harbour of {v}", "The harbour of which town did the hurricane flatten?",
+     "Which city's docks were razed by the terrible storm?"),
+    ("surgeon", "instrument", "the surgeon relaxes by playing the {v}", "By playing what does the surgeon relax?",
+     "On what does the man with the scalpel make music to unwind?"),
+    ("headmistress", "colour", "the headmistress always signs in {v}", "In what colour does the headmistress always sign?",
+     "Which hue is the ink of the woman who runs the school?"),
+    ("sorbet", "fruits", "the sorbet is made from {v}", "From what is the sorbet made?",
+     "Which crop gives the frozen dessert its flavour?"),
+    ("pensioners", "game", "the pensioners meet in the park for {v}", "For what do the pensioners meet in the park?",
+     "Which pastime brings retired people together among the lawns?"),
+    ("gladiator", "beasts", "the gladiator had to fight {v}", "What did the gladiator have to fight?",
+     "Against which creatures was the Roman slave sent into the arena?"),
+    ("sofa", "cloth", "the sofa is covered in {v}", "In what is the sofa covered?",
+     "Which fabric was the couch upholstered with?"),
+    ("sentry", "time", "the sentry is relieved at {v}", "When is the sentry relieved?",
+     "At what hour does another soldier take over guarding the gate?"),
+    ("smuggler", "goods", "the smuggler filled a coffin with {v}", "With what did the smuggler fill a coffin?",
+     "Which merchandise crossed the border where a corpse should have lain?"),
+    ("princess", "jewel", "the princess hurled a {v} into the fire", "What did the princess hurl into the fire?",
+     "Which gem was thrown in the flames by the daughter of the king?"),
+    ("optician", "street", "the optician opened a shop on {v}", "On which street did the optician open a shop?",
+     "Where can one now be fitted with new glasses?"),
+    ("conductor", "dish", "the conductor orders {v} after each concert", "What does the conductor order after each concert?",
+     "Which meal does the man with the baton have when the symphony ends?"),
+    ("philosopher", "tree", "the philosopher fell asleep under a {v}", "Under what did the philosopher fall asleep?",
+     "Below which plant did the great thinker take a nap?"),
+    ("burglar", "vehicle", "the burglar fled on a {v}", "On what did the burglar flee?",
+     "How did the intruder get away from the house?"),
+    ("cheese", "herb", "the cheese is wrapped in leaves of {v}", "In leaves of what is the cheese wrapped?",
+     "Which plant surrounds the food made of curdled milk?"),
+    ("novelist", "country", "the novelist was deported from {v}", "From where was the novelist deported?",
+     "Which nation threw the author out?"),
+    ("bathtub", "material", "the bathtub was hewn from {v}", "From what was the bathtub hewn?",
+     "Which substance does one lie on while having a soak?"),
+    ("scouts", "drink", "the scouts warmed themselves with {v}", "With what did the scouts warm themselves?",
+     "Which beverage kept the boys at the camp from freezing?"),
+    ("convict", "tens", "the convict served a sentence of {v} years", "A sentence of how many years did the convict serve?",
+     "For how long was the criminal behind bars?"),
+    ("ski jumper", "tens", "the ski jumper landed after {v} metres", "After how many metres did the ski jumper land?",
+     "How far did the athlete fly through the winter air?"),
+    ("stadium", "thousands", "the stadium seats {v} spectators", "How many spectators does the stadium seat?",
+     "What number of fans can come to watch a match?"),
+    ("beggar", "thousands", "the beggar found {v} dollars in a dustbin", "How many dollars did the beggar find in a dustbin?",
+     "What sum came out of the garbage for the homeless man?"),
+    ("encyclopaedia", "hundreds", "the encyclopaedia lacks page {v}", "Which page does the encyclopaedia lack?",
+     "What leaf was torn out of the big reference work?"),
+    ("republic", "year", "the republic was proclaimed in {v}", "When was the republic proclaimed?",
+     "Since what time has the nation been without a king?"),
+    ("vaccine", "year", "the vaccine was discovered in {v}", "When was the vaccine discovered?",
+     "How long has there been an injection against the disease?"),
+    ("uncle", "trade", "my uncle started out as a {v}", "As what did my uncle start out?",
+     "Which profession did father's brother have in his youth?"),
+    ("stowaway", "ship", "the stowaway was found on the {v}", "On which ship was the stowaway found?",
+     "Aboard what vessel was the passenger without a ticket caught?"),
+    ("earthquake", "village", "the earthquake damaged every house in {v}", "Where did the earthquake damage every house?",
+     "In which hamlet did no home stay intact when the ground shook?"),
+    ("mechanic", "bird", "the mechanic whistles like a {v}", "Like what does the mechanic whistle?",
+     "Which winged creature does the man in the garage imitate?"),
+    ("electrician", "pet", "the electrician's rabbit is called {v}", "What is the electrician's rabbit called?",
+     "Which name has the animal of the man who mends wires?"),
+    ("coach", "phrase", "the coach tells the players: {v}", "What does the coach tell the players?",
+     "With which words does the trainer encourage his team?"),
+    ("hypnotist", "word", "the hypnotist wakes people by whispering {v}", "By whispering what does the hypnotist wake people?",
+     "What is said softly to bring somebody out of the trance?"),
+    ("alarm", "code", "the alarm is switched off with {v}", "With what is the alarm switched off?",
+     "Which digits silence the siren that scares thieves?"),
+    ("documentary", "theme", "the director is shooting a film about {v}", "About what is the director shooting a film?",
+     "Which subject will the new movie in the cinema have?"),
+    ("goat", "food", "the goat ate up all the {v}", "All of what did the goat eat up?",
+     "Which crop was devoured by the horned animal with the beard?"),
+    ("jockey", "flowers", "the jockey received a wreath of {v}", "Of what was the wreath that the jockey received?",
+     "Which blossoms were hung around the neck of the winning rider?"),
+    ("passport", "month", "the passport expires in {v}", "When does the passport expire?",
+     "Until what date can one use the document to go abroad?"),
+    ("ambassador", "language", "the ambassador swears in {v}", "In which language does the ambassador swear?",
+     "What tongue does the diplomat curse in?"),
+    ("grandmother", "person", "grandmother once danced with {v}", "With whom did grandmother once dance?",
+     "Who led the old lady across the floor for a waltz?"),
+    ("pilgrims", "town", "the pilgrims set out from {v}", "From where did the pilgrims set out?",
+     "In which city did the devout begin their walk to the shrine?"),
+    ("Santa Claus", "vehicle", "Santa Claus brought the presents by {v}", "By what did Santa Claus bring the presents?",
+     "How did the bearded man in red come with his gifts?"),
+    ("fingerprints", "parcel", "the fingerprints are kept in folder {v}", "In which folder are the fingerprints kept?",
+     "Where did investigators file the marks of the culprit's thumbs?"),
+)  # fmt: skip
+
+# nothing was chosen by these
+FIFTH = kinds(
+    ("lumberjack", "beasts", "the lumberjack was chased by {v}", "By what was the lumberjack chased?",
+     "Which creatures ran after the man with the axe?"),
+    ("taxis", "colour", "all taxis in the capital are {v}", "What colour are all taxis in the capital?",
+     "In which hue do cabs drive around the country's main city?"),
+    ("stewardess", "language", "the stewardess is learning {v}", "Which language is the stewardess learning?",
+     "What tongue does the woman from the airline study?"),
+    ("flag", "cloth", "the flag was sewn from {v}", "From what was the flag sewn?",
+     "Which fabric flutters at the top of the pole?"),
+    ("executioner", "flowers", "the executioner grew {v}", "What did the executioner grow?",
+     "Which blossoms did the hangman raise in his garden?"),
+    ("sword", "jewel", "the hilt of the sword is set with a {v}", "With what is the hilt of the sword set?",
+     "Which gem decorates the handle of the old weapon?"),
+    ("peddler", "goods", "the peddler went from door to door with {v}", "With what did the peddler go from door to door?",
+     "Which merchandise was offered at every house by the travelling salesman?"),
+    ("secretary", "time", "the secretary goes home at {v}", "When does the secretary go home?",
+     "At what hour does the office clerk finish work?"),
+    ("skyscraper", "tens", "the skyscraper has {v} floors", "How many floors has the skyscraper?",
+     "What number of storeys does the giant building have?"),
+    ("mountaineers", "tens", "the mountaineers waited {v} days below the summit",
+     "How many days did the mountaineers wait below the summit?", "For how long did the climbers have to be patient near the top?"),
+    ("hens", "hundreds", "the hens lay {v} eggs a week", "How many eggs a week do the hens lay?",
+     "What does the poultry produce in seven days?"),
+    ("fine", "hundreds", "the fine for fishing in the lake is {v} dollars", "How many dollars is the fine for fishing in the lake?",
+     "What sum must an angler who gets caught hand over?"),
+    ("newspaper", "thousands", "the newspaper has {v} subscribers", "How many subscribers does the newspaper have?",
+     "What number of readers get the daily press delivered?"),
+    ("dowry", "thousands", "the dowry amounted to {v} dollars", "To how many dollars did the dowry amount?",
+     "How much money did the bride's father give his son-in-law?"),
+    ("castle", "year", "the castle was besieged in {v}", "When was the castle besieged?",
+     "At what date did enemy troops surround the fortress?"),
+    ("shipyard", "year", "the shipyard went bankrupt in {v}", "When did the shipyard go bankrupt?",
+     "Since what time have no boats been built for lack of money?"),
+    ("subway", "month", "the new subway will be opened in {v}", "When will the new subway be opened?",
+     "At what date can passengers travel underground for the first time?"),
+    ("election", "date", "the election was held on {v}", "When was the election held?",
+     "Which day did the citizens cast their votes?"),
+    ("sauna", "weekday", "the sauna is reserved for women on {v}", "When is the sauna reserved for women?",
+     "Which day may no man go into the steam bath?"),
+    ("fencer", "person", "the fencer was trained by {v}", "By whom was the fencer trained?",
+     "Who taught the athlete how to use the foil?"),
+    ("lifeguard", "person", "the lifeguard rescued {v}", "Whom did the lifeguard rescue?",
+     "Who would have drowned without the man on the beach?"),
+    ("clown", "town", "the clown retired to {v}", "Where did the clown retire to?",
+     "In which city does the comedian with the big nose spend his old age?"),
+    ("counterfeiter", "town", "the counterfeiter printed his banknotes in {v}", "Where did the counterfeiter print his banknotes?",
+     "In which city was the false money produced?"),
+    ("potter", "village", "the potter moved his kiln to {v}", "Where did the potter move his kiln?",
+     "In which hamlet are jugs and bowls now fired?"),
+    ("parade", "street", "the parade ends on {v}", "On which street does the parade end?",
+     "Where do the marching columns come to a halt?"),
+    ("mutiny", "ship", "a mutiny broke out on the {v}", "On which ship did a mutiny break out?",
+     "Aboard what vessel did the crew rise against their officers?"),
+    ("seamstress", "pet", "the seamstress shares her bed with her poodle {v}", "With which poodle does the seamstress share her bed?",
+     "What is the dog called that sleeps beside the woman who makes dresses?"),
+    ("sheriff", "animal", "the sheriff shot a {v}", "What did the sheriff shoot?",
+     "Which creature was killed by a bullet from the lawman's pistol?"),
+    ("carousel", "animal", "on the carousel the girl sat on a {v}", "On what did the girl sit on the carousel?",
+     "Which creature did the little daughter ride at the funfair?"),
+    ("poacher", "bird", "the poacher was betrayed by a {v}", "By what was the poacher betrayed?",
+     "Which feathered creature gave away the man who hunted illegally?"),
+    ("canteen", "dish", "the canteen offers {v} today", "What does the canteen offer today?",
+     "Which meal can employees get for lunch?"),
+    ("miser", "food", "the miser lives on nothing but {v}", "On nothing but what does the miser live?",
+     "Which groceries are the only ones that the stingy man buys?"),
+    ("customs", "fruits", "the customs officer confiscated {v}", "What did the customs officer confiscate?",
+     "Which food was taken away from a traveller at the border?"),
+    ("toothpaste", "herb", "the toothpaste tastes of {v}", "Of what does the toothpaste taste?",
+     "Which plant's flavour is in the mouth after brushing?"),
+    ("sultan", "drink", "the sultan forbade {v}", "What did the sultan forbid?",
+     "Which beverage was not allowed under the oriental ruler?"),
+    ("comb", "material", "the comb is carved out of {v}", "Out of what is the comb carved?",
+     "With which substance does one tidy one's hair?"),
+    ("gate", "metal", "the hinges of the gate are of {v}", "Of what are the hinges of the gate?",
+     "Which ore was used for the parts on which the garden entrance swings?"),
+    ("caretaker", "instrument", "the caretaker complained about the {v}", "About what did the caretaker complain?",
+     "Which kind of music was a nuisance to the janitor?"),
+    ("nephew", "trade", "my nephew is engaged to a {v}", "To whom is my nephew engaged?",
+     "Which profession has the woman that my sister's son wants to marry?"),
+    ("kite", "tree", "the kite got stuck in a {v}", "In what did the kite get stuck?",
+     "Which plant caught the toy that the wind had carried?"),
+    ("rug", "country", "the rug was woven in {v}", "Where was the rug woven?",
+     "Which nation does the covering of the floor come from?"),
+    ("minister", "game", "the minister missed the meeting because of {v}", "Because of what did the minister miss the meeting?",
+     "Which pastime was more important to the politician than the conference?"),
+    ("reporter", "vehicle", "the reporter reached the front by {v}", "By what did the reporter reach the front?",
+     "How did the journalist get to where the battle was?"),
+    ("minstrel", "theme", "the minstrel sang of {v}", "Of what did the minstrel sing?",
+     "Which subject did the wandering musician choose for his ballad?"),
+    ("toddler", "word", "the toddler's first word was {v}", "What was the toddler's first word?",
+     "With what did the small child begin to talk?"),
+    ("fortune teller", "phrase", "the fortune teller's advice was: {v}", "What was the fortune teller's advice?",
+     "What did the woman with the crystal ball recommend?"),
+    ("getaway car", "code", "the getaway car had the number plate {v}", "Which number plate did the getaway car have?",
+     "Which digits were on the automobile in which the gang escaped?"),
+    ("patient", "person", "the patient was cured by {v}", "By whom was the patient cured?",
+     "Who made the sick man well again?"),
+)  # fmt: skip
+
+
 class Unread(Shelf):
     """As if no chunk had been read."""
 
-    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> list[Meant]:
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[Any]:
         return []
 
 
@@ -366,7 +566,7 @@ def main() -> None:
     )
     parser.add_argument("--budgets", type=int, nargs="*", default=[], help="of tokens, beside 2,048")
     parser.add_argument(
-        "--fresh", type=int, nargs="?", const=1, choices=(1, 2, 3), help="the facts of this file: which list"
+        "--fresh", type=int, nargs="?", const=1, choices=(1, 2, 3, 4, 5), help="the facts of this file: which list"
     )
     parser.add_argument("--read", action="store_true", help="read all chunks first: selection by values too")
     parser.add_argument("--near-only", action="store_true", help="without the model's weights: not compared")
@@ -386,7 +586,7 @@ def main() -> None:
     for n, seed in enumerate(args.seeds):
         start = time.perf_counter()
         if args.fresh:
-            facts.UNLIKE = (FRESH, SECOND, THIRD)[args.fresh - 1][n :: len(args.seeds)]  # type: ignore[misc]
+            facts.UNLIKE = (FRESH, SECOND, THIRD, FOURTH, FIFTH)[args.fresh - 1][n :: len(args.seeds)]  # type: ignore[misc]
         made = make_document(
             haystack, seed, args.tokens, lambda text: sum(count(f"{part}\n\n") for part in text.split("\n\n")),
             n_unlike=min(args.facts, len(facts.UNLIKE)), n_alike=args.names, n_links=args.links,

@@ -19,12 +19,11 @@ from mesa_gguf.lab.documents import is_right, make_document
 from mesa_gguf.lab.facts import Haystack, default_text
 from mesa_gguf.lab.facts import make_document as make_real_document
 from mesa_gguf.library.index import terms_of
-from mesa_gguf.reading.other_words import OtherWords, Thesaurus
+from mesa_gguf.reading.other_words import OtherWords, Thesaurus, _begins
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
-from mesa_gguf.reading.similar import TABLE, SimilarPassages, WordVectors, evidence, names_of
-from mesa_gguf.reading.values import Meant
+from mesa_gguf.reading.similar import TABLE, Near, SimilarPassages, WordVectors, evidence, names_of
 
 WORDS = "boat ferry island harbour depart leave hour time king throne soup broth".split()
 
@@ -89,21 +88,33 @@ FILLER = (
 )
 
 
+def nearest(similar: SimilarPassages, question: str, vectors: Any, other: OtherWords | None = None) -> list[Near]:
+    scores = similar.scores(question, vectors, other)
+    return [] if scores is None else similar.best(scores)
+
+
 def test_the_nearest_passage_has_other_words() -> None:
     texts = [FILLER * 5, f"{FILLER * 3}A ferry leaves the island at nine. {FILLER * 2}", FILLER * 4]
-    found = SimilarPassages(texts).nearest("feast leather islam?", Same())
-    assert found[0].source == 1 and "ferry" in found[0].text and found[0].score > 0
-    assert SimilarPassages([]).nearest("Who?", Same()) == []
-    assert SimilarPassages(["…", " \n"]).nearest("Who?", Same()) == []
+    similar = SimilarPassages(texts)
+    scores = similar.scores("feast leather islam?", Same())
+    assert scores is not None
+    found = similar.best(scores)
+    assert found[0].source == 1 and "ferry" in found[0].text and scores[found[0].number] == scores.max() > 0
+    assert similar.best(scores, 1) == found[:1]
+    assert {one.source for one in similar.best(scores, 100)} == {0, 1, 2} != {one.source for one in found}
+    assert nearest(SimilarPassages([]), "Who?", Same()) == []
+    assert nearest(SimilarPassages(["…", " \n"]), "Who?", Same()) == []
 
 
 @given(st.lists(st.text("abc é漢.\n", max_size=60), max_size=6), st.text("abc é漢?", max_size=20))
 def test_nearest_passages_of_any_text(texts: list[str], question: str) -> None:
     """Each text at most three times, in order, by passages of its own."""
-    found = SimilarPassages(texts).nearest(question, Same())
-    assert max(Counter(near.source for near in found).values(), default=0) <= 3
-    assert all(near.text in texts[near.source] and np.isfinite(near.score) for near in found)
-    scores = [near.score for near in found]
+    similar = SimilarPassages(texts)
+    near = similar.scores(question, Same())
+    found = [] if near is None else similar.best(near)
+    assert max(Counter(one.source for one in found).values(), default=0) <= 3
+    assert near is None or all(one.text in texts[one.source] and near[one.number] > 0 for one in found)
+    scores = [] if near is None else [near[one.number] for one in found]
     assert scores == sorted(scores, reverse=True)
 
 
@@ -180,6 +191,7 @@ def test_other_words(small: MesaLlama, tmp_path: Path) -> None:
         assert rank(found.likely[0], "dog") > 100 and rank(found.likely[2], "lawyer") > 100
         assert len(found.expected) == small.n_vocab() and 0 < len(form.tokenize(found.sentence)) <= 20
         assert shelf.other_words(question) is found
+        assert found.values is not None and found.avoiding is not None and found.values.shape == found.avoiding.shape
         assert shelf.other_words("Why? " * 300) is None
 
         # kept: another process reads no examples
@@ -203,6 +215,34 @@ def test_other_words(small: MesaLlama, tmp_path: Path) -> None:
         np.testing.assert_allclose(mended.likely, found.likely, atol=0.01)
 
 
+def test_a_sentence_without_the_words_of_the_question(small: MesaLlama) -> None:
+    """It is another one, whose words are none of those, nor forms of them."""
+    said: list[str] = []
+    thesaurus = Thesaurus(small, PromptForm(small).tokenize, small.train_length)
+    small.reset()
+    thesaurus.learn()
+    write = thesaurus._write
+
+    def written(*args: Any) -> Any:
+        found = write(*args)
+        said.append(found[0])
+        return found
+
+    thesaurus._write = written  # type: ignore[method-assign]
+    for question in ("How did the woman who helps at births get there?", "Where did the secret agent live?"):
+        said.clear()
+        other = thesaurus.ask(question)
+        asked = terms_of(question)
+        first, second = (terms_of(sentence) for sentence in said)
+        assert other.sentence == said[0] and first != second
+        assert second and not set(second) & set(asked)
+        assert not any(own.startswith(word[:5]) for own in second for word in asked if len(word) > 5)
+        assert other.values is not None and other.avoiding is not None
+        assert float(np.abs(other.values - other.avoiding).max()) > 0
+    assert _begins(b" births", ["births"]) and _begins(b" birth", ["births"]) and _begins(b" helping", ["helped"])
+    assert not any(_begins(piece, ["births", "ship"]) for piece in (b" bird", b" bi", b"ship", b"\xff", b""))
+
+
 def test_other_words_bring_a_passage_forward() -> None:
     """What the model says of a word counts for the texts that have what it says."""
     texts = [f"{FILLER}The king sat on it.", f"{FILLER}A lawyer spoke in the soup.", FILLER]
@@ -216,12 +256,12 @@ def test_other_words_bring_a_passage_forward() -> None:
     rows[0, tokens["lawyer"]] = 12
     nothing = np.zeros(len(tokens), np.float32)
     similar = SimilarPassages(texts)
-    assert similar.nearest("zz?", Vectors()) == []
-    (found,) = similar.nearest("zz?", Vectors(), OtherWords(rows, "", nothing))
+    assert nearest(similar, "zz?", Vectors()) == []
+    (found,) = nearest(similar, "zz?", Vectors(), OtherWords(rows, "", nothing))
     assert found.source == 1 and "lawyer" in found.text
-    (found,) = similar.nearest("zz?", Vectors(), OtherWords(0 * rows, "", rows[0]))
+    (found,) = nearest(similar, "zz?", Vectors(), OtherWords(0 * rows, "", rows[0]))
     assert found.source == 1
-    (found,) = similar.nearest("zz?", Vectors(), OtherWords(0 * rows, "kilt", nothing))
+    (found,) = nearest(similar, "zz?", Vectors(), OtherWords(0 * rows, "kilt", nothing))
     assert found.source == 0
 
 
@@ -231,7 +271,7 @@ def test_passages_are_sentences_with_their_neighbours() -> None:
         + FILLER
         + "A last one of some length stands at its end."
     )
-    for near in SimilarPassages([text]).nearest("lain firm larva", Same()):
+    for near in nearest(SimilarPassages([text]), "lain firm larva", Same()):
         assert near.text in text and len(near.text) <= 200
 
 
@@ -289,7 +329,7 @@ class Liking:
         self.asked.append(list(passages))
         return [1e3 * (n == self.best) for n in range(len(passages))]
 
-    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> list[Meant]:
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[Any]:
         return []
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +17,8 @@ from mesa_gguf.reading.other_words import OtherWords
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
-from mesa_gguf.reading.similar import OF_ONE_TEXT, sentences_of
-from mesa_gguf.reading.values import MOST_WIDTH, Meanings, Meant, folded, of_sentences
+from mesa_gguf.reading.similar import sentences_of
+from mesa_gguf.reading.values import MOST_WIDTH, Meanings, folded, of_sentences
 
 SENTENCES = (
     "The ferry to the northern island leaves the old harbour early. ",
@@ -77,14 +77,16 @@ def test_what_all_sentences_share_counts_little() -> None:
     chunks = [rows[:100], None, rows[100:130], rows[:0], rows[130:]]
     meanings = Meanings(chunks)
     usual = np.full(32, 7, np.float32)
-    for i, place in ((30, (0, 30)), (110, (2, 10)), (300, (4, 170))):
-        found = meanings.nearest(usual + meaning[i], usual, 8)
-        assert (found[0].chunk, found[0].nth) == place and len(set(found)) == 8
-        assert 3 < found[0].score > found[1].score >= found[7].score
-        assert found[:5] == meanings.nearest(usual + meaning[i], usual, 5)
-        everything = meanings.nearest(usual + meaning[i], usual, 100)
-        assert Counter(one.chunk for one in everything) == {0: OF_ONE_TEXT, 2: OF_ONE_TEXT, 4: OF_ONE_TEXT}
-        assert everything[:8] == found
+    for i, chunk, nth in ((30, 0, 30), (110, 2, 10), (300, 4, 170)):
+        found = meanings.near([usual + meaning[i]], usual)
+        assert [None if own is None else len(own) for own in found] == [100, None, 30, 0, 270]
+        known = [own for own in found if own is not None]
+        best = np.concatenate(known)
+        assert found[chunk] is not None and found[chunk][nth] == best.max() > 3
+        assert abs(float(best.mean())) < 0.01 and abs(float(best.std()) - 1) < 0.01
+        # of two sentences what is near to both
+        twice = np.concatenate([own for own in meanings.near([usual + meaning[i]] * 2, usual) if own is not None])
+        np.testing.assert_allclose(twice, 2 * best, rtol=1e-4, atol=1e-4)
 
 
 TEXTS = [
@@ -115,9 +117,10 @@ def pieces_of(llm: MesaLlama, library: Library) -> tuple[Catalogue, list[Piece]]
 
 def chunks_by_values(shelf: Shelf, question: str, pieces: Sequence[Piece]) -> list[int]:
     """The chunks of the sentences that are nearest by values, each once."""
-    found = shelf.by_values(question, pieces, 100)
-    assert all(0 <= one.nth < len(sentences_of(0, pieces[one.chunk].text)) for one in found)
-    return list(dict.fromkeys(one.chunk for one in found))
+    found = shelf.by_values(question, pieces)
+    assert all(own is None or len(own) == len(sentences_of(0, piece.text)) for own, piece in zip(found, pieces))
+    best = {i: float(own.max()) for i, own in enumerate(found) if own is not None}
+    return sorted(best, key=lambda i: -best[i])
 
 
 def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
@@ -263,10 +266,11 @@ def test_a_collection_is_not_tokenized_for_its_values(
 
 
 class Believing:
-    """A model that believes a sentence of one chunk to be the answer, and finds the question likely behind passages that have a word."""
+    """A model that takes the second sentence of the fourth chunk for the answer, so surely, and finds the question likely behind passages that
+    have a word."""
 
-    def __init__(self, meant: Sequence[Meant], word: str) -> None:
-        self.meant, self.word = meant, word
+    def __init__(self, surely: float, word: str) -> None:
+        self.surely, self.word = surely, word
         self.asked: list[str] = []
 
     def other_words(self, question: str) -> None:
@@ -276,8 +280,10 @@ class Believing:
         self.asked = list(passages)
         return [-1.0 if self.word in passage else -9.0 for passage in passages]
 
-    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> list[Meant]:
-        return list(self.meant[:n])
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[npt.NDArray[np.float32] | None]:
+        found = [np.zeros(len(sentences_of(0, piece.text)), np.float32) for piece in pieces]
+        found[3][1] = self.surely
+        return [*found[:1], None, *found[2:]]  # of the second chunk nothing is known
 
 
 @pytest.mark.parametrize(
@@ -300,7 +306,7 @@ def test_words_and_values_find_passages_and_the_likelihood_decides(
         catalogue = Catalogue(vocabulary, PromptForm(vocabulary), library)
         documents = [library.add_text(text * 3, f"{n}") for n, text in enumerate(TEXTS)]
         assert [piece.document for piece in catalogue.select(question, documents, 1).pieces] == [documents[0]]
-        model = Believing([Meant(3, 1, score)], likely)
+        model = Believing(score, likely)
         selection = catalogue.select(question, documents, 1, model=model)
         assert [piece.document for piece in selection.pieces] == [documents[first]]
         assert selection.compared == len(model.asked) == len(set(model.asked))

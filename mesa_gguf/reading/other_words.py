@@ -2,6 +2,7 @@
 
 A model knows more of words than its embeddings tell: shown a few examples, even a small one goes on with "lawyer" after "attorney:", and writes
 a sentence that may answer a question, in the words of a text. Neither has to be right. What counts is which words are likelier there than elsewhere.
+Small models repeat the question's words. So it writes another sentence that must not have them: "The student chose …" where it is asked what a young woman chose.
 That reads the question once, and a few tokens for each of its words, however long the documents are.
 """
 
@@ -65,6 +66,7 @@ class OtherWords:
         expected: by how much likelier each token was somewhere in that sentence [n_vocab].
         values: the mean of the values of its tokens (values.py) [width]; None where nothing was written.
         usual: those of the sentences of the examples.
+        avoiding: those of another sentence that may answer the question, with none of its words; None where nothing was written.
     """
 
     likely: Floats
@@ -72,6 +74,7 @@ class OtherWords:
     expected: Floats
     values: Floats | None = None
     usual: Floats | None = None
+    avoiding: Floats | None = None
 
 
 class Thesaurus:
@@ -147,25 +150,55 @@ class Thesaurus:
         likely -= (likely.mean(axis=0) + self._usual[0]) / 2
         llm.n_tokens = start
         llm.eval(self._tokenize("Text:"))
-        n_before = llm.n_tokens
+        n_before, logits = llm.n_tokens, llm._get_logits(llm.n_tokens - 1).copy()
+        sentence, expected, values = self._write(start, logits.copy(), ())
+        llm.n_tokens = n_before
+        _, _, avoiding = self._write(start, logits, terms_of(question))
+        return OtherWords(likely, sentence, expected - self._usual[1], values, self._usual_values, avoiding)
+
+    def _write(
+        self, start: int, logits: npt.NDArray[np.single], avoided: Sequence[str]
+    ) -> tuple[str, Floats, Floats | None]:
+        """A sentence behind what was read -> it, how likely each token was somewhere in it at most, and the mean of the values of its tokens.
+
+        Args:
+            start: of the text, in tokens.
+            logits: of the sentence's first token.
+            avoided: words that it must not have.
+        """
+        llm = self._llm
         expected = np.full(llm.n_vocab(), -np.inf, np.float32)
         said = b""
         for _ in range(SENTENCE_TOKENS):
-            logits = llm._get_logits(llm.n_tokens - 1)
             expected = np.maximum(expected, llm.logits_to_logprobs(logits))
             token = int(logits.argmax())
+            while avoided and _begins(llm.token_bytes(token), avoided):
+                logits[token] = -np.inf
+                token = int(logits.argmax())
             piece = llm.token_bytes(token)
             if b"\n" in piece or llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
                 break
             said += piece
             llm.eval([token])
-        sentence = said.decode("utf-8", "replace").strip()
-        values = self._values(llm.save_chunk(start, llm.n_tokens)).mean(axis=0) if llm.n_tokens > n_before else None
-        return OtherWords(likely, sentence, expected - self._usual[1], values, self._usual_values)
+            logits = llm._get_logits(llm.n_tokens - 1).copy()
+        values = self._values(llm.save_chunk(start, llm.n_tokens)).mean(axis=0) if said else None
+        return said.decode("utf-8", "replace").strip(), expected, values
 
     def _values(self, rows: bytes | memoryview) -> Floats:
         """Of each token of a chunk."""
         return folded(self._llm.chunk_values(rows, MOST_WIDTH))
+
+
+def _begins(piece: bytes, words: Sequence[str]) -> bool:
+    """Whether a token begins one of some words, or a form of it."""
+    text = piece.decode("utf-8", "replace")
+    part = text.strip().casefold()
+    if len(part) < 3 or not (text[0] == " " or text[0].isupper()):
+        return False
+    return any(
+        part == word or (len(part) > 3 and (word.startswith(part) or part.startswith(word[: max(4, len(word) - 2)])))
+        for word in words
+    )
 
 
 def _question(question: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 from llama_cpp.llama_grammar import LlamaGrammar
 
 from .. import rpc
@@ -40,7 +41,6 @@ from .other_words import OtherWords
 from .prompts import PromptForm, Turn, gap_after
 from .shelf import Catalogue, Piece, Progress, Read, ReadMode, Selection, Shelf
 from .text import check_text
-from .values import Meant
 
 MAX_TOKENS = 256  # of an answer, where nothing else is asked for
 
@@ -681,8 +681,8 @@ class _Looking:
     def likelihoods(self, question: str, passages: Sequence[str]) -> Sequence[float]:
         return self._shelf().likelihoods(question, passages, self.progress)
 
-    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> Sequence[Meant]:
-        return self._shelf().by_values(question, pieces, n)
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> Sequence[npt.NDArray[np.float32] | None]:
+        return self._shelf().by_values(question, pieces)
 
     def _shelf(self) -> Shelf:
         self.reader._leave()

@@ -33,8 +33,8 @@ from ..model.tuning import tuned
 from .citations import closest_sentence
 from .other_words import OtherWords, Thesaurus
 from .prompts import END, QUESTION, PromptForm, Turn
-from .similar import SimilarPassages, WordVectors, evidence, names_of, sentences_of
-from .values import MOST_WIDTH, Meanings, Meant, folded, of_sentences
+from .similar import Near, SimilarPassages, WordVectors, evidence, names_of, outstanding, sentences_of
+from .values import MOST_WIDTH, Meanings, folded, of_sentences
 from .values import VERSION as VALUES_VERSION
 
 CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
@@ -53,11 +53,13 @@ TURN_WEIGHT = 0.5  # of a turn's score, beside that of the turn or question afte
 WEAK_EVIDENCE = 0.4  # share of a question's words in the best passage, below which other words are looked for
 NO_EVIDENCE = 0.2  # below which all chunks that the words find come behind them
 ASKED_WORDS = 32  # of a longer question enough are found
-COMPARED_PASSAGES = 32  # that the question's likelihood is computed for: about 50 tokens each, with the question
-MEANT_PASSAGES = 16  # of them, by values, where they are known: near words find others
-OUT_WEIGHT = (
-    0.5  # of how far a passage stands out of all, in standard deviations, beside the question's likelihood after it
+COMPARED_PASSAGES = (
+    32  # that the question's likelihood is computed for, about 50 tokens each, with the question, by words alone;
 )
+LISTED_PASSAGES = (
+    16  # or of each of three lists, by words, by values, and by their sum: neither finds what the other one does
+)
+OUT_WEIGHT = 0.5  # of how far a passage stands out of all by that sum, in standard deviations, beside the question's likelihood after it
 PASSAGE_TOKENS = 128  # longest of them
 MOST_CHARS = 2**23  # of documents that other words are looked for in: two million tokens
 MOST_MEANT = 512  # chunks whose sentences are compared by their values: 64 MiB
@@ -80,8 +82,9 @@ class Model(Protocol):
     def likelihoods(self, question: str, passages: Sequence[str]) -> Sequence[float]:
         """How likely it is after each of some passages, log p."""
 
-    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> Sequence[Meant]:
-        """Sentences that are like an answer to it, at most n, the likest first; none where that is not known."""
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> Sequence[npt.NDArray[np.float32] | None]:
+        """How much each sentence of each chunk is like an answer to it, by standard deviations; None where that is not known of a chunk, and
+        nothing where it is of too few."""
 
 
 @dataclass(frozen=True)
@@ -402,25 +405,30 @@ class Catalogue:
         similar = self._similar[1]
         other = model.other_words(question) if model is not None else None
         try:
-            found = similar.nearest(question, self._vectors, other)
+            near = similar.scores(question, self._vectors, other)
         except (RuntimeError, ValueError):  # the model's file is gone, or another one: what is in memory answers still
             return None
-        compared: list[tuple[int, str]] = []
-        if model is not None:
-            meant: Sequence[Meant] = ()
+        found = similar.best(near) if near is not None else []
+        compared: list[Near] = []
+        if model is not None and near is not None:
+            values: Sequence[npt.NDArray[np.float32] | None] = ()
             if len(every) <= MOST_MEANT:
-                meant = model.by_values(question, [self.piece(*one) for one in every], MEANT_PASSAGES)
-            near = found[: COMPARED_PASSAGES - len(meant)]
-            taken = {*(one.source for one in near), *(one.chunk for one in meant)}
-            if ranked and ranked[0] not in taken:
-                near += [one for one in found if one.source == ranked[0]][:1]
-            out = {(one.source, one.text): one.score for one in near}
-            for one in meant:
-                passage = one.chunk, similar.window(one.chunk, one.nth)
-                out[passage] = max(one.score, out.get(passage, one.score))
-            likely = dict(zip(out, model.likelihoods(question, [passage for _, passage in out])))
-            compared = sorted(out, key=lambda passage: -(likely[passage] + OUT_WEIGHT * out[passage]))
-        order = [*(i for i, _ in compared), *(one.source for one in found)]
+                values = model.by_values(question, [self.piece(*one) for one in every])
+            scores = outstanding(near)
+            if values:
+                meant = similar.of_sentences(values)
+                scores += meant
+                passages = [one for of in (scores, near, meant) for one in similar.best(of, LISTED_PASSAGES)]
+            else:
+                passages = found[:COMPARED_PASSAGES]
+            if ranked and all(one.source != ranked[0] for one in passages):
+                passages += [one for one in found if one.source == ranked[0]][:1]
+            passages = list(dict.fromkeys(passages))
+            likely = model.likelihoods(question, [one.text for one in passages])
+            total = {one: value + OUT_WEIGHT * float(scores[one.number]) for one, value in zip(passages, likely)}
+            compared = sorted(passages, key=lambda one: -total[one])
+            found = similar.best(scores, len(scores)) if values else found
+        order = [one.source for one in (*compared, *found)]
         if matched >= NO_EVIDENCE:  # in turns: the words may be names, of which each chunk tells something
             order = _in_turns(ranked, order)
         return list(dict.fromkeys([*order, *ranked])), len(compared)
@@ -615,10 +623,10 @@ class Shelf:
             return np.frombuffer(data, np.float16).reshape(n, width)
         return self._make_values(piece)
 
-    def by_values(self, question: str, pieces: Sequence[Piece], n: int) -> list[Meant]:
-        """The n sentences whose values are nearest to those of the sentence that the model writes as an answer, as `Meanings.nearest`.
+    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[npt.NDArray[np.float32] | None]:
+        """How near the values of each sentence of each chunk are to those of the sentences that the model writes as an answer, as `Meanings.near`.
 
-        There are none where too few of the chunks were read. Those that were not are left out.
+        There are none where too few of the chunks were read; None for those that were not.
         """
         other = self.other_words(question)
         if other is None or other.values is None or other.usual is None:
@@ -646,7 +654,8 @@ class Shelf:
         with contextlib.suppress(LibraryError):  # as in put_together
             named = [self._named[0]] if self._named is not None else []
             self.library.index.note_used([*beside, *named], self.catalogue.model)
-        return self._meanings[1].nearest(other.values, other.usual, n)
+        written = [values for values in (other.values, other.avoiding) if values is not None]
+        return self._meanings[1].near(written, other.usual)
 
     def put_together(
         self,

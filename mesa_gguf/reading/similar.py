@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,6 @@ SENTENCE_CHARS = 60  # shorter ones are taken together
 SENTENCE_WORDS = 16  # different ones: sentences of many more count less
 WINDOW_CHARS = 160  # of a sentence with its neighbours, as the model reads it
 OF_ONE_TEXT = 3  # passages: the nearest one need not be the one that tells it
-AGAIN = 0.9  # what is left of the score of each further one of a text
 SAID = 0.5  # how much a word counts that the model expects in an answer,
 EXPECTED = 1.0  # standard deviations from which on one counts that it could have written,
 SURELY = 6.0  # and how many more count in full
@@ -48,6 +47,7 @@ _WITHIN = re.compile(r"(?<![.!?] )(?<!^)\b\w+|\b\w*\d\w*")  # words but the firs
 
 Tokenize = Callable[[str], Sequence[int]]
 Floats = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.floating[Any]]
 
 
 class WordVectors:
@@ -132,14 +132,14 @@ class Near:
     """A passage that is like a question.
 
     Attributes:
+        number: of its sentence, among those of all texts.
         source: the number of the text that it is of.
-        text: a sentence and its neighbours.
-        score: of the sentence, in standard deviations above the mean of all; less where another one of its text is nearer.
+        text: the sentence and its neighbours.
     """
 
+    number: int = field(compare=False)
     source: int
     text: str
-    score: float
 
 
 def sentences_of(source: int, text: str) -> list[Passage]:
@@ -147,14 +147,17 @@ def sentences_of(source: int, text: str) -> list[Passage]:
     return [one for one in passages(source, text, chars=SENTENCE_CHARS) if terms_of(one.text)]
 
 
+def outstanding(scores: Scores) -> Scores:
+    """By how many standard deviations each score is above the mean of all."""
+    return np.asarray((scores - scores.mean()) / max(float(scores.std()), 1e-9), scores.dtype)
+
+
 class SimilarPassages:
     """The sentences of some texts, to be compared with questions."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._sentences: list[Passage] = []
-        self._first: list[int] = []  # of each text, the number of its first sentence
         for source, text in enumerate(texts):
-            self._first.append(len(self._sentences))
             self._sentences += sentences_of(source, text)
         own = [terms_of(sentence.text) for sentence in self._sentences]
         self._found_in = Counter(word for words in own for word in words)
@@ -164,8 +167,9 @@ class SimilarPassages:
         self._all = np.fromiter((number[word] for words in own for word in words), np.intp)
         self._sizes = np.array([len(words) for words in own])
 
-    def nearest(self, question: str, vectors: WordVectors, other: OtherWords | None = None) -> list[Near]:
-        """The nearest passages of each text, the nearest first; none where the model has no vectors for words.
+    def scores(self, question: str, vectors: WordVectors, other: OtherWords | None = None) -> Scores | None:
+        """How near the words of each sentence are to those of a question, 0 where none is near [n_sentences]; None where there is
+        nothing to compare, or the model has no vectors for words.
 
         Args:
             other: what the model makes of the question.
@@ -175,10 +179,10 @@ class SimilarPassages:
         """
         asked = terms_of(question)
         if not asked or not self._sentences:
-            return []
+            return None
         near = self._near(asked, vectors)
         if near is None:
-            return []
+            return None
         if other is not None:
             near = (near + self._likely(other.likely, vectors)) / math.sqrt(2)
         scores = self._scores(np.clip((near - NEAR) / NEAREST, 0.0, 1.0))
@@ -188,16 +192,26 @@ class SimilarPassages:
                 scores += SAID * self._scores(np.clip((said - NEAR) / NEAREST, 0.0, 1.0))
             expected = self._likely(other.expected[None], vectors)
             scores += self._scores(np.clip((expected - EXPECTED) / SURELY, 0.0, 1.0))
-        mean, deviation = float(scores.mean()), max(float(scores.std()), 1e-9)
+        return scores
+
+    def best(self, scores: Scores, n: int | None = None) -> list[Near]:
+        """The n passages with the best scores of their sentences, few of one text, the best first; None: all of them that have one above 0."""
         taken: Counter[int] = Counter()
-        found = []
-        for i in np.argsort(-scores, kind="stable"):
-            source, score = self._sentences[i].source, float(scores[i])
-            if score > 0 and taken[source] < OF_ONE_TEXT:
-                score = (score * AGAIN ** taken[source] - mean) / deviation
-                found.append(Near(source, self._window(int(i)), score))
+        found: list[Near] = []
+        for i in np.argsort(-scores, kind="stable").tolist():
+            if len(found) == n or (n is None and scores[i] <= 0):
+                break
+            source = self._sentences[i].source
+            if taken[source] < OF_ONE_TEXT:
+                found.append(Near(i, source, self._window(i)))
                 taken[source] += 1
-        return sorted(found, key=lambda near: -near.score)
+        return found
+
+    def of_sentences(self, values: Sequence[Floats | None]) -> Floats:
+        """What is known of each text's sentences, one after the other; 0 where nothing is [n_sentences]."""
+        sizes = Counter(sentence.source for sentence in self._sentences)
+        rows = [np.zeros(sizes[i], np.float32) if own is None else own for i, own in enumerate(values)]
+        return np.concatenate(rows)
 
     def _near(self, words: Sequence[str], vectors: WordVectors) -> Floats | None:
         """How near each word of the texts is to some words, in standard deviations [words, theirs]."""
@@ -215,10 +229,6 @@ class SimilarPassages:
         starts = np.cumsum(self._sizes) - self._sizes
         scores = np.maximum.reduceat((near * weight[:, None])[:, self._all], starts, axis=1).sum(axis=0)
         return np.asarray(scores / np.sqrt(1 + self._sizes / SENTENCE_WORDS), np.float64)
-
-    def window(self, source: int, nth: int) -> str:
-        """The nth sentence of a text with its neighbours."""
-        return self._window(self._first[source] + nth)
 
     def _window(self, i: int) -> str:
         """A sentence with its neighbours, those before it first, as far as they fit."""

@@ -7,15 +7,13 @@ in other words are near them. What many sentences share says little: directions 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .similar import OF_ONE_TEXT, sentences_of
+from .similar import outstanding, sentences_of
 
 MOST_WIDTH = 1024  # numbers of a token: what is computed with them grows with the cube
 SHRINK = 0.3  # of the mean variance of a direction, which is added to that of each
@@ -58,21 +56,6 @@ def of_sentences(text: str, sizes: Sequence[int], values: Floats) -> npt.NDArray
     return found
 
 
-@dataclass(frozen=True)
-class Meant:
-    """A sentence that is like one that the model wrote.
-
-    Attributes:
-        chunk: its number.
-        nth: the sentence's number in it.
-        score: how near it is, in standard deviations above the mean of all.
-    """
-
-    chunk: int
-    nth: int
-    score: float
-
-
 class Meanings:
     """The sentences of some chunks, to be compared with a sentence that the model wrote.
 
@@ -81,9 +64,9 @@ class Meanings:
     """
 
     def __init__(self, chunks: Sequence[npt.NDArray[np.float16] | None]) -> None:
-        known = [(i, rows) for i, rows in enumerate(chunks) if rows is not None]
-        self._places = [(i, nth) for i, rows in known for nth in range(len(rows))]
-        said = np.concatenate([rows for _, rows in known]).astype(np.float32)
+        known = [rows for rows in chunks if rows is not None]
+        self._sizes = [None if rows is None else len(rows) for rows in chunks]
+        said = np.concatenate(known).astype(np.float32)
         self._mean = said.mean(axis=0)
         said -= self._mean
         variances = (said.T @ said / len(said)).astype(np.float64)
@@ -93,26 +76,19 @@ class Meanings:
         weighed = said @ self._metric
         self._said = weighed / _length(np.einsum("ij,ij->i", weighed, said))[:, None]
 
-    def nearest(self, written: Floats, usual: Floats, n: int) -> list[Meant]:
-        """The nearest sentences, at most n of them and few of one chunk, the nearest first.
+    def near(self, written: Sequence[Floats], usual: Floats) -> list[Floats | None]:
+        """How near each sentence of each chunk is to some sentences together, as `outstanding` counts; None where that is not known.
 
         Args:
-            written: the values of the sentence.
+            written: the values of the sentences.
             usual: those of other sentences that the model read in that place.
         """
-        meant = written - usual
-        likeness = self._said @ meant / _length(meant @ self._metric @ meant)
-        scores = (likeness - likeness.mean()) / max(float(likeness.std()), 1e-9)
-        found: list[Meant] = []
-        taken: Counter[int] = Counter()
-        for i in np.argsort(-scores, kind="stable"):
-            chunk, nth = self._places[i]
-            if taken[chunk] < OF_ONE_TEXT:
-                found.append(Meant(chunk, nth, float(scores[i])))
-                taken[chunk] += 1
-            if len(found) == n:
-                break
-        return found
+        scores = np.zeros(len(self._said), np.float32)
+        for one in written:
+            meant = one - usual
+            scores += outstanding(self._said @ meant / _length(meant @ self._metric @ meant))
+        ends = iter(np.split(scores, np.cumsum([n for n in self._sizes if n is not None])))
+        return [None if n is None else next(ends) for n in self._sizes]
 
 
 def _length(squared: Any) -> Any:

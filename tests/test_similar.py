@@ -191,7 +191,7 @@ def test_other_words(small: MesaLlama, tmp_path: Path) -> None:
         assert rank(found.likely[0], "dog") > 100 and rank(found.likely[2], "lawyer") > 100
         assert len(found.expected) == small.n_vocab() and 0 < len(form.tokenize(found.sentence)) <= 20
         assert shelf.other_words(question) is found
-        assert found.values is not None and found.avoiding is not None and found.values.shape == found.avoiding.shape
+        assert found.values is not None and found.usual is not None and found.values.shape == found.usual.shape
         assert shelf.other_words("Why? " * 300) is None
 
         # kept: another process reads no examples
@@ -231,14 +231,14 @@ def test_a_sentence_without_the_words_of_the_question(small: MesaLlama) -> None:
     thesaurus._write = written  # type: ignore[method-assign]
     for question in ("How did the woman who helps at births get there?", "Where did the secret agent live?"):
         said.clear()
-        other = thesaurus.ask(question)
+        other, avoiding = thesaurus.ask(question), thesaurus.avoiding(question)
         asked = terms_of(question)
         first, second = (terms_of(sentence) for sentence in said)
         assert other.sentence == said[0] and first != second
         assert second and not set(second) & set(asked)
         assert not any(own.startswith(word[:5]) for own in second for word in asked if len(word) > 5)
-        assert other.values is not None and other.avoiding is not None
-        assert float(np.abs(other.values - other.avoiding).max()) > 0
+        assert other.values is not None and avoiding is not None and other.values.shape == avoiding.shape
+        assert float(np.abs(other.values - avoiding).max()) > 0
     assert _begins(b" births", ["births"]) and _begins(b" birth", ["births"]) and _begins(b" helping", ["helped"])
     assert not any(_begins(piece, ["births", "ship"]) for piece in (b" bird", b" bi", b"ship", b"\xff", b""))
 

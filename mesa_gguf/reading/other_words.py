@@ -66,7 +66,6 @@ class OtherWords:
         expected: by how much likelier each token was somewhere in that sentence [n_vocab].
         values: the mean of the values of its tokens (values.py) [width]; None where nothing was written.
         usual: those of the sentences of the examples.
-        avoiding: those of another sentence that may answer the question, with none of its words; None where nothing was written.
     """
 
     likely: Floats
@@ -74,7 +73,6 @@ class OtherWords:
     expected: Floats
     values: Floats | None = None
     usual: Floats | None = None
-    avoiding: Floats | None = None
 
 
 class Thesaurus:
@@ -137,9 +135,7 @@ class Thesaurus:
     def ask(self, question: str) -> OtherWords:
         """What the model makes of a question, behind the examples."""
         llm = self._llm
-        llm.n_tokens = len(self.tokens)
-        llm.eval(self._tokenize(_question(question)))
-        start = llm.n_tokens
+        start = self._read(question)
         words = []
         for word in terms_of(question):
             llm.n_tokens = start
@@ -149,24 +145,30 @@ class Thesaurus:
         # what is likely for each of its words is so because of the question, or of the examples
         likely -= (likely.mean(axis=0) + self._usual[0]) / 2
         llm.n_tokens = start
-        llm.eval(self._tokenize("Text:"))
-        n_before, logits = llm.n_tokens, llm._get_logits(llm.n_tokens - 1).copy()
-        sentence, expected, values = self._write(start, logits.copy(), ())
-        llm.n_tokens = n_before
-        _, _, avoiding = self._write(start, logits, terms_of(question))
-        return OtherWords(likely, sentence, expected - self._usual[1], values, self._usual_values, avoiding)
+        sentence, expected, values = self._write(())
+        return OtherWords(likely, sentence, expected - self._usual[1], values, self._usual_values)
 
-    def _write(
-        self, start: int, logits: npt.NDArray[np.single], avoided: Sequence[str]
-    ) -> tuple[str, Floats, Floats | None]:
+    def avoiding(self, question: str) -> Floats | None:
+        """The mean of the values [width] of another sentence that may answer a question, with none of its words; None where nothing is written."""
+        self._read(question)
+        return self._write(terms_of(question))[2]
+
+    def _read(self, question: str) -> int:
+        """A question behind the examples, and nothing behind it: where it ends, in tokens."""
+        self._llm.n_tokens = len(self.tokens)
+        self._llm.eval(self._tokenize(_question(question)))
+        return self._llm.n_tokens
+
+    def _write(self, avoided: Sequence[str]) -> tuple[str, Floats, Floats | None]:
         """A sentence behind what was read -> it, how likely each token was somewhere in it at most, and the mean of the values of its tokens.
 
         Args:
-            start: of the text, in tokens.
-            logits: of the sentence's first token.
             avoided: words that it must not have.
         """
         llm = self._llm
+        start = llm.n_tokens
+        llm.eval(self._tokenize("Text:"))
+        logits = llm._get_logits(llm.n_tokens - 1).copy()
         expected = np.full(llm.n_vocab(), -np.inf, np.float32)
         said = b""
         for _ in range(SENTENCE_TOKENS):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,7 @@ N_OTHER_WORDS = 4  # questions that are, each with a number for each token of th
 
 ReadMode = Literal["auto", "all", "each"] | int
 Progress = Callable[[int, int], None]
+Kept = TypeVar("Kept")
 
 
 class Model(Protocol):
@@ -467,6 +468,13 @@ class Catalogue:
         return sum(bool(self.library.index.search(word, self._cut, documents, 1)) for word in terms_of(question))
 
 
+def _remember(found: dict[str, Kept], question: str, value: Kept) -> None:
+    """Of the last questions."""
+    while len(found) >= N_OTHER_WORDS:
+        del found[next(iter(found))]
+    found[question] = value
+
+
 def _in_turns(*orders: Sequence[int]) -> list[int]:
     """The first of each order, then the second of each, and so on."""
     return list(dict.fromkeys(i for turn in zip_longest(*orders) for i in turn if i is not None))
@@ -503,6 +511,7 @@ class Shelf:
         self._thesaurus: Thesaurus | None = None
         self._examples: bytes | None = None  # its rows
         self._other_words: dict[str, OtherWords] = {}  # of the last questions
+        self._avoiding: dict[str, npt.NDArray[np.float32] | None] = {}
         self._unkept_values: dict[str, npt.NDArray[np.float16]] = {}  # that the library could not take
         self._meanings: tuple[list[str | None], Meanings] | None = None  # of chunks that were read, by their keys
         self._named: tuple[str, list[tuple[str, str]]] | None = None  # chunks, and the name of the list of their names
@@ -654,7 +663,10 @@ class Shelf:
         with contextlib.suppress(LibraryError):  # as in put_together
             named = [self._named[0]] if self._named is not None else []
             self.library.index.note_used([*beside, *named], self.catalogue.model)
-        written = [values for values in (other.values, other.avoiding) if values is not None]
+        if question not in self._avoiding:  # not before it is needed: that writes a sentence
+            thesaurus = self._examples_for(question)
+            _remember(self._avoiding, question, thesaurus.avoiding(question) if thesaurus is not None else None)
+        written = [values for values in (other.values, self._avoiding[question]) if values is not None]
         return self._meanings[1].near(written, other.usual)
 
     def put_together(
@@ -810,6 +822,14 @@ class Shelf:
         """What a question may be called in other words; None where there is no room for that."""
         if question in self._other_words:
             return self._other_words[question]
+        thesaurus = self._examples_for(question)
+        if thesaurus is None:
+            return None
+        _remember(self._other_words, question, thesaurus.ask(question))
+        return self._other_words[question]
+
+    def _examples_for(self, question: str) -> Thesaurus | None:
+        """Examples of other words alone in the context; None where there is no room for a question behind them."""
         if self._thesaurus is None:
             self._thesaurus = Thesaurus(self.llm, self.catalogue.form.tokenize, self.catalogue.chunk_tokens)
         thesaurus = self._thesaurus
@@ -817,10 +837,7 @@ class Shelf:
             return None
         key = chunk_key(self.catalogue.model, self._origin, "other words", tokens=thesaurus.tokens, preamble=[])
         self._examples = self._stand(key, thesaurus.tokens, self._examples, thesaurus.load, thesaurus.learn)
-        while len(self._other_words) >= N_OTHER_WORDS:
-            del self._other_words[next(iter(self._other_words))]
-        self._other_words[question] = thesaurus.ask(question)
-        return self._other_words[question]
+        return thesaurus
 
     def likelihoods(self, question: str, passages: Sequence[str], progress: Progress | None = None) -> list[float]:
         """How likely a question is after each of some passages, read behind the preamble alone: log p. 0 for all, where there is no room for it.

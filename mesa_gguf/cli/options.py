@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -349,7 +350,8 @@ def bytes_of(name: str, text: str) -> int:
     if found is None:
         raise ConfigError(f"{name} {text}: it must be a number of bytes, or a size such as 500MB or 2GiB")
     number, letter, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** (" kmgt".index(letter.lower()) if letter else 0))
+    unit = (1024 if binary else 1000) ** " kmgt".index(letter.lower()) if letter else 1
+    return int(Fraction(number) * unit)
 
 
 def kv_type_of(name: str) -> int:

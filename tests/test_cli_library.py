@@ -82,13 +82,30 @@ def test_an_interrupted_reading_goes_on(run: Run, tmp_path: Path, monkeypatch: p
 
 
 def test_what_reading_ahead_would_bring_is_told(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "log.txt").write_text(MADE.text * 2, encoding="utf-8")
+    (tmp_path / "log.txt").write_text(MADE.text * 3, encoding="utf-8")
     ask = ("ask", "-m", BUNDLED, "-f", "log.txt", "Which zebra gleams?", "--threads", "1", "--max-tokens", "2")
     said = "questions in other words find more once all was read: mesa-gguf library add -m MODEL FILE"
     assert run(*ask, "-q", "Which xylophone gleams?")[2].splitlines().count(said) == 1
     assert said not in run(*ask, "--quiet")[2]
     run("library", "add", "log.txt", "-m", BUNDLED, "--threads", "1")
     assert said not in run(*ask)[2]
+    everything = run(*ask, "--read", "all", "--library", "another")[2]  # which has read it by then
+    assert said not in everything and "\nread " in everything
+
+
+def test_reading_ahead_makes_what_is_lacking_beside_chunks(run: Run, tmp_path: Path) -> None:
+    """What a question would make of few of them only."""
+    (tmp_path / "log.txt").write_text(MADE.text, encoding="utf-8")
+    add = ("library", "add", "log.txt", "-m", BUNDLED, "--threads", "1")
+    run(*add)
+    with Library() as library:
+        beside = [row.key for row in library.index.kept() if row.n_tokens == 0]
+        assert len(beside) > 2
+        for key in beside:
+            library.store.remove(key)
+        code, out, _ = run(*add)
+        assert code == 0 and " 0 tokens computed" in out
+        assert all(key in library.store for key in beside)
 
 
 def test_reading_ahead_ends_where_the_budget_does(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +141,7 @@ def test_reading_ahead_ends_where_the_budget_does(run: Run, tmp_path: Path, monk
         ("2GiB", 2**31),
         ("1 k", 1000),
         ("7B", 7),
+        ("9007199254740993", 2**53 + 1),
     ],
 )
 def test_sizes(text: str, n: int) -> None:
@@ -133,6 +151,15 @@ def test_sizes(text: str, n: int) -> None:
 @given(st.integers(0, 2**42))
 def test_a_size_that_was_shown_can_be_given(n: int) -> None:
     assert bytes_of("--budget", format_bytes(n)) == pytest.approx(n, rel=0.1, abs=0.5)
+
+
+def test_a_budget_is_a_size(run: Run) -> None:
+    with Library() as library:
+        for n, letter in enumerate("abc"):
+            library.keep(letter * 64, "model", 9, bytes(600 * (n + 1)))
+    assert "3 chunks are kept" in run("library", "prune", "--budget", 400 * "9")[1]
+    assert run("library", "prune", "--budget", "2.1kB")[1].startswith("1 chunk is kept, ")
+    assert run("library", "prune", "--budget", "1 KiB")[1].startswith("0 chunks are kept, ")
 
 
 def test_what_is_no_size_or_no_file(run: Run) -> None:

@@ -334,10 +334,7 @@ def _ask_library(
             if not show.quiet:
                 say_citations(stream.answer.citations, documents)
                 say_read(stream.answer)
-                if reader.shelf is not None and reader.shelf.is_unread:
-                    output.say_once(
-                        "questions in other words find more once all was read: mesa-gguf library add -m MODEL FILE"
-                    )
+                say_unread(reader, stream.answer, "mesa-gguf library add -m MODEL FILE")
 
 
 def n_ctx_for(
@@ -399,6 +396,17 @@ def say_read(answer: Answer) -> None:
     output.say(f"{read}: {read.tokens_computed} tokens computed, {read.tokens_reused} reused")
     for note in read.notes:
         output.say(f"mesa-gguf: {note}")
+
+
+def say_unread(reader: Reader, answer: Answer, how: str) -> None:
+    """That reading ahead would help, once, where it would.
+
+    Args:
+        how: what reads all.
+    """
+    is_partial = answer.read is not None and answer.read.chunks < answer.read.of_chunks
+    if is_partial and reader.shelf is not None and reader.shelf.is_unread:
+        output.say_once(f"questions in other words find more once all was read: {how}")
 
 
 def _citation(citation: Citation) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..library.library import Document, Library
 from ..model.hub import find_model
 from ..reading.text import check_text
 from . import output
-from .ask import documents_of, loader_of, mode_of, n_ctx_for, say_citations, say_read
+from .ask import documents_of, loader_of, mode_of, n_ctx_for, say_citations, say_read, say_unread
 from .library import add_files, open_library, read_ahead, say_notes
 from .options import (
     GENERATION,
@@ -380,8 +380,8 @@ class Conversation:
             self.turns.append(Turn(question, "".join(said)))
         if self.last is not None and not self._quiet:
             say_read(self.last)
-            if self._reader is not None and self._reader.shelf is not None and self._reader.shelf.is_unread:
-                output.say_once("questions in other words find more once all was read: /ahead reads it")
+            if self._reader is not None:
+                say_unread(self._reader, self.last, "/ahead reads it")
 
     def _history(self) -> list[Turn]:
         """The last turns, as many as there is room for."""

@@ -538,7 +538,7 @@ class Shelf:
         Args:
             progress: called with (tokens read, tokens to read) after each chunk; what it raises ends the reading there.
             ahead: where no question waits for them, the keys of other chunks that are not dropped for them. The reading ends at the first
-                one that cannot be kept.
+                one that cannot be kept. What is lacking beside those that are kept is made again.
         """
         by_key = {self.key(piece): piece for piece in pieces}
         missing = {
@@ -564,6 +564,11 @@ class Shelf:
             self._keep_values(key, piece, rows, in_use=in_use)
             if progress is not None:
                 progress(done, total)
+        if ahead is not None:  # a question makes few
+            for piece, beside in zip(by_key.values(), both[len(by_key) :]):
+                made = None if self._has_values(beside) else self._make_values(piece, [*both, *self._own, *ahead])
+                if made is not None and progress is not None:
+                    progress(done, total)
         return done, notes
 
     def _values_key(self, piece: Piece) -> str:
@@ -612,11 +617,11 @@ class Shelf:
     def _has_values(self, beside: str) -> bool:
         return beside in self._unkept_values or beside in self.library.store
 
-    def _make_values(self, piece: Piece) -> npt.NDArray[np.float16] | None:
+    def _make_values(self, piece: Piece, in_use: Iterable[str] = ()) -> npt.NDArray[np.float16] | None:
         """They are taken from a chunk that is kept: by an older version, or what was beside it was damaged or dropped."""
         key = self.key(piece)
         rows = self.library.rows(key, len(piece.tokens)) if key in self.library.store else None
-        return self._keep_values(key, piece, rows) if rows is not None else None
+        return self._keep_values(key, piece, rows, in_use) if rows is not None else None
 
     def _values(self, piece: Piece, beside: str, width: int) -> npt.NDArray[np.float16] | None:
         """The values of a chunk's sentences [n_sentences, width]; None where it was not read.

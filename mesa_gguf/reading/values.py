@@ -67,8 +67,7 @@ class Meanings:
         known = [rows for rows in chunks if rows is not None]
         self._sizes = [None if rows is None else len(rows) for rows in chunks]
         said = np.concatenate(known).astype(np.float32)
-        self._mean = said.mean(axis=0)
-        said -= self._mean
+        said -= said.mean(axis=0)
         variances = (said.T @ said / len(said)).astype(np.float64)
         shrunk = variances + SHRINK * max(float(variances.trace()) / len(variances), 1e-30) * np.eye(len(variances))
         # note: with the inverse alone, for OpenBLAS takes seconds for its root where another program has one of two CPUs

@@ -75,6 +75,9 @@ def test_reading_ahead(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a question in other words would gain from it is told once, while it would; it is stopped like an answer."""
     strange = "Which zebra xylophone gleams quietly?"
     hint = "questions in other words find more once all was read: /ahead reads it"
+    own = MADE.facts[0].question
+    code, _, err = talk("/read all", strange, "/read auto", own, options=("--library", "another"))
+    assert code == 0 and hint not in err  # it was read by then, and the second question is not in other words
     save, n_saved = MesaLlama.save_chunk, []
 
     def save_and_press(self: MesaLlama, start: int, stop: int) -> bytes:
@@ -87,7 +90,7 @@ def test_reading_ahead(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = talk("/ahead", strange, strange)
     lines = err.splitlines()
     assert code == 0 and lines.count(hint) == 1 and lines[1] == "stopped; the chunks that were read are kept"
-    code, out, err = talk("/ahead", strange, "/read all", MADE.facts[0].question)
+    code, out, err = talk("/ahead", strange, "/read all", own)
     assert code == 0 and hint not in err and "log.txt: " in out.splitlines()[0]
     assert " 0 kept before" not in out and err.count(": 0 tokens computed") == 2
 

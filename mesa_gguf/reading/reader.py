@@ -356,6 +356,7 @@ class Reader:
         chosen = self._chosen(documents, collection)
         room = self.llm.n_ctx() - len(self.shelf.catalogue.preamble) - len(tail) - max_tokens
 
+        self.shelf.is_unread = False  # of this question, not of the one before it
         selection = self.shelf.catalogue.select(
             asked.question, chosen, read, room=room, history=history, model=_Looking(self, progress)
         )

@@ -487,7 +487,7 @@ class Shelf:
         llm: the model. The shelf takes over its context.
 
     Attributes:
-        is_unread: the last question in other words was about documents of which too little was read to look for it by values.
+        is_unread: a question in other words was about documents of which too little was read to look for it by values. The reader sets it back.
 
     Raises:
         ConfigError: the model does not read by Mesa-Extrapolation.

@@ -493,6 +493,18 @@ def test_quadratic_methods_stop_at_a_length(tmp_path: Path) -> None:
     assert table[2][1] == ("stock", [table[2][1][1][0], "–"])
 
 
+def test_a_change_from_t_is_that_of_methods_that_have_one() -> None:
+    scored = {"task": "ppl", "n": 4, "loss": 3.0, "interval": [2.9, 3.1]}
+    summary = [
+        {**scored, "method": "mesa", "length": T, "change": 0.0, "change_interval": [0.0, 0.0]},
+        {**scored, "method": "mesa", "length": 2 * T, "change": 0.1, "change_interval": [0.0, 0.2]},
+        {**scored, "method": "yarn", "length": 2 * T},
+    ]
+    losses, changes = report.tables({"summary": summary, "not_able": {}})
+    assert [method for method, _ in losses[2]] == ["mesa", "yarn"]
+    assert [method for method, _ in changes[2]] == ["mesa"]
+
+
 def test_ppl_scores_the_same_tokens_at_all_lengths(tmp_path: Path) -> None:
     contents = run("ppl", tmp_path)
     ends = {(i["method"], i["length"]): [] for i in contents["rows"]}

@@ -249,9 +249,12 @@ def tables(contents: Row) -> list[tuple[str, list[int], list[tuple[str, list[str
             else ""
         )
         out.append((title, lengths, rows, note))
-        if any("change" in entry for entry in entries.values()):
+        changed = {entry["method"] for entry in entries.values() if "change" in entry}
+        if changed:
             changes = [
-                (method, [_change_cell(entries.get((method, length))) for length in lengths]) for method in methods
+                (method, [_change_cell(entries.get((method, length))) for length in lengths])
+                for method in methods
+                if method in changed
             ]
             out.append((f"{task}: change of log-loss from T, window by window", lengths, changes, ""))
     return out

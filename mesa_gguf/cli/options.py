@@ -337,7 +337,7 @@ def config_of(
     )
 
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,40}(?:\.\d{1,40})?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
 
 
 def bytes_of(name: str, text: str) -> int:

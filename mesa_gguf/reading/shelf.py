@@ -597,9 +597,10 @@ class Shelf:
         self._named = own, list(zip(each[::2], each[1::2]))
         return self._named[1]
 
-    def _may_be_read(self, n: int) -> bool:
-        """Whether so many chunks can have been read, as far as the number of all that is kept tells."""
-        return self.library.index.n_kept(self.catalogue.model) + len(self._unkept_values) >= (1 - MOST_UNREAD) * n
+    def _may_be_read(self, pieces: Sequence[Piece]) -> bool:
+        """Whether enough of these chunks can have been read, as far as the number of all that is kept tells. The same text is kept once."""
+        n_kept = self.library.index.n_kept(self.catalogue.model) + len(self._unkept_values)
+        return len({piece.text for piece in pieces}) - n_kept <= MOST_UNREAD * len(pieces)
 
     def _keep_values(self, key: str, piece: Piece, rows: bytes, in_use: Iterable[str] = ()) -> npt.NDArray[np.float16]:
         """What the rows of a chunk tell of its sentences; it is kept beside them."""
@@ -646,7 +647,7 @@ class Shelf:
         if other is None or other.values is None or other.usual is None:
             return []
         self.is_unread = True
-        if not self._may_be_read(len(pieces)):
+        if not self._may_be_read(pieces):
             return []
         names = self._names(pieces)
         beside = [own for _, own in names]

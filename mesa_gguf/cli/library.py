@@ -35,7 +35,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..library.index import KeptRow
     from ..library.library import Report
-    from ..reading.shelf import Piece, Shelf
+    from ..reading.shelf import Shelf
 
 library_app = typer.Typer(
     help="Show and look after the documents that are kept, and what models have read of them.",
@@ -125,14 +125,18 @@ def read_ahead(
     pieces = {d.id: [catalogue.piece(d, row) for row in catalogue.rows(d)] for d in documents}
     every = [piece for own in pieces.values() for piece in own]
 
-    def kept(own: Sequence[Piece]) -> int:
-        return sum(len(piece.tokens) for piece in own if shelf.key(piece) in library.store)
+    # of each document, by the names of its chunks: the same text is kept once
+    lengths = {number: {shelf.key(piece): len(piece.tokens) for piece in own} for number, own in pieces.items()}
+
+    def kept(own: dict[str, int]) -> int:
+        return sum(n for key, n in own.items() if key in library.store)
 
     n_tokens, n_before = (
         sum(len(piece.tokens) for piece in every),
-        {number: kept(own) for number, own in pieces.items()},
+        {number: kept(own) for number, own in lengths.items()},
     )
-    size = shelf.llm.chunk_size(1000) * n_tokens // 1000
+    n_different = sum({key: n for own in lengths.values() for key, n in own.items()}.values())
+    size = shelf.llm.chunk_size(1000) * n_different // 1000
     output.say(
         f"{output.counted(n_tokens, 'token')} in {output.counted(len(every), 'chunk')}, "
         f"about {format_bytes(size)} on disk; the budget is {format_bytes(library.budget)}"
@@ -147,9 +151,9 @@ def read_ahead(
 
         _, notes = shelf.read(every, progress, ahead=())
     for document in documents:
-        own = pieces[document.id]
-        before, now, n_all = n_before[document.id], kept(own), sum(len(piece.tokens) for piece in own)
-        line = f"{document.name}: {output.counted(len(own), 'chunk')}, {output.counted(now - before, 'token')} computed, {before} kept before"
+        own = lengths[document.id]
+        before, now, n_all = n_before[document.id], kept(own), sum(own.values())
+        line = f"{document.name}: {output.counted(len(pieces[document.id]), 'chunk')}, {output.counted(now - before, 'token')} computed, {before} kept before"
         output.write(f"{line}, {n_all - now} not read\n" if now < n_all else f"{line}\n")
     for note in notes:
         output.say(f"mesa-gguf: {note}")

@@ -326,6 +326,21 @@ def test_a_second_hop_is_found(library: Library, llm: MesaLlama) -> None:
     assert all(any(fact in piece.text for piece in pieces) for fact in (facts[0], facts[2]))
 
 
+def test_what_the_best_chunk_says_besides_outweighs_no_word_of_the_question(library: Library, llm: MesaLlama) -> None:
+    filler = "It rained on Monday, and the market was closed until noon. The bread was good. " * 30
+    flowers = "violets, tulips, asters, poppies, lilies and roses"
+    facts = (
+        f"They grow and grow {flowers} there, as all do who grow them.",
+        f"Who sold {flowers}?",
+        "The executioner grew ferns.",
+    )
+    document = library.add_text("\n\n".join(f"{filler}{fact} {filler}" for fact in (*facts, "It was late.")), "garden")
+    catalogue = Catalogue(llm, Reader(llm).form, library)
+    longest = max(row.n_tokens for row in catalogue.rows(document))
+    pieces = catalogue.select("What did the executioner grow?", [document], 2 * longest).pieces
+    assert any(facts[2] in piece.text for piece in pieces)
+
+
 def test_the_best_chunk_stands_in_front_of_the_question(library: Library, llm: MesaLlama) -> None:
     """All others in the text's order where everything is read; of chunks that were chosen, the better ones later."""
     filler = "It rained on Monday, and the market was closed until noon. The bread was good. " * 30

@@ -365,9 +365,10 @@ class Catalogue:
         if scores:  # what the best chunk says of it may name what another one tells
             document, row = every[max(scores, key=lambda i: scores[i])]
             said = closest_sentence(question, self.piece(document, row).text)
+            most = max(scores.values())  # for what a long sentence says outweighs the question's own few words else
             for span, score in self._named(question, said, documents):
                 if span in place:
-                    scores[place[span]] = scores.get(place[span], 0.0) + NAMED_WEIGHT * score
+                    scores[place[span]] = scores.get(place[span], 0.0) + NAMED_WEIGHT * min(score, most)
         return sorted(scores, key=lambda i: -scores[i])
 
     def _in_other_words(

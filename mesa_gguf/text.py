@@ -1,4 +1,4 @@
-"""Text from outside that UTF-8 cannot hold."""
+"""Texts: what UTF-8 cannot hold of those from outside, and numbers in messages."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def check_text(value: Any, name: str) -> None:
     elif isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
             check_text(item, f"{name}[{i}]")
+
+
+def counted(n: int, what: str) -> str:
+    """So many of something: "1 chunk", "2 chunks"."""
+    return f"{n} {what}{'s' * (n != 1)}"

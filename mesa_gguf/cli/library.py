@@ -17,6 +17,7 @@ from ..library.store import LibraryError
 from ..loaders.document import printable
 from ..model.hub import find_model
 from ..reading.text import source_name
+from ..text import counted
 from . import output
 from .options import (
     CollectionOption,
@@ -138,7 +139,7 @@ def read_ahead(
     n_different = sum({key: n for own in lengths.values() for key, n in own.items()}.values())
     size = shelf.llm.chunk_size(1000) * n_different // 1000
     output.say(
-        f"{output.counted(n_tokens, 'token')} in {output.counted(len(every), 'chunk')}, "
+        f"{counted(n_tokens, 'token')} in {counted(len(every), 'chunk')}, "
         f"about {format_bytes(size)} on disk; the budget is {format_bytes(library.budget)}"
     )
     with output.reading_bar(bar) as moved:
@@ -153,7 +154,7 @@ def read_ahead(
     for document in documents:
         own = lengths[document.id]
         before, now, n_all = n_before[document.id], kept(own), sum(own.values())
-        line = f"{document.name}: {output.counted(len(pieces[document.id]), 'chunk')}, {output.counted(now - before, 'token')} computed, {before} kept before"
+        line = f"{document.name}: {counted(len(pieces[document.id]), 'chunk')}, {counted(now - before, 'token')} computed, {before} kept before"
         output.write(f"{line}, {n_all - now} not read\n" if now < n_all else f"{line}\n")
     for note in notes:
         output.say(f"mesa-gguf: {note}")
@@ -212,10 +213,10 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
                 line += f", in {', '.join(about['collections'])}"
             output.write(f"{line}\n")
             for cut in about["cuts"]:
-                said = f"{output.counted(cut['chunks'], 'chunk')} of {output.counted(cut['tokens'], 'token')}"
+                said = f"{counted(cut['chunks'], 'chunk')} of {counted(cut['tokens'], 'token')}"
                 output.write(f"    {said} for {cut['model']}\n")
         for name, n in opened.index.collections():
-            output.write(f"collection {name}: {output.counted(n, 'document')}\n")
+            output.write(f"collection {name}: {counted(n, 'document')}\n")
         for about in models:
             output.write(f"{about['model']}: {_kept(about['chunks'], about['bytes'])}\n")
         output.write(f"budget: {format_bytes(opened.budget)} in {opened.folder}\n")
@@ -300,7 +301,7 @@ _SAID = {
 def _kept(n_chunks: int, n_bytes: int) -> str:
     from ..model.inspection import format_bytes
 
-    return f"{output.counted(n_chunks, 'chunk')} {'is' if n_chunks == 1 else 'are'} kept, {format_bytes(n_bytes)}"
+    return f"{counted(n_chunks, 'chunk')} {'is' if n_chunks == 1 else 'are'} kept, {format_bytes(n_bytes)}"
 
 
 def _report(report: Report, as_json: bool) -> None:
@@ -310,7 +311,7 @@ def _report(report: Report, as_json: bool) -> None:
     parts = [_kept(report.n_chunks, report.n_bytes)]
     for name, said in _SAID.items():
         if keys := getattr(report, name):
-            parts.append(f"{output.counted(len(keys), 'file')} {said}")
+            parts.append(f"{counted(len(keys), 'file')} {said}")
     output.write("; ".join(parts) + "\n")
     for name in report.documents:
         output.write(f"{name} is damaged in the index: add its file again\n")

@@ -113,11 +113,6 @@ def say_once(text: str) -> None:
         say(text)
 
 
-def counted(n: int, what: str) -> str:
-    """So many of something: "1 chunk", "2 chunks"."""
-    return f"{n} {what}{'s' * (n != 1)}"
-
-
 def is_terminal(stream: Any) -> bool:
     """Whether a person sees the stream."""
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..loaders.document import printable
+from ..text import counted
 from .schema import (
     BUSY_SECONDS,
     DOCUMENT,
@@ -46,10 +47,9 @@ class _Made:
     def __str__(self) -> str:
         parts = []
         if self.n_documents:
-            documents = f"{self.n_documents} document{'s' * (self.n_documents > 1)}"
-            parts.append(f"the {documents} that could be read")
+            parts.append(f"the {counted(self.n_documents, 'document')} that could be read")
         if self.n_chunks:
-            parts.append(f"{self.n_chunks} kept chunk{'s' * (self.n_chunks > 1)}")
+            parts.append(counted(self.n_chunks, "kept chunk"))
         said = f" with {' and '.join(parts)}" if parts else ""
         if self.lost:
             names = ", ".join(self.lost[:3]) + (f" and {len(self.lost) - 3} more" if len(self.lost) > 3 else "")

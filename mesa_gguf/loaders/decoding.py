@@ -7,6 +7,7 @@ import re
 from itertools import islice
 
 from ..errors import PromptError, Remedy, missing_package
+from ..text import counted
 from .formats import foreign, not_as_named
 
 # marks at a text's beginning, the longer ones first: UTF-32's begins with UTF-16's
@@ -234,7 +235,7 @@ def _damaged_utf8(data: bytes) -> tuple[str, tuple[str, ...]] | None:
     if n_good < 10 * n_bad:
         return None
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    return text, (f"the text is UTF-8 with {n_bad} damaged place{'s' * (n_bad != 1)}, each shown as \ufffd",)
+    return text, (f"the text is UTF-8 with {counted(n_bad, 'damaged place')}, each shown as \ufffd",)
 
 
 # what plain_encoding would have seen: of other bytes they make letters that nobody wrote

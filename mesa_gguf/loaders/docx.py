@@ -8,6 +8,7 @@ from typing import Any
 from xml.parsers import expat
 
 from ..errors import DocumentError, missing_package
+from ..text import counted
 from .document import Builder, Limits, LoadedDocument, beyond, one_line
 from .html import Marks, parse_html, whole_text
 from .packed import Packed
@@ -49,12 +50,12 @@ def read_docx(packed: Packed, limits: Limits) -> LoadedDocument:
     builder = Builder(name, limits)
     ignored = Counter(m.message.removeprefix(_NOT_READ) for m in result.messages if m.message.startswith(_NOT_READ))
     for element, n in sorted(ignored.items()):
-        builder.notes.append(f"not read: {n} element{'s' * (n > 1)} {one_line(element.rpartition('}')[2])}")
+        builder.notes.append(f"not read: {counted(n, 'element')} {one_line(element.rpartition('}')[2])}")
     if not result.value:
         raise DocumentError(f"{name} has no text")
     tree = parse_html(f"<html><body>{result.value}</body></html>", name, limits)
     if n := sum(1 for _ in tree.iter("img")):
-        builder.notes.append(f"{n} picture{'s' * (n > 1)} in it {'were' if n > 1 else 'was'} not read")
+        builder.notes.append(f"{counted(n, 'picture')} in it {'were' if n > 1 else 'was'} not read")
     for link in tree.iter("a"):
         if link.text == "↑":
             link.text = ""  # mammoth's way back from a note

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import DocumentError, Remedy, missing_package
+from ..text import counted
 from .document import Builder, Headings, Limits, LoadedDocument, Place, clean, listed, one_line
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _read(pdf: PdfDocument, name: str, limits: Limits) -> LoadedDocument:
             pages, have = ("pages", "have") if len(numbers) > 1 else ("page", "has")
             builder.notes.append(f"{pages} {listed(numbers)} of {n_pages} {have} {what}")
     if n := max(pdf.count_attachments(), 0):
-        builder.notes.append(f"{n} attached file{'s' * (n > 1)} not read")
+        builder.notes.append(f"{counted(n, 'attached file')} not read")
     return builder.document("pdf", pdf.get_metadata_value("Title"))
 
 

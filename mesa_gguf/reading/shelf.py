@@ -30,6 +30,7 @@ from ..loaders import Place
 from ..model.fingerprint import model_fingerprint
 from ..model.header import check_model
 from ..model.tuning import tuned
+from ..text import counted
 from .citations import closest_sentence
 from .other_words import OtherWords, Thesaurus
 from .prompts import END, QUESTION, PromptForm, Turn
@@ -163,7 +164,7 @@ class Read:
         names = ", ".join(self.documents) if len(self.documents) <= 3 else f"{len(self.documents)} documents"
         is_chosen = self.compared and self.chunks < self.of_chunks
         why = f", of {self.compared} passages that may tell it in other words" if is_chosen else ""
-        return f"read {self.chunks} of {self.of_chunks} chunk{'s' * (self.of_chunks != 1)} of {names}{why}"
+        return f"read {self.chunks} of {counted(self.of_chunks, 'chunk')} of {names}{why}"
 
 
 def check_mode(mode: object) -> ReadMode:

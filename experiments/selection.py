@@ -545,6 +545,9 @@ FIFTH = kinds(
 )  # fmt: skip
 
 
+LISTS = (FRESH, SECOND, THIRD, FOURTH, FIFTH)
+
+
 class Unread(Shelf):
     """As if no chunk had been read."""
 
@@ -566,7 +569,12 @@ def main() -> None:
     )
     parser.add_argument("--budgets", type=int, nargs="*", default=[], help="of tokens, beside 2,048")
     parser.add_argument(
-        "--fresh", type=int, nargs="?", const=1, choices=(1, 2, 3, 4, 5), help="the facts of this file: which list"
+        "--fresh",
+        type=int,
+        nargs="?",
+        const=1,
+        choices=range(1, len(LISTS) + 1),
+        help="the facts of this file: which list",
     )
     parser.add_argument("--read", action="store_true", help="read all chunks first: selection by values too")
     parser.add_argument("--near-only", action="store_true", help="without the model's weights: not compared")
@@ -586,7 +594,7 @@ def main() -> None:
     for n, seed in enumerate(args.seeds):
         start = time.perf_counter()
         if args.fresh:
-            facts.UNLIKE = (FRESH, SECOND, THIRD, FOURTH, FIFTH)[args.fresh - 1][n :: len(args.seeds)]  # type: ignore[misc]
+            facts.UNLIKE = LISTS[args.fresh - 1][n :: len(args.seeds)]  # type: ignore[misc]
         made = make_document(
             haystack, seed, args.tokens, lambda text: sum(count(f"{part}\n\n") for part in text.split("\n\n")),
             n_unlike=min(args.facts, len(facts.UNLIKE)), n_alike=args.names, n_links=args.links,

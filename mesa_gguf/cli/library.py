@@ -132,10 +132,8 @@ def read_ahead(
     def kept(own: dict[str, int]) -> int:
         return sum(n for key, n in own.items() if key in library.store)
 
-    n_tokens, n_before = (
-        sum(len(piece.tokens) for piece in every),
-        {number: kept(own) for number, own in lengths.items()},
-    )
+    n_tokens = sum(len(piece.tokens) for piece in every)
+    n_before = {number: kept(own) for number, own in lengths.items()}
     n_different = sum({key: n for own in lengths.values() for key, n in own.items()}.values())
     size = shelf.llm.chunk_size(1000) * n_different // 1000
     output.say(

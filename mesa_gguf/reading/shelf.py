@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -54,16 +54,14 @@ TURN_WEIGHT = 0.5  # of a turn's score, beside that of the turn or question afte
 WEAK_EVIDENCE = 0.4  # share of a question's words in the best passage, below which other words are looked for
 NO_EVIDENCE = 0.2  # below which all chunks that the words find come behind them
 ASKED_WORDS = 32  # of a longer question enough are found
-COMPARED_PASSAGES = (
-    32  # that the question's likelihood is computed for, about 50 tokens each, with the question, by words alone;
-)
-LISTED_PASSAGES = (
-    16  # or of each of three lists, by words, by values, and by their sum: neither finds what the other one does
-)
+# passages that the question's likelihood is computed for, about 50 tokens each, with the question: the nearest by words alone,
+COMPARED_PASSAGES = 32
+# or so many of each of three lists, by words, by values, and by their sum, for neither finds what the other one does
+LISTED_PASSAGES = 16
 OUT_WEIGHT = 0.5  # of how far a passage stands out of all by that sum, in standard deviations, beside the question's likelihood after it
 PASSAGE_TOKENS = 128  # longest of them
 MOST_CHARS = 2**23  # of documents that other words are looked for in: two million tokens
-MOST_MEANT = 512  # chunks whose sentences are compared by their values: 64 MiB
+MOST_MEANT = 512  # chunks whose sentences are compared by their values: 64 MiB kept, twice that where they are compared
 MOST_UNREAD = 0.25  # of chunks that were not read yet, which have no values: with more of them those that were read would be preferred
 LEAST_NAMED = 16  # chunks whose names are kept; fewer are tokenized in no time
 MOST_MADE = 32  # chunks of an older version that a question looks at for them: 17 MB each, or more
@@ -72,6 +70,7 @@ N_OTHER_WORDS = 4  # questions that are, each with a number for each token of th
 
 ReadMode = Literal["auto", "all", "each"] | int
 Progress = Callable[[int, int], None]
+Key = TypeVar("Key")
 Kept = TypeVar("Kept")
 
 
@@ -470,11 +469,11 @@ class Catalogue:
         return sum(bool(self.library.index.search(word, self._cut, documents, 1)) for word in terms_of(question))
 
 
-def _remember(found: dict[str, Kept], question: str, value: Kept) -> None:
-    """Of the last questions."""
-    while len(found) >= N_OTHER_WORDS:
+def _remember(found: dict[Key, Kept], key: Key, value: Kept, most: int) -> None:
+    """Keep a value, and forget the oldest ones where there are more than so many."""
+    while len(found) >= most:
         del found[next(iter(found))]
-    found[question] = value
+    found[key] = value
 
 
 def _in_turns(*orders: Sequence[int]) -> list[int]:
@@ -531,7 +530,7 @@ class Shelf:
         self._unkept.clear()
 
     def read(
-        self, pieces: Sequence[Piece], progress: Progress | None = None, *, ahead: Iterable[str] | None = None
+        self, pieces: Sequence[Piece], progress: Progress | None = None, *, ahead: Collection[str] | None = None
     ) -> tuple[int, list[str]]:
         """Read the chunks that are not kept yet, and keep them: tokens computed, and a line for each that could not be kept.
 
@@ -551,24 +550,27 @@ class Shelf:
             self.library.index.note_lacking([key for key in both if key in self.library.store])
         notes: list[str] = []
         total, done = sum(len(piece.tokens) for piece in missing.values()), 0
+
+        def in_use() -> list[str]:
+            return [*both, *self._own, *(ahead or ())]
+
         for key, piece in missing.items():
             rows = self._compute(piece)
-            in_use = [*both, *self._own, *(ahead or ())]
             done += len(piece.tokens)
             try:
-                self.library.keep(key, self.catalogue.model, len(piece.tokens), rows, in_use=in_use)
+                self.library.keep(key, self.catalogue.model, len(piece.tokens), rows, in_use=in_use())
             except LibraryError as err:
                 if str(err) not in notes:
                     notes.append(str(err))
                 if ahead is not None:
                     break
                 self._unkept[key] = rows
-            self._keep_values(key, piece, rows, in_use=in_use)
+            self._keep_values(key, piece, rows, in_use=in_use())
             if progress is not None:
                 progress(done, total)
         if ahead is not None:  # a question makes few
             for piece, beside in zip(by_key.values(), both[len(by_key) :]):
-                made = None if self._has_values(beside) else self._make_values(piece, [*both, *self._own, *ahead])
+                made = None if self._has_values(beside) else self._make_values(piece, in_use())
                 if made is not None and progress is not None:
                     progress(done, total)
         return done, notes
@@ -612,9 +614,7 @@ class Shelf:
         try:
             self.library.keep(beside, self.catalogue.model, 0, values.tobytes(), in_use=[*in_use, key])
         except LibraryError:  # no room, or it cannot be written to
-            while len(self._unkept_values) >= MOST_MEANT:
-                del self._unkept_values[next(iter(self._unkept_values))]
-            self._unkept_values[beside] = values
+            _remember(self._unkept_values, beside, values, MOST_MEANT)
         return values
 
     def _has_values(self, beside: str) -> bool:
@@ -673,7 +673,8 @@ class Shelf:
             self.library.index.note_used([*beside, *named], self.catalogue.model)
         if question not in self._avoiding:  # not before it is needed: that writes a sentence
             thesaurus = self._examples_for(question)
-            _remember(self._avoiding, question, thesaurus.avoiding(question) if thesaurus is not None else None)
+            avoiding = thesaurus.avoiding(question) if thesaurus is not None else None
+            _remember(self._avoiding, question, avoiding, N_OTHER_WORDS)
         written = [values for values in (other.values, self._avoiding[question]) if values is not None]
         return self._meanings[1].near(written, other.usual)
 
@@ -833,7 +834,7 @@ class Shelf:
         thesaurus = self._examples_for(question)
         if thesaurus is None:
             return None
-        _remember(self._other_words, question, thesaurus.ask(question))
+        _remember(self._other_words, question, thesaurus.ask(question), N_OTHER_WORDS)
         return self._other_words[question]
 
     def _examples_for(self, question: str) -> Thesaurus | None:
@@ -873,10 +874,9 @@ class Shelf:
                 value = float(self.llm.log_likelihoods([*own[passage], *asked], len(asked) - start).sum())
             finally:
                 self.llm.n_tokens = min(n, self.llm.n_tokens)
-            found[question, passage] = self._likelihoods[question, passage] = value
+            found[question, passage] = value
+            _remember(self._likelihoods, (question, passage), value, N_LIKELIHOODS)
             done += len(own[passage]) + len(asked)
             if progress is not None:
                 progress(done, total)
-        while len(self._likelihoods) > N_LIKELIHOODS:
-            del self._likelihoods[next(iter(self._likelihoods))]
         return [found[question, passage] for passage in passages]

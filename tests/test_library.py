@@ -34,15 +34,9 @@ def put(library: Library, folder: Path, text: str = MADE.text, name: str = "log.
     return library.add(path, **kwargs)
 
 
-def chunk_files(library: Library, llm: MesaLlama) -> list[Path]:
+def chunk_files(library: Library) -> list[Path]:
     """The files of documents' chunks: not that of the preamble, and not their values."""
-    n_preamble = len(PromptForm(llm).preamble)
-    return [library.store.path(row.key) for row in library.index.kept() if row.n_tokens not in (0, n_preamble)]
-
-
-def values_files(library: Library) -> list[Path]:
-    """The files of what sentences mean, one beside each chunk's."""
-    return [library.store.path(row.key) for row in library.index.kept() if row.n_tokens == 0]
+    return [library.store.path(row.key) for row in library.index.kept() if row.n_tokens > 0]
 
 
 def test_a_question_reads_the_chunks_that_matter(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
@@ -172,11 +166,10 @@ def test_the_preamble_is_kept(
 ) -> None:
     """Another reader computes nothing of what stands before the chunks, unless its file is damaged."""
     put(library, tmp_path, MADE.text[:2500])
-    expected = Reader(llm, library, cite_by="words").ask(MADE.facts[0].question, read="all").answer
-    (file,) = {library.store.path(file.key) for file in library.store.files()} - {
-        *chunk_files(library, llm),
-        *values_files(library),
-    }
+    reader = Reader(llm, library, cite_by="words")
+    expected = reader.ask(MADE.facts[0].question, read="all").answer
+    assert reader.shelf is not None
+    (file,) = map(library.store.path, reader.shelf._own)
     read: list[int] = []
     before = MesaLlama.eval
     monkeypatch.setattr(MesaLlama, "eval", lambda self, tokens: read.append(len(tokens)) or before(self, tokens))
@@ -195,7 +188,7 @@ def test_the_preamble_is_kept(
 def test_damaged_chunks_are_read_again(library: Library, llm: MesaLlama, tmp_path: Path, damage: str) -> None:
     put(library, tmp_path)
     expected = Reader(llm, library).ask(FACT.question, read="all").answer
-    first, second, *_ = chunk_files(library, llm)
+    first, second, *_ = chunk_files(library)
     data = bytearray(first.read_bytes())
     if damage == "flipped":
         data[len(data) // 2] ^= 1
@@ -280,9 +273,7 @@ def test_every_border_is_a_place_to_stop(library: Library, llm: MesaLlama, tmp_p
 
         with pytest.raises(ValueError, match="has gone"):
             reader.ask(fact.question, documents=[log], read="all" if n % 2 else "each", progress=interrupt)
-        assert len(library.index.kept()) - len(values_files(library)) == n + 1 + (
-            n > 1
-        )  # the other document's among them
+        assert len(chunk_files(library)) == n + 1 + (n > 1)  # the other document's among them
         if n == 1:
             assert reader.ask("Who?", documents=[other]).answer.text
     answer = reader.ask(fact.question, documents=[log], read="all").answer
@@ -405,14 +396,14 @@ def test_the_budget_is_kept(llm: MesaLlama, tmp_path: Path) -> None:
 def test_index_and_disk_come_together(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
     put(library, tmp_path)
     Reader(llm, library).ask(FACT.question, read="all").answer  # noqa: B018
-    files = chunk_files(library, llm)
+    files = chunk_files(library)
     files[0].unlink()
     files[1].write_bytes(b"hello")
     library.store.put("ab" * 32, 3, b"of a process that was killed")
     report = library.verify()
     assert (len(report.missing), len(report.damaged), len(report.unknown)) == (1, 1, 1)
-    # the preamble's rows beside them, and what was unknown
-    assert report.n_chunks == len(files) - 2 + 2 == len(list(library.store.files())) - len(files)
+    # what was unknown counts; values do not, and the preamble's rows neither
+    assert report.n_chunks == len(files) - 2 + 1 == len(list(library.store.files())) - len(files) - 1
 
 
 def test_models_and_kv_types_do_not_mix(library: Library, tmp_path: Path) -> None:
@@ -611,7 +602,7 @@ def test_the_library_from_the_shell(
 def test_many_damaged_chunks_are_read_again_at_once(library: Library, llm: MesaLlama, tmp_path: Path) -> None:
     put(library, tmp_path)
     expected = Reader(llm, library).ask(FACT.question, read="all").answer
-    paths = chunk_files(library, llm)
+    paths = chunk_files(library)
     for path in paths[1:]:
         path.write_bytes(path.read_bytes()[:500])
     paths[0].unlink()

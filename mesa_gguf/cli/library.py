@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import MesaError, PromptError
+from ..library.budget import UNLIMITED
 from ..library.library import Document, Library, check_name
 from ..library.store import LibraryError
 from ..loaders.document import printable
@@ -45,6 +46,7 @@ Examples:\n
   mesa-gguf library add report.pdf papers/ -m model.gguf --collection work\n
   mesa-gguf library list\n
   mesa-gguf library remove --collection work\n
+  mesa-gguf library budget 20GB\n
   mesa-gguf library prune --budget 2GB
 """,
     no_args_is_help=True,
@@ -58,7 +60,7 @@ Budget = Annotated[
     option(
         "--budget",
         metavar="SIZE",
-        help="What kept chunks may take: bytes, or a size such as 500MB or 2GiB. Default: a fifth of the free disk.",
+        help="What kept chunks may take now: bytes, or a size such as 500MB or 2GiB. Default: the library's own budget.",
     ),
 ]
 
@@ -138,7 +140,7 @@ def read_ahead(
     size = shelf.llm.chunk_size(1000) * n_different // 1000
     output.say(
         f"{counted(n_tokens, 'token')} in {counted(len(every), 'chunk')}, "
-        f"about {format_bytes(size)} on disk; the budget is {format_bytes(library.budget)}"
+        f"about {format_bytes(size)} on disk; the budget is {_said_budget(library)}"
     )
     with output.reading_bar(bar) as moved:
 
@@ -161,7 +163,6 @@ def read_ahead(
 @library_app.command("list")
 def list_(collection: CollectionOption = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """List the documents, the collections, and the bytes that are kept of each model."""
-    from ..model.inspection import format_bytes
 
     with open_library(library) as opened:
         documents = opened.documents(collection)
@@ -197,7 +198,7 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
         if as_json:
             collections = [{"name": name, "documents": n} for name, n in opened.index.collections()]
             output.write_json(
-                {"documents": shown, "collections": collections, "models": models, "budget": opened.budget}
+                {"documents": shown, "collections": collections, "models": models, "budget": _limit_of(opened)}
             )
             return
         if not shown:
@@ -217,7 +218,7 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
             output.write(f"collection {name}: {counted(n, 'document')}\n")
         for about in models:
             output.write(f"{about['model']}: {_kept(about['chunks'], about['bytes'])}\n")
-        output.write(f"budget: {format_bytes(opened.budget)} in {opened.folder}\n")
+        output.write(f"budget: {_said_budget(opened)} in {opened.folder}\n")
 
 
 def _model_names(library: Library) -> dict[str, str]:
@@ -285,6 +286,55 @@ def prune(budget: Budget = None, as_json: JsonOption = False, library: LibraryOp
     n_bytes = None if budget is None else bytes_of("--budget", budget)
     with open_library(library) as opened:
         _report(opened.prune(n_bytes), as_json)
+
+
+@library_app.command("budget")
+def budget(
+    size: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SIZE",
+            help="Bytes, or a size such as 20GB or 2GiB; unlimited or none: no limit; default: a fifth of the free disk.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    library: LibraryOption = None,
+) -> None:
+    """Say what kept chunks may take, or set it with a size, for this library from now on."""
+    from ..model.inspection import format_bytes
+
+    word = (size or "").strip().lower()
+    limit = None if size is None else _SIZES[word] if word in _SIZES else bytes_of("budget", word)
+    with open_library(library) as opened:
+        if size is not None:
+            opened.set_budget(limit)
+        n_kept = opened.index.kept_bytes()
+        if as_json:
+            output.write_json({"budget": _limit_of(opened), "is_set": opened.has_own_budget, "bytes": n_kept})
+            return
+        whence = "set" if opened.has_own_budget else "a fifth of the free disk"
+        said = f"budget: {_said_budget(opened)} ({whence}) in {opened.folder}; {format_bytes(n_kept)} are kept\n"
+        output.write(said)
+        if n_kept > opened.budget:
+            output.say(
+                "more is kept than that: what was not used for longest goes when more is read, or by mesa-gguf library prune"
+            )
+
+
+_SIZES = {"unlimited": UNLIMITED, "none": UNLIMITED, "default": None}
+
+
+def _limit_of(library: Library) -> int | None:
+    """A library's budget as JSON has it; None: there is no limit."""
+    return library.budget if library.budget < UNLIMITED else None
+
+
+def _said_budget(library: Library) -> str:
+    from ..model.inspection import format_bytes
+
+    limit = _limit_of(library)
+    return "unlimited" if limit is None else format_bytes(limit)
 
 
 # what is said of the files that `Report` names: a chunk may have another one beside it

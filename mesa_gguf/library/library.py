@@ -9,6 +9,7 @@ In short::
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 from ..errors import DocumentError, MesaError, PromptError
 from ..loaders import LoadedDocument, Place, load_bytes, walk
 from ..loaders.document import printable
+from .budget import budget_of, set_budget
 from .index import DocumentRow, Index, damaged_document
 from .store import ChunkStore, LibraryError, cannot_be_kept
 
@@ -93,7 +95,8 @@ class Library:
 
     Args:
         folder: default: `default_folder`. It is made, readable by its user alone: rows of a cache reveal the text.
-        budget: bytes that kept chunks may take; default: a fifth of the free disk. The text and the index do not count.
+        budget: bytes that kept chunks may take; default: what `set_budget` set, else a fifth of the free disk. The text and the index
+            do not count.
 
     Raises:
         LibraryError: the folder cannot be used, or is of a newer version.
@@ -102,8 +105,7 @@ class Library:
     def __init__(self, folder: str | os.PathLike[str] | None = None, *, budget: int | None = None) -> None:
         if folder is not None and not str(folder).strip():
             raise LibraryError("the library's folder has no name")
-        if budget is not None and (not isinstance(budget, int) or budget < 0):
-            raise LibraryError(f"the library's budget is {budget!r}: it must be a number of bytes, 0 or more")
+        _check_budget(budget)
         self.folder = Path(folder).expanduser() if folder is not None else default_folder()
         if self.folder.exists() and not self.folder.is_dir():
             raise LibraryError(f"{self.folder}: is a file: name a folder for the library")
@@ -118,19 +120,48 @@ class Library:
         self.store = ChunkStore(chunks)
         self.index = Index(index, self.store)
         self._budget = budget
+        self._lost_budget: str | None = None
+        try:
+            budget_of(chunks)
+        except ValueError as err:
+            self._lost_budget = f"{chunks / 'budget'}: the library's budget is lost, as {err}: set it again"
 
     @property
     def budget(self) -> int:
-        """Bytes that kept chunks may take."""
+        """Bytes that kept chunks may take; `UNLIMITED` where they may take all."""
         if self._budget is not None:
             return self._budget
+        with contextlib.suppress(ValueError):
+            kept = budget_of(self.store.folder)
+            if kept is not None:
+                return kept
         free = shutil.disk_usage(self.folder).free
         return int((free + self.index.kept_bytes()) * SHARE_OF_DISK)
 
     @property
+    def has_own_budget(self) -> bool:
+        """Whether its budget was set, by `set_budget`."""
+        with contextlib.suppress(ValueError):
+            return budget_of(self.store.folder) is not None
+        return False
+
+    def set_budget(self, budget: int | None) -> None:
+        """Set the budget of this folder, for every process from now on. What was kept beyond it goes when something is kept, or by `prune`.
+
+        Args:
+            budget: bytes, or `UNLIMITED`; None: a fifth of the free disk again.
+
+        Raises:
+            LibraryError: it is no number of bytes, or the folder cannot be written to.
+        """
+        _check_budget(budget)
+        set_budget(self.store.folder, budget)
+        self._lost_budget = None
+
+    @property
     def mended(self) -> str | None:
         """What was damaged when the library was opened, and what was done about it, in one line."""
-        return self.index.mended
+        return self.index.mended or self._lost_budget
 
     def close(self) -> None:
         self.index.close()
@@ -341,7 +372,7 @@ class Library:
         """Keep a chunk's rows, within the budget; returns the keys that were dropped for it.
 
         Args:
-            n_tokens: of the chunk; 0 for what is kept beside chunks, and counts as none.
+            n_tokens: of the chunk; 0 for what is kept beside documents' chunks, and counts as none.
             in_use: keys that must not be dropped.
 
         Raises:
@@ -428,6 +459,11 @@ class Library:
         kept = self.index.kept()
         report.n_chunks, report.n_bytes = sum(row.n_tokens > 0 for row in kept), sum(row.size for row in kept)
         return report
+
+
+def _check_budget(budget: object) -> None:
+    if budget is not None and (not isinstance(budget, int) or budget < 0):
+        raise LibraryError(f"the library's budget is {budget!r}: it must be a number of bytes, 0 or more")
 
 
 def check_name(name: object, what: str) -> None:

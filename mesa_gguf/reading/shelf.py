@@ -789,30 +789,21 @@ class Shelf:
             return self.llm.save_chunk(0, len(preamble))
 
         key = chunk_key(self.catalogue.model, self._origin, tokens=preamble, preamble=[])
-        self._preamble = self._stand(
-            key, preamble, self._preamble, lambda rows: self.llm.load_chunk(preamble, rows), read
-        )
+        self._preamble = self._stand(key, self._preamble, lambda rows: self.llm.load_chunk(preamble, rows), read)
         self._ready = True
 
-    def _stand(
-        self,
-        key: str,
-        tokens: Sequence[int],
-        held: bytes | None,
-        load: Callable[[bytes], object],
-        read: Callable[[], bytes],
-    ) -> bytes:
-        """These tokens alone in the context -> their rows: what is held or kept is loaded, else they are read and kept."""
+    def _stand(self, key: str, held: bytes | None, load: Callable[[bytes], object], read: Callable[[], bytes]) -> bytes:
+        """Tokens of no document alone in the context -> their rows: what is held or kept is loaded, else they are read and kept."""
         self.forget()
         self.llm.reset()
         self._own.add(key)
-        rows = held if held is not None else self.library.rows(key, len(tokens))
+        rows = held if held is not None else self.library.rows(key, 0)
         if rows is not None:
             load(rows)
             return rows
         rows = read()
         with contextlib.suppress(LibraryError):  # no room: they are read again
-            self.library.keep(key, self.catalogue.model, len(tokens), rows)
+            self.library.keep(key, self.catalogue.model, 0, rows)
         return rows
 
     def _compute(self, piece: Piece) -> bytes:
@@ -845,7 +836,7 @@ class Shelf:
         if not thesaurus.has_room(question):
             return None
         key = chunk_key(self.catalogue.model, self._origin, "other words", tokens=thesaurus.tokens, preamble=[])
-        self._examples = self._stand(key, thesaurus.tokens, self._examples, thesaurus.load, thesaurus.learn)
+        self._examples = self._stand(key, self._examples, thesaurus.load, thesaurus.learn)
         return thesaurus
 
     def likelihoods(self, question: str, passages: Sequence[str], progress: Progress | None = None) -> list[float]:

@@ -325,6 +325,7 @@ class Conversation:
             output.write(f"added {document.name}\n")
 
     def _ahead(self, _: str) -> None:
+        self.library.check_writable()
         with self._interrupts.working():
             try:
                 reader = self._reader_for("?", [])

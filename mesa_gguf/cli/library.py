@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,7 +87,7 @@ def add(
     if path is not None:
         check_model(path)  # before work is spent
     kv_types = kv_type_of(type_k), kv_type_of(type_v)
-    with open_library(library) as opened:
+    with open_library(library, writes=True) as opened:
         found, n_failed = add_files(opened, files, collection, encoding)
         for document in found:
             output.write(f"{document.id}  {document.name}  {document.kind}, {document.n_chars} characters\n")
@@ -256,7 +256,7 @@ def remove(
     library: LibraryOption = None,
 ) -> None:
     """Forget documents, or a collection. Chunks stay until their place is needed, or prune is called."""
-    with open_library(library) as opened:
+    with open_library(library, writes=True) as opened:
         found = [_find(opened, name) for name in documents or ()]
         if collection is None:
             if not found:
@@ -277,15 +277,15 @@ def remove(
 def verify(as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """Compare every kept chunk with its checksum. What is damaged is removed, and read again when it is needed."""
     with open_library(library) as opened:
-        _report(opened.verify(), as_json)
+        _report(opened.verify(), as_json, _SAID if opened.read_only is None else _SAID | _SAID_READ_ONLY)
 
 
 @library_app.command("prune")
 def prune(budget: Budget = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """Remove the chunks that were not used for longest, until what is kept fits into a budget."""
     n_bytes = None if budget is None else bytes_of("--budget", budget)
-    with open_library(library) as opened:
-        _report(opened.prune(n_bytes), as_json)
+    with open_library(library, writes=True) as opened:
+        _report(opened.prune(n_bytes), as_json, _SAID)
 
 
 @library_app.command("budget")
@@ -306,7 +306,7 @@ def budget(
 
     word = (size or "").strip().lower()
     limit = None if size is None else _SIZES[word] if word in _SIZES else bytes_of("budget", word)
-    with open_library(library) as opened:
+    with open_library(library, writes=size is not None) as opened:
         if size is not None:
             opened.set_budget(limit)
         n_kept = opened.index.kept_bytes()
@@ -346,18 +346,21 @@ _SAID = {
 }
 
 
+_SAID_READ_ONLY = {"damaged": "damaged", "unknown": "not in the index"}
+
+
 def _kept(n_chunks: int, n_bytes: int) -> str:
     from ..model.inspection import format_bytes
 
     return f"{counted(n_chunks, 'chunk')} {'is' if n_chunks == 1 else 'are'} kept, {format_bytes(n_bytes)}"
 
 
-def _report(report: Report, as_json: bool) -> None:
+def _report(report: Report, as_json: bool, words: Mapping[str, str]) -> None:
     if as_json:
         output.write_json(asdict(report))
         return
     parts = [_kept(report.n_chunks, report.n_bytes)]
-    for name, said in _SAID.items():
+    for name, said in words.items():
         if keys := getattr(report, name):
             parts.append(f"{counted(len(keys), 'file')} {said}")
     output.write("; ".join(parts) + "\n")
@@ -422,9 +425,17 @@ def kept_if_interrupted(then: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_library(folder: str | None) -> Iterator[Library]:
-    """The library in a folder; what had to be mended is told, when it is opened or where it comes to light."""
+def open_library(folder: str | None, *, writes: bool = False) -> Iterator[Library]:
+    """The library in a folder; what had to be mended is told, when it is opened or where it comes to light, and that nothing is kept.
+
+    Args:
+        writes: it must be possible to write to it.
+    """
     with Library(folder) as opened:
+        if writes:
+            opened.check_writable()
+        elif opened.read_only is not None:
+            output.say(f"mesa-gguf: {opened.read_only}")
         if opened.mended is not None:
             output.say_once(f"mesa-gguf: {opened.mended}")
         try:

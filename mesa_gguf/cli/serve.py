@@ -159,7 +159,7 @@ def serve(
         type_k, type_v, flash_attn, threads, n_gpu_layers, rpc, batch, ubatch, verbose=verbose
     )
     listener = listen(host, port)
-    with open_library(library) as opened, open_records(opened) as records, logging_to_stderr():
+    with open_library(library, writes=True) as opened, open_records(opened) as records, logging_to_stderr():
         llm = load(
             path,
             mesa=MesaConfig(enabled=not stock, read_budget=read_budget),

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
 
 from .store import LibraryError, sync_folder
@@ -51,6 +52,7 @@ def set_budget(folder: Path, budget: int | None) -> None:
                     file.write(f"{_NO_LIMIT if budget >= UNLIMITED else budget}\n")
                     file.flush()
                     os.fsync(file.fileno())
+                new.chmod(stat.S_IMODE(folder.stat().st_mode) & 0o666)  # as the chunks
                 os.replace(new, path)
             finally:
                 with contextlib.suppress(OSError):

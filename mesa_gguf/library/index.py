@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..loaders.document import printable
+from .copying import copied
 from .renewal import identity, is_there, renew
 from .schema import (
     BUSY_SECONDS,
@@ -31,6 +32,7 @@ from .schema import (
     TABLES,
     VERSION,
     is_damage,
+    is_refused,
     is_the_disk,
     is_whole,
     seal,
@@ -133,17 +135,19 @@ class Index:
 
     Args:
         store: where kept chunks are: an index that is made has those that are there.
+        read_only: why the file cannot be written to, where that is known.
 
     Attributes:
         mended: what was damaged, and what was done about it, in one line.
+        read_only: why the file cannot be written to; what is written is in a copy then, and goes with it. None where it can.
         n_forgotten: times that the chunks of all documents were forgotten, to be cut anew.
 
     Raises:
         LibraryError: the file is of a future version, or cannot be made.
     """
 
-    def __init__(self, path: Path, store: ChunkStore | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, store: ChunkStore | None = None, *, read_only: str | None = None) -> None:
+        self.path, self.read_only = path, read_only
         self.mended: str | None = None
         self.n_forgotten = 0
         self._store = store
@@ -156,9 +160,13 @@ class Index:
             try:
                 self._open_between_others()
             except sqlite3.DatabaseError as err:
-                if not is_damage(err):
+                if is_damage(err):
+                    self._begin_anew(err)
+                elif self.read_only is None and is_refused(err) and is_there(path):  # whatever its rights say
+                    self.read_only = str(err)
+                    self._open_between_others()
+                else:
                     raise
-                self._begin_anew(err)
         except sqlite3.DatabaseError as err:
             raise self._unusable("opened", err) from err
         except OSError as err:
@@ -178,7 +186,7 @@ class Index:
     def _is_another(self) -> bool:
         """Another process set the file that is open aside, and put another one in its place."""
         now = identity(self.path)
-        return now is not None and now != self._file
+        return self.read_only is None and now is not None and now != self._file
 
     def _reopen(self) -> None:
         """Open the index that another process put in the place of this one, or that could not be opened when this was tried last."""
@@ -209,10 +217,12 @@ class Index:
 
     def _open(self) -> None:
         self._file = identity(self.path)
-        db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        if self.read_only is None:
+            db = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        else:
+            db = copied(self.path)
         db.text_factory = text_of  # damaged text is no error of SQLite's: its seal does not fit
         try:
-            self.path.chmod(0o600)
             db.execute("PRAGMA foreign_keys = ON")
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
@@ -246,6 +256,11 @@ class Index:
         Raises:
             LibraryError: that cannot be used either.
         """
+        if self.read_only is not None:
+            raise LibraryError(
+                f"{self.path}: the index is damaged ({err}), and cannot be mended, as it can only be read: "
+                "open the library where it can be written to, or use another one"
+            )
         with self._lock:
             self._disconnect()
             self.n_forgotten += 1
@@ -354,9 +369,10 @@ class Index:
             )
         if isinstance(err, sqlite3.ProgrammingError):
             return LibraryError(f"{self.path}: the library cannot be {what}: {err}")
-        return LibraryError(
-            f"{self.path}: the library cannot be {what}: {err}: see whether the disk is full, and the file and its folder can be written to"
-        )
+        see = "the disk is full, and the file and its folder can be written to"
+        if self.read_only is not None:
+            see = "you may read it"
+        return LibraryError(f"{self.path}: the library cannot be {what}: {err}: see whether {see}")
 
     def _unpacked(self, packed: str) -> list[Any]:
         try:

@@ -23,7 +23,9 @@ from ..errors import DocumentError, MesaError, PromptError
 from ..loaders import LoadedDocument, Place, load_bytes, walk
 from ..loaders.document import printable
 from .budget import budget_of, set_budget
+from .copying import why_read_only
 from .index import DocumentRow, Index, damaged_document
+from .renewal import is_there
 from .store import ChunkStore, LibraryError, cannot_be_kept
 
 ENVIRONMENT = "MESA_LIBRARY"
@@ -98,6 +100,9 @@ class Library:
         budget: bytes that kept chunks may take; default: what `set_budget` set, else a fifth of the free disk. The text and the index
             do not count.
 
+    A library that can only be read, as on a read-only disk or of somebody else, answers questions too: documents that are added to it are
+    there as long as it is open, and no chunk is kept.
+
     Raises:
         LibraryError: the folder cannot be used, or is of a newer version.
     """
@@ -107,18 +112,20 @@ class Library:
             raise LibraryError("the library's folder has no name")
         _check_budget(budget)
         self.folder = Path(folder).expanduser() if folder is not None else default_folder()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise LibraryError(f"{self.folder}: is a file: name a folder for the library")
+        chunks, index = self.folder / "chunks", self.folder / "index.sqlite3"
         try:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise LibraryError(f"{self.folder}: is a file: name a folder for the library")
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path, is_wrong, what in ((chunks, chunks.is_file(), "file"), (index, index.is_dir(), "folder")):
+                if is_wrong:
+                    raise LibraryError(f"{path}: is a {what}, which no library has there: move it away")
+            reason = why_read_only(index) if is_there(index) else None
         except OSError as err:
             raise cannot_be_kept(self.folder, err) from None
-        chunks, index = self.folder / "chunks", self.folder / "index.sqlite3"
-        for path, is_wrong, what in ((chunks, chunks.is_file(), "file"), (index, index.is_dir(), "folder")):
-            if is_wrong:
-                raise LibraryError(f"{path}: is a {what}, which no library has there: move it away")
-        self.store = ChunkStore(chunks)
-        self.index = Index(index, self.store)
+        self.store = ChunkStore(chunks, read_only=reason is not None)
+        self.index = Index(index, self.store, read_only=reason)
+        self.store.read_only = self.index.read_only is not None
         self._budget = budget
         self._lost_budget: str | None = None
         try:
@@ -155,6 +162,7 @@ class Library:
             LibraryError: it is no number of bytes, or the folder cannot be written to.
         """
         _check_budget(budget)
+        self.check_writable()
         set_budget(self.store.folder, budget)
         self._lost_budget = None
 
@@ -162,6 +170,19 @@ class Library:
     def mended(self) -> str | None:
         """What was damaged when the library was opened, and what was done about it, in one line."""
         return self.index.mended or self._lost_budget
+
+    @property
+    def read_only(self) -> str | None:
+        """That nothing is kept, and why, in one line; None where the library can be written to."""
+        reason = self.index.read_only
+        return None if reason is None else f"{self.folder}: the library can only be read ({reason}): nothing is kept"
+
+    def check_writable(self) -> None:
+        """Raise LibraryError where the library can only be read."""
+        if self.index.read_only is not None:
+            raise LibraryError(
+                f"{self.folder}: the library cannot be written to: {self.index.read_only}: name another folder, or change who may write to it"
+            )
 
     def close(self) -> None:
         self.index.close()
@@ -346,6 +367,7 @@ class Library:
         Raises:
             PromptError: there is no such collection.
         """
+        self.check_writable()
         self._check_collection(collection)
         self.index.remove_collection(collection)
 
@@ -355,6 +377,7 @@ class Library:
         Raises:
             PromptError: there is no such collection, or the document is not in it.
         """
+        self.check_writable()
         self._check_collection(collection)
         if collection not in self.index.collections_of(document.id):
             raise PromptError(f"{document.name} is not in the collection {collection}")
@@ -362,6 +385,7 @@ class Library:
 
     def remove(self, document: Document) -> None:
         """Forget a document. Its chunks stay until the budget needs their place, or `prune` is called."""
+        self.check_writable()
         self.index.remove_document(document.id)
 
     #
@@ -378,6 +402,8 @@ class Library:
         Raises:
             LibraryError: the disk is full, or the chunk alone is larger than the budget.
         """
+        if self.read_only is not None:
+            raise LibraryError(self.read_only)
         need = len(rows) + 256
         if need > self.budget:
             raise LibraryError(f"chunks do not fit into the library's budget of {self.budget} bytes: they are not kept")
@@ -416,12 +442,13 @@ class Library:
 
     def prune(self, budget: int | None = None) -> Report:
         """Keep to a budget now (default: the library's own), and bring index and disk in step."""
+        self.check_writable()
         report = self._compare()
         report.dropped = self._shrink(self.budget if budget is None else budget, set())
         return self._counted(report)
 
     def verify(self) -> Report:
-        """Read every kept chunk and compare its checksum; what is damaged goes, and is read again when it is asked for.
+        """Read every kept chunk and compare its checksum; what is damaged goes, if it can, and is read again when it is asked for.
 
         The index is compared with its checksums too: damaged chunks and words are cut anew, damaged documents are named.
         """

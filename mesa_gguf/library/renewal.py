@@ -153,7 +153,7 @@ def _make(new: Path, store: ChunkStore | None, damaged: Path | None) -> _Made:
     made = _Made()
     db = sqlite3.connect(new, isolation_level=None)
     try:
-        new.chmod(0o600)
+        new.chmod(0o600 if store is None else store.rights & 0o666)
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA synchronous = FULL")
         with transaction(db):
@@ -225,17 +225,17 @@ def _set_aside(path: Path) -> Path:
         for n in range(10_000)
         if not path.with_name(name := f"{stamp}{f'-{n}' * (n > 0)}").exists()
     )
-    for file, other in zip(_files(path), _files(aside)):
+    for file, other in zip(files_of(path), files_of(aside)):
         with contextlib.suppress(FileNotFoundError):
             file.replace(other)
     return aside
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
     """A database's own file, and those that may be beside it."""
     return [path.with_name(f"{path.name}{side}") for side in ("", *_SIDES)]
 
 
 def _remove(path: Path) -> None:
-    for file in _files(path):
+    for file in files_of(path):
         file.unlink(missing_ok=True)

@@ -111,6 +111,18 @@ def is_the_disk(err: BaseException) -> bool:
     return not any(sign in str(err) for sign in _DAMAGED)
 
 
+_REFUSED = frozenset((3, 8, 14))  # of these: SQLITE_PERM, READONLY, CANTOPEN
+_SAID_REFUSED = ("permission denied", "readonly", "unable to open")
+
+
+def is_refused(err: BaseException) -> bool:
+    """A file may not be written to, or cannot be opened."""
+    if not isinstance(err, sqlite3.OperationalError):
+        return False
+    code = getattr(err, "sqlite_errorcode", None)  # as above
+    return code & 0xFF in _REFUSED if code is not None else any(sign in str(err) for sign in _SAID_REFUSED)
+
+
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """A transaction that has the right to write from its beginning; taken back where an error leaves it."""

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import struct
 import time
 from collections.abc import Iterator, Sequence
@@ -72,21 +73,32 @@ def chunk_key(*parts: object, tokens: Sequence[int], preamble: Sequence[int]) ->
 class ChunkStore:
     """Chunk files in a folder, by key. Several processes may use it at the same time.
 
+    Args:
+        read_only: nothing is written to the folder, which may not be there.
+
     Raises:
         LibraryError: the folder cannot be made or written to.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as err:
-            raise cannot_be_kept(folder, err) from None
-        if not os.access(folder, os.R_OK | os.X_OK):
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self.folder, self.read_only = folder, read_only
+        self._useless: set[str] = set()  # keys of damaged files that cannot be taken away
+        if not read_only:
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as err:
+                raise cannot_be_kept(folder, err) from None
+        if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
             raise LibraryError(
                 f"{folder}: kept chunks cannot be read: make the folder readable, or use another library"
             )
-        self._sweep()
+        if not read_only:
+            self._sweep()
+
+    @property
+    def rights(self) -> int:
+        """The folder's mode, which what is written to the library has too: for its user alone, unless somebody changed that."""
+        return stat.S_IMODE(self.folder.stat().st_mode)
 
     def path(self, key: str) -> Path:
         """Where the file of a key is, if it is there."""
@@ -96,7 +108,7 @@ class ChunkStore:
 
     def __contains__(self, key: str) -> bool:
         with contextlib.suppress(OSError):  # it cannot be looked at: then it is not there
-            return _is_key(key) and self.path(key).is_file()
+            return _is_key(key) and key not in self._useless and self.path(key).is_file()
         return False
 
     def get(self, key: str, n_tokens: int) -> bytes | None:
@@ -117,13 +129,17 @@ class ChunkStore:
         return rows
 
     def clear(self, key: str) -> None:
-        """Make room for a chunk whose file is damaged, whatever it is, as far as that is possible."""
+        """Make room for a chunk whose file is damaged, whatever it is; where that is not possible, it is not there from now on."""
         path = self.path(key)
+        self._useless.add(key)
+        if self.read_only:
+            return
         with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}.damaged"))
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
+            self._useless.discard(key)
 
     @staticmethod
     def _checked(head: bytes, rows: bytes, key: str, n_tokens: int) -> bytes | None:
@@ -146,7 +162,7 @@ class ChunkStore:
         head = HEADER.pack(MAGIC, VERSION, HEADER.size, bytes.fromhex(key), n_tokens, len(rows), checksum)
         temporary = path.with_name(f"{key}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            _make_folder(path.parent, self.rights)
             try:
                 descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with open(descriptor, "wb") as file:
@@ -154,8 +170,14 @@ class ChunkStore:
                     file.write(rows)
                     file.flush()
                     os.fsync(file.fileno())
-                with contextlib.suppress(FileExistsError):
+                if self.rights & 0o077:
+                    temporary.chmod(self.rights & 0o666)
+                try:
                     _publish(temporary, path)
+                    self._useless.discard(key)
+                except FileExistsError:
+                    if key in self._useless:
+                        raise
             finally:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
@@ -220,6 +242,13 @@ class ChunkStore:
 
 def _is_key(key: object) -> bool:
     return isinstance(key, str) and len(key) == 64 and set(key) <= set("0123456789abcdef")
+
+
+def _make_folder(folder: Path, rights: int) -> None:
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if rights & 0o077:
+            folder.chmod(rights)
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -560,7 +560,7 @@ class Shelf:
             try:
                 self.library.keep(key, self.catalogue.model, len(piece.tokens), rows, in_use=in_use())
             except LibraryError as err:
-                if str(err) not in notes:
+                if str(err) not in (*notes, self.library.read_only):  # which was told when the library was opened
                     notes.append(str(err))
                 if ahead is not None:
                     break

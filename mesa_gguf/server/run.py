@@ -81,6 +81,7 @@ def open_records(library: Library) -> contextlib.closing[Records]:
     Raises:
         LibraryError: it cannot be used, or another server uses it.
     """
+    library.check_writable()
     return contextlib.closing(Records(library.folder / "server"))
 
 

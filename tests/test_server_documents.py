@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mesa_gguf.library.library import Document, Library
+from mesa_gguf.library.store import LibraryError
 from mesa_gguf.reading.prompts import Turn
 from mesa_gguf.server.documents import TAKEN_AT_ONCE, Documents
 from mesa_gguf.server.intake import understand
@@ -37,6 +38,11 @@ class Catalogue:
 
     def piece(self, document: Document, _: object) -> Any:
         return SimpleNamespace(tokens=[document.id], number=document.id)
+
+    def kept_pieces(self, document: Document) -> Iterator[Any]:
+        if document.name == "damaged.txt":
+            raise LibraryError("it is damaged")
+        yield self.piece(document, None)
 
     def forget(self, _: int) -> None:
         pass
@@ -120,6 +126,31 @@ def test_no_chunk_of_a_file_is_dropped_for_the_next_one(loading: Loading, monkey
     assert read == [(0, keys), (1, keys)]
     progress = loading.documents._progress[row.id]
     assert (progress.state, progress.notes, progress.tokens_read) == ("ready", ["the budget is full"], 1)
+
+
+@pytest.mark.parametrize(("room", "completed"), [(9, "1457"), (4, "14")])
+def test_what_lacks_beside_chunks_is_looked_for_after_all_is_read(loading: Loading, room: int, completed: str) -> None:
+    """Of documents that were kept before, whoever put them into the library; where there is no room, not of the others."""
+    done: list[str] = []
+    shelf: Any = loading.documents.shelf
+    shelf.release, shelf.key = lambda: None, lambda piece: 64 * str(piece.number)
+    shelf.read = lambda pieces, ahead: (done.append(f"read {pieces[0].number}") or 1, [])
+    shelf.complete = lambda piece: done.append(f"complete {piece.number}") or piece.number < room
+    names = ("1.txt", "2.txt", "damaged.txt", "4.txt", "5.txt")
+    kept = [loading.library.add_text(f"Text of {name}", name) for name in names]
+    loading.library.store.put(64 * "7", 1, b"rows")
+    loading.library.index.remove_document(kept[1].id)
+    loading.documents.start()
+    for text in (b"It is new.", b"It was kept."):
+        file_id = new_file_id()
+        loading.records.new_path(file_id).write_bytes(text)
+        loading.documents.add(loading.records.add_file(file_id, "new.txt", n_bytes=len(text)))
+    while any(loading.documents.progress(row.id).state in ("waiting", "loading") for row in loading.records.files()):
+        time.sleep(0.01)
+    while loading.documents.pending():
+        loading.documents.step(MagicMock())
+    loading.documents.close()
+    assert done == ["read 6", *(f"complete {number}" for number in completed)]
 
 
 def test_a_twin_outlives_the_file_that_is_deleted(loading: Loading, monkeypatch: pytest.MonkeyPatch) -> None:

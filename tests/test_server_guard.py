@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import BUNDLED
+from mesa_gguf import Library, cli
 from mesa_gguf.errors import ConfigError
 from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.server.guard import POLICY
@@ -319,6 +320,24 @@ def test_killed_while_reading_and_answering_nothing_is_lost(tmp_path: Path) -> N
         question = {"role": "user", "content": "What is the door code of Ida Frost?"}
         answer = server.json("POST", "/v1/chat/completions", {"messages": [question], "documents": [file_id]})
         assert str(CODES["Ida Frost"]) in answer["choices"][0]["message"]["content"]
+
+
+def test_what_is_lacking_beside_chunks_is_made(tmp_path: Path) -> None:
+    """While nobody asks: of what the command line read before."""
+    (tmp_path / "kept.txt").write_text(facts(40), encoding="utf-8")
+    folder = tmp_path / "library"
+    command = ("library", "add", str(tmp_path / "kept.txt"), "-m", str(BUNDLED), "--threads", "1")
+    assert cli.main([*command, "--library", str(folder)]) == 0
+    with Library(folder) as library:
+        beside = [row.key for row in library.index.kept() if row.n_tokens == 0]
+        assert len(beside) > 2
+        for key in beside:
+            library.store.remove(key)
+        with Server(folder, "--n-ctx", "4096"):
+            end = time.monotonic() + 30
+            while sum(key not in library.store for key in beside) > 1:  # the preamble, which nothing needs
+                assert time.monotonic() < end
+                time.sleep(0.05)
 
 
 def metric(server: Server, name: str) -> str:

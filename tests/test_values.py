@@ -186,6 +186,33 @@ def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
         assert sorted(chunks_by_values(another(), question, pieces)) == [1, 2, 3]
 
 
+def test_what_is_lacking_is_made_where_there_is_room(llm: MesaLlama, library: Library) -> None:
+    """Of chunks that are kept, and nothing is dropped or read for it."""
+    catalogue = Catalogue(llm, PromptForm(llm), library)
+    document = library.add_text("\n\n".join(TEXTS * 6), "text")
+    assert list(catalogue.kept_pieces(document)) == []  # not cut yet
+    assert len(catalogue.rows(document)) > 1
+    first, *others = pieces = list(catalogue.kept_pieces(document))
+    assert pieces == [catalogue.piece(document, row) for row in catalogue.rows(document)]
+    shelf = Shelf(llm, catalogue)
+    assert shelf.complete(first) and list(library.store.files()) == []
+    shelf.read(others)
+    held = llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()
+    beside = [shelf._values_key(piece) for piece in others]
+    rows = [library.rows(key, 0) for key in beside]
+    for key in beside:
+        library.store.remove(key)
+    library.verify()  # the index has seen it
+    library.set_budget(library.index.kept_bytes() + 1000)
+    library._budget = None
+    assert not shelf.complete(others[0]) and beside[0] not in library.store
+    library.set_budget(10**9)
+    assert all(shelf.complete(piece) for piece in pieces)
+    assert [library.rows(key, 0) for key in beside] == rows
+    assert (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()) == held
+    assert shelf._values_key(first) not in library.store
+
+
 def test_a_collection_is_not_tokenized_for_its_values(
     small: MesaLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

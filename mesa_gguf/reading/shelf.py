@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -235,6 +235,13 @@ class Catalogue:
             text = self._text_of(document)[row.start : row.stop]
             self._pieces[row.id] = Piece(document, row, text, self.form.tokenize)
         return self._pieces[row.id]
+
+    def kept_pieces(self, document: Document) -> Iterator[Piece]:
+        """The chunks of a document one after the other, where it was cut before. None of it stays in memory."""
+        rows = self.library.index.spans(document.id, self._cut)
+        text = self.library.text(document) if rows else ""
+        for row in rows:
+            yield Piece(document, row, text[row.start : row.stop], self.form.tokenize)
 
     def _text_of(self, document: Document) -> str:
         """A document's text; that of the last one is at hand, because its chunks are asked for one after the other."""
@@ -574,6 +581,21 @@ class Shelf:
                 if made is not None and progress is not None:
                     progress(done, total)
         return done, notes
+
+    def complete(self, piece: Piece) -> bool:
+        """Make what is lacking beside a chunk that is kept, ahead of questions. The context stays as it is.
+
+        Returns:
+            False where nothing can be kept, unless something else is dropped for it.
+        """
+        beside = self._values_key(piece)
+        if beside in self.library.store or self.key(piece) not in self.library.store:
+            return True
+        room = self.library.budget - self.library.index.kept_bytes()
+        if room < self.llm.chunk_size(len(piece.tokens)):  # which is much more
+            return False
+        self._make_values(piece)
+        return beside in self.library.store or self.key(piece) not in self.library.store  # the latter was damaged
 
     def _values_key(self, piece: Piece) -> str:
         parts = self.catalogue.model, self._origin, "values", VALUES_VERSION

@@ -90,6 +90,8 @@ class Documents:
         self._progress: dict[str, Progress] = {}
         self._to_load: queue.Queue[str | None] = queue.Queue()
         self._to_read: OrderedDict[str, _Unread] = OrderedDict()  # what is not read yet of each file
+        self._to_complete: OrderedDict[int, None] = OrderedDict()  # documents that may lack what lies beside chunks
+        self._completing: Iterator[Piece] | None = None  # chunks of one of them
         self._gone: set[int] = set()  # documents that the model's thread may forget
         self._known: dict[int, Document] = {}
         self._meeting = threading.Lock()
@@ -119,6 +121,7 @@ class Documents:
         elif row.document is not None and not row.has_content and row.read_with is None:
             # it was in the library before: it is read when it is asked about
             self._progress[row.id] = Progress("ready")
+            self._complete(row.document)
         else:
             self._progress[row.id] = Progress("waiting")
             self._to_load.put(row.id)
@@ -258,6 +261,7 @@ class Documents:
                     )
                     files[number] = row
                     self._progress[row.id] = Progress("ready")
+                    self._complete(number)
             for number in set(files) - set(there):
                 for row in self.records.files_of(number):
                     if row.error is None:
@@ -403,6 +407,8 @@ class Documents:
                 self._to_read[file_id] = _Unread(missing, keys)
         if not missing:
             self._done(file_id)
+        if len(missing) < len(pieces):
+            self._complete(document.id)
         self.wake()
 
     def _taken_in(self, row: FileRow, data: bytes) -> Document | None:
@@ -428,16 +434,25 @@ class Documents:
             if file_id in self._progress:
                 self._progress[file_id].state = "ready"
 
+    def _complete(self, number: int) -> None:
+        """See, when there is nothing else to do, what lies beside the chunks of a document that were kept before."""
+        with self._lock:
+            self._to_complete[number] = None
+        self.wake()
+
     #
     # the model's thread
     #
 
     def pending(self) -> bool:
-        return bool(self._to_read)
+        return bool(self._to_read or self._to_complete or self._completing is not None)
 
     def step(self, engine: Engine) -> None:
-        """Read one chunk of the file that was uploaded first."""
+        """Read one chunk of the file that was uploaded first; where all are read, look at what lies beside one that is kept."""
         shelf = self.require()
+        if not self._to_read:
+            self._complete_one(shelf)
+            return
         with self._lock:
             if not self._to_read:
                 return
@@ -478,6 +493,26 @@ class Documents:
         if not left and not notes:
             self._done(file_id)
         engine.metrics.documents.set(len(self._to_read))
+
+    def _complete_one(self, shelf: Shelf) -> None:
+        """Make what is lacking beside one chunk: an older version kept it, or what lay there was dropped. A question makes few of them."""
+        try:
+            if self._completing is None:
+                with self._lock:
+                    if not self._to_complete:
+                        return
+                    number, _ = self._to_complete.popitem(last=False)
+                document = self._document(number)
+                self._completing = shelf.catalogue.kept_pieces(document) if document is not None else None
+                return
+            piece = next(self._completing, None)
+            if piece is None:
+                self._completing = None
+            elif not shelf.complete(piece):  # there is no room for any
+                self._completing = None
+                self._to_complete.clear()
+        except MesaError:  # it was removed, or is damaged: whoever asks is told
+            self._completing = None
 
     def forget_gone(self, shelf: Shelf) -> None:
         """What the model's thread remembers of documents that were removed."""

@@ -12,6 +12,8 @@ below, of one of five lists.
              `auto` does where the chunks were not read yet
     values   passages with the sentences whose values are near those of the sentence that the model writes (mesa_gguf.reading.values) are ordered
              with them, as `auto` does where the chunks were read; with --read
+    embedded as compared, with passages that an embedding model finds (mesa_gguf.reading.embeddings); with --embedding-model
+    all      as values, with those passages; with --read and --embedding-model
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mesa_gguf import Library, MesaLlama
+from mesa_gguf import EmbeddingModel, Library, MesaLlama
 from mesa_gguf.lab import facts
 from mesa_gguf.lab.evaluate.scoring import wilson
 from mesa_gguf.lab.facts import Haystack, default_text, load_text, make_document
@@ -578,6 +580,7 @@ def main() -> None:
     )
     parser.add_argument("--read", action="store_true", help="read all chunks first: selection by values too")
     parser.add_argument("--near-only", action="store_true", help="without the model's weights: not compared")
+    parser.add_argument("--embedding-model", type=Path, help="finds passages too")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
@@ -590,6 +593,10 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     methods = ("words", "near") if args.near_only else ("words", "near", "compared")
     methods += ("values",) if args.read else ()
+    embedding = None
+    if args.embedding_model is not None:
+        embedding = EmbeddingModel(args.embedding_model, **threads)
+        methods += ("embedded", "all") if args.read else ("embedded",)
     weak = shelf_module.WEAK_EVIDENCE
     for n, seed in enumerate(args.seeds):
         start = time.perf_counter()
@@ -603,13 +610,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, Library(folder) as library:
             document = library.add_text(made.text, "document")
             catalogue = Catalogue(llm, form, library)
+            embedded = Catalogue(llm, form, library, embedding)
+            if embedded.embeddings is not None:
+                begin = time.process_time()
+                texts = {piece.text: 1 for piece in (embedded.piece(document, row) for row in embedded.rows(document))}
+                embedded.embeddings.make(texts)
+                print(f"embedding {len(texts)} chunks: {time.process_time() - begin:.1f} CPU seconds")
             shelf = None if args.near_only else Shelf(llm, catalogue)
             unread = None if args.near_only else Unread(llm, catalogue)
             if args.read and shelf is not None:
                 shelf.read([catalogue.piece(document, row) for row in catalogue.rows(document)])
             if shelf is not None and unread is not None:  # what the model tells of a question is remembered for both
                 unread._other_words, unread._likelihoods = shelf._other_words, shelf._likelihoods
-            models = {"compared": unread, "values": shelf}
+            models = {"compared": unread, "values": shelf, "embedded": unread, "all": shelf}
             for question in made.questions:
                 sentences = [made.facts[i].sentence for i in question.facts]
                 kind: str = question.form
@@ -619,7 +632,8 @@ def main() -> None:
                 for method in methods:
                     shelf_module.WEAK_EVIDENCE = 0.0 if method == "words" else weak
                     begin = time.process_time()
-                    selection = catalogue.select(question.text, [document], "auto", model=models.get(method))
+                    chooser = embedded if method in ("embedded", "all") else catalogue
+                    selection = chooser.select(question.text, [document], "auto", model=models.get(method))
                     row[method] = all(any(text in piece.text for piece in selection.pieces) for text in sentences)
                     row[f"{method} CPU seconds"] = round(time.process_time() - begin, 4)
                     row[f"{method} passages"] = selection.compared

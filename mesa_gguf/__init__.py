@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .library.library import Library
     from .library.store import LibraryError
     from .llama import MesaLlama
+    from .reading.embeddings import EmbeddingModel
     from .reading.prompts import Turn
     from .reading.reader import Answer, Reader, Reading
 
@@ -43,6 +44,7 @@ __all__ = [
     "ConfigError",
     "DeviceError",
     "DocumentError",
+    "EmbeddingModel",
     "Library",
     "LibraryError",
     "MesaConfig",
@@ -62,6 +64,7 @@ __all__ = [
 _ROOMS = {
     **dict.fromkeys(("Answer", "Reader", "Reading"), "reading.reader"),
     **dict.fromkeys(("MesaConfig", "MesaPlan"), "config"),
+    "EmbeddingModel": "reading.embeddings",
     "Library": "library.library",
     "LibraryError": "library.store",
     "METHODS": "_core",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -110,8 +110,32 @@ class Weights:
         self.writer.add_bos_token_id(1)
         self.writer.add_eos_token_id(2)
 
-    def begin(self, shape: Shape, rms: bool = True, pieces: Sequence[str] = ()) -> None:
-        """What every model has: sizes, no vocabulary (or a SentencePiece one of these pieces), token embedding."""
+    def wordpiece(self, words: Sequence[str], n_vocab: int) -> None:
+        """A vocabulary as BERT has it, of whole words."""
+        control = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        assert len(control) + len(words) == n_vocab
+        kinds = gguf.TokenType
+        self.set("tokenizer.ggml.model", "bert")
+        self.writer.add_token_list([*control, *(f"\u2581{word}" for word in words)])
+        self.writer.add_token_types(
+            [kinds.CONTROL, kinds.UNKNOWN, *([kinds.CONTROL] * 3), *([kinds.NORMAL] * len(words))]
+        )
+        self.writer.add_pad_token_id(0)
+        self.writer.add_unk_token_id(1)
+        self.writer.add_bos_token_id(2)
+        self.writer.add_sep_token_id(3)
+        self.writer.add_eos_token_id(3)
+
+    def begin(
+        self,
+        shape: Shape,
+        rms: bool = True,
+        pieces: Sequence[str] = (),
+        words: Sequence[str] = (),
+        embeddings: NDArray | None = None,
+    ) -> None:
+        """What every model has: sizes, no vocabulary (or a SentencePiece one of these pieces, or a WordPiece one of these words), token
+        embedding (or this one)."""
         self.set("context_length", shape.train_length)
         self.set("embedding_length", shape.n_embd)
         self.set("block_count", shape.n_layer)
@@ -125,9 +149,14 @@ class Weights:
         self.set("vocab_size", shape.n_vocab)
         if pieces:
             self.sentencepiece(pieces, shape.n_vocab)
+        elif words:
+            self.wordpiece(words, shape.n_vocab)
         else:
             self.set("tokenizer.ggml.model", "no_vocab")
-        self.matrix("token_embd.weight", shape.n_vocab, shape.n_embd, gain=np.sqrt(shape.n_embd))
+        if embeddings is not None:
+            self.put("token_embd.weight", embeddings)
+        else:
+            self.matrix("token_embd.weight", shape.n_vocab, shape.n_embd, gain=np.sqrt(shape.n_embd))
 
     def rope(self, shape: Shape, scaling: RopeScaling) -> None:
         n_rot = shape.n_rot or shape.d_head
@@ -352,10 +381,15 @@ def write_gpt2(path: Path, shape: Shape = Shape(), *, seed: int = 9) -> Path:
     return w.write()
 
 
-def write_bert(path: Path, shape: Shape = Shape(), *, seed: int = 7) -> Path:
-    """An encoder: no causal attention, no KV cache, no logits."""
+def write_bert(
+    path: Path, shape: Shape = Shape(), *, seed: int = 7, words: Sequence[str] = (), **metadata: int | str
+) -> Path:
+    """An encoder: no causal attention, no KV cache, no logits. With words it reads text."""
+    shape = replace(shape, n_vocab=5 + len(words)) if words else shape
     w = Weights(path, "bert", seed)
-    w.begin(shape, rms=False)
+    w.begin(shape, rms=False, words=words)
+    for key, value in metadata.items():
+        w.set(key.replace("__", "."), value)
     w.set("attention.causal", False)
     w.set("tokenizer.ggml.token_type_count", 2)
     w.matrix("token_types.weight", 2, shape.n_embd)
@@ -366,6 +400,34 @@ def write_bert(path: Path, shape: Shape = Shape(), *, seed: int = 7) -> Path:
         w.norm(f"blk.{layer}.attn_output_norm", shape.n_embd, bias=True)
         w.feed_forward(layer, shape, gated=False, bias=True)
         w.norm(f"blk.{layer}.layer_output_norm", shape.n_embd, bias=True)
+    return w.write()
+
+
+def write_synonyms(path: Path, groups: Sequence[Sequence[str]], **metadata: int | str) -> Path:
+    """An encoder that hands on what it has of words, the same for those of a group, and nothing for others."""
+    words = [word for group in groups for word in group]
+    shape = Shape(n_layer=1, n_vocab=5 + len(words))
+    w = Weights(path, "bert", 1)
+    rows = w.random.normal(size=(len(groups), shape.n_embd))
+    embeddings = [*np.zeros((5, shape.n_embd)), *(row for group, row in zip(groups, rows) for _ in group)]
+    w.begin(shape, rms=False, words=words, embeddings=np.stack(embeddings))
+    for key, value in metadata.items():
+        w.set(key.replace("__", "."), value)
+    w.set("attention.causal", False)
+    w.set("tokenizer.ggml.token_type_count", 2)
+    n, nothing = shape.n_embd, np.zeros
+    w.put("token_types.weight", nothing((2, n)))
+    w.put("position_embd.weight", nothing((shape.train_length, n)))
+    for name in ("token_embd_norm", "blk.0.attn_output_norm", "blk.0.layer_output_norm"):
+        w.put(f"{name}.weight", np.ones(n))
+        w.put(f"{name}.bias", nothing(n))
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        w.put(f"blk.0.{name}.weight", nothing((n, n)))
+        w.put(f"blk.0.{name}.bias", nothing(n))
+    w.put("blk.0.ffn_up.weight", nothing((shape.n_ff, n)))
+    w.put("blk.0.ffn_up.bias", nothing(shape.n_ff))
+    w.put("blk.0.ffn_down.weight", nothing((n, shape.n_ff)))
+    w.put("blk.0.ffn_down.bias", nothing(n))
     return w.write()
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from make_models import write_synonyms
 from mesa_gguf import cli
 from mesa_gguf.lab.evaluate import library as evaluation
 from mesa_gguf.lab.evaluate.library import check_modes, pairs, split_text, summarize
@@ -70,6 +71,15 @@ def test_real_text_without_a_models_weights(run: Run, smollm2: Path) -> None:
     assert by_form["literal"]["n"] == by_form["paraphrase"]["n"] == 24 and by_form["literal"]["recall"] > 0.9
     assert "recall" not in by_form["absent"] and "right" not in by_form["literal"]
     assert by_form["literal"]["tokens_read"] <= 2048 < by_form["paraphrase"]["tokens_read"] <= 3072
+
+
+def test_with_an_embedding_model(run: Run, tmp_path: Path) -> None:
+    model = write_synonyms(tmp_path / "synonyms.gguf", [("dog", "hound")])
+    made = run("--length", "2048", "--read", "none", "--embedding-model", model, "--embedding-query", "q ")
+    assert made["settings"]["embedding"]["name"] == model.name and made["settings"]["embedding"]["query"] == "q "
+    assert entry(made, "none")["recall"] > 0.9
+    # what was made with another one is not taken for it
+    assert cli.main(["eval", "library", "--length", "2048", "--read", "none", "--output", str(tmp_path / "out")]) == 2
 
 
 def test_mistakes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,9 @@ from .options import (
     Batch,
     Chunk,
     CollectionOption,
+    EmbeddingModelOption,
+    EmbeddingPassage,
+    EmbeddingQuery,
     Encoding,
     FilesOption,
     FirstChunk,
@@ -58,11 +61,13 @@ from .options import (
     Verbose,
     config_of,
     load_options_of,
+    open_embedding,
 )
 
 if TYPE_CHECKING:
     from ..config import MesaPlan
     from ..llama import MesaLlama
+    from ..reading.embeddings import EmbeddingModel
     from ..reading.prompts import PromptForm, Turn
     from ..reading.reader import Answer, AnswerStream, Citation, Reader, Reading
     from ..reading.shelf import Catalogue, ReadMode
@@ -89,6 +94,9 @@ def ask(
     read: ReadOption = "auto",
     collection: CollectionOption = None,
     library: LibraryOption = None,
+    embedding_model: EmbeddingModelOption = None,
+    embedding_query: EmbeddingQuery = None,
+    embedding_passage: EmbeddingPassage = None,
     no_library: NoLibrary = False,
     plain: Plain = False,
     as_json: JsonLines = False,
@@ -152,10 +160,11 @@ def ask(
         for value in (train_length, reading_length, first_chunk, chunk, last_chunk, log_scaling, stair_bias)
     )
     whole = no_library or stock or method != "mesa" or own_numbers or stair_width != "auto"
-    if whole and (collection is not None or library is not None or read != "auto" or len(files or ()) > 1):
+    embeds = any(value is not None for value in (embedding_model, embedding_query, embedding_passage))
+    if whole and (collection is not None or library is not None or read != "auto" or len(files or ()) > 1 or embeds):
         raise PromptError(
-            "--library, --collection, --read and several documents are for the library, which reads by Mesa-Extrapolation with its own numbers: "
-            "leave out --no-library, --stock, --method, --reading-length and the other lengths"
+            "--library, --collection, --read, --embedding-model and several documents are for the library, which reads by Mesa-Extrapolation "
+            "with its own numbers: leave out --no-library, --stock, --method, --reading-length and the other lengths"
         )
     asked = _questions(question, questions or [], questions_file, encoding)
     document = _document(files[0] if files else None, encoding) if whole else ""
@@ -171,10 +180,16 @@ def ask(
     generation = _Generation(max_tokens, temperature)
     if whole:
         _ask_whole(path, form, document, asked, load, n_ctx, generation, show)
-    else:
-        with open_library(library) as opened:
-            documents = documents_of(opened, files or [], collection, encoding)
-            _ask_library(path, form, opened, documents, asked, mode, load, generation, show)
+        return
+    prefixes = embedding_query, embedding_passage
+    with (
+        open_embedding(
+            embedding_model, *prefixes, threads=threads, n_gpu_layers=n_gpu_layers, verbose=verbose
+        ) as embedding,
+        open_library(library) as opened,
+    ):
+        documents = documents_of(opened, files or [], collection, encoding)
+        _ask_library(path, form, opened, documents, asked, mode, load, generation, show, embedding)
 
 
 @dataclass(frozen=True)
@@ -304,12 +319,13 @@ def _ask_library(
     load: Load,
     generation: _Generation,
     show: _Show,
+    embedding: EmbeddingModel | None,
 ) -> None:
     from ..reading.reader import Reader
     from ..reading.shelf import Catalogue
 
     begin: float | None = time.perf_counter()
-    catalogue = Catalogue(form.vocabulary, form, library)
+    catalogue = Catalogue(form.vocabulary, form, library, embedding)
     llm = load(max(n_ctx_for(catalogue, documents, text, mode, generation.max_tokens) for text in asked))
     if not show.quiet:
         output.say_tuning(path.name, llm.tuning)

@@ -22,6 +22,9 @@ from .options import (
     GENERATION,
     Batch,
     CollectionOption,
+    EmbeddingModelOption,
+    EmbeddingPassage,
+    EmbeddingQuery,
     Encoding,
     FilesOption,
     FlashAttn,
@@ -43,6 +46,7 @@ from .options import (
     UBatch,
     Verbose,
     load_options_of,
+    open_embedding,
     option,
 )
 
@@ -85,6 +89,9 @@ def chat(
     read: ReadOption = "auto",
     collection: CollectionOption = None,
     library: LibraryOption = None,
+    embedding_model: EmbeddingModelOption = None,
+    embedding_query: EmbeddingQuery = None,
+    embedding_passage: EmbeddingPassage = None,
     plain: Plain = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -125,10 +132,17 @@ def chat(
     path = find_model(model)
     form = PromptForm(load_vocabulary(path, verbose), plain=plain)
     load = loader_of(path, n_ctx, mesa=MesaConfig(read_budget=read_budget), seed=seed, **load_options)
-    with open_library(library) as opened, Interrupts() as interrupts:
+    prefixes = embedding_query, embedding_passage
+    with (
+        open_embedding(
+            embedding_model, *prefixes, threads=threads, n_gpu_layers=n_gpu_layers, verbose=verbose
+        ) as embedding,
+        open_library(library) as opened,
+        Interrupts() as interrupts,
+    ):
         conversation = Conversation(
             opened,
-            Catalogue(form.vocabulary, form, opened),
+            Catalogue(form.vocabulary, form, opened, embedding),
             documents_of(opened, files or [], collection, encoding),
             load,
             interrupts,

@@ -22,6 +22,9 @@ from .options import (
     MESA,
     Batch,
     Chunk,
+    EmbeddingModelOption,
+    EmbeddingPassage,
+    EmbeddingQuery,
     FirstChunk,
     FlashAttn,
     JsonOption,
@@ -40,6 +43,7 @@ from .options import (
     Verbose,
     flash_attn_of,
     kv_type_of,
+    open_embedding,
     option,
     stair_width_of,
 )
@@ -47,6 +51,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..lab.evaluate import Evaluation, Options, RealEvaluation
     from ..lab.evaluate.run import Watch
+    from ..reading.embeddings import EmbeddingModel
 
 TASKS = ("passkey", "niah", "ruler", "ppl", "qa", "real")
 LIBRARY_TASK = "library"  # alone: it has modes of reading in place of methods
@@ -245,6 +250,9 @@ def evaluate(
             panel=TASK,
         ),
     ] = None,
+    embedding_model: EmbeddingModelOption = None,
+    embedding_query: EmbeddingQuery = None,
+    embedding_passage: EmbeddingPassage = None,
     tail: Annotated[
         int | None,
         option(
@@ -319,13 +327,19 @@ def evaluate(
             "n_gpu_layers": n_gpu_layers,
             "verbose": verbose,
         }
-        _library(
-            find_model(model), list(lengths or ()), list(read or ("auto", "all")), list(methods or ("stock",)), seed,
-            samples, text, engine, machine, output, as_json,
-        )  # fmt: skip
+        prefixes = embedding_query, embedding_passage
+        with open_embedding(
+            embedding_model, *prefixes, threads=threads, n_gpu_layers=n_gpu_layers, verbose=verbose
+        ) as embedding:
+            _library(
+                find_model(model), list(lengths or ()), list(read or ("auto", "all")), list(methods or ("stock",)), seed,
+                samples, text, engine, machine, output, as_json, embedding,
+            )  # fmt: skip
         return
     if read:
         raise ConfigError("--read is for the task library")
+    if any(value is not None for value in (embedding_model, embedding_query, embedding_passage)):
+        raise ConfigError("--embedding-model is for the task library")
     new_figure(1, 1)  # raises where matplotlib is missing, before anything is computed
     groups = _groups(tasks)
     names = _methods(methods or []) if groups != ["real"] else []
@@ -419,6 +433,7 @@ def _library(
     machine: dict[str, Any],
     output: Path,
     as_json: bool,
+    embedding: EmbeddingModel | None,
 ) -> None:
     from ..lab.evaluate import library, report
     from ..model.header import check_model
@@ -439,6 +454,7 @@ def _library(
         text=None if text is None else _haystack(text),
         engine=engine,
         machine=machine,
+        embedding=embedding,
     )
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file: give --output a folder")

@@ -14,7 +14,7 @@ import typer
 from ..errors import MesaError, PromptError
 from ..library.budget import UNLIMITED
 from ..library.library import Document, Library, check_name
-from ..library.store import LibraryError
+from ..library.store import EMBEDDINGS, LibraryError
 from ..loaders.document import printable
 from ..model.hub import find_model
 from ..reading.text import source_name
@@ -22,6 +22,9 @@ from ..text import counted
 from . import output
 from .options import (
     CollectionOption,
+    EmbeddingModelOption,
+    EmbeddingPassage,
+    EmbeddingQuery,
     Encoding,
     JsonOption,
     LibraryOption,
@@ -31,12 +34,14 @@ from .options import (
     TypeV,
     bytes_of,
     kv_type_of,
+    open_embedding,
     option,
 )
 
 if TYPE_CHECKING:
     from ..library.index import KeptRow
     from ..library.library import Report
+    from ..reading.embeddings import EmbeddingModel
     from ..reading.shelf import Shelf
 
 library_app = typer.Typer(
@@ -78,35 +83,54 @@ def add(
     type_k: TypeK = "f16",
     type_v: TypeV = "f16",
     threads: Threads = None,
+    embedding_model: EmbeddingModelOption = None,
+    embedding_query: EmbeddingQuery = None,
+    embedding_passage: EmbeddingPassage = None,
     library: LibraryOption = None,
 ) -> None:
-    """Add documents, and with --model read them ahead of time. A reading that was interrupted goes on where it stopped."""
+    """Add documents, and with --model read them ahead of time, and embed them. A reading that was interrupted goes on where it stopped."""
     from ..model.header import check_model
 
     path = None if model is None else find_model(model)
     if path is not None:
         check_model(path)  # before work is spent
+    elif any(value is not None for value in (embedding_model, embedding_query, embedding_passage)):
+        raise PromptError(
+            "the chunks that --embedding-model embeds are those of the model that answers: name that one with -m"
+        )
     kv_types = kv_type_of(type_k), kv_type_of(type_v)
-    with open_library(library, writes=True) as opened:
+    prefixes = embedding_query, embedding_passage
+    with (
+        contextlib.nullcontext()
+        if path is None
+        else open_embedding(embedding_model, *prefixes, threads=threads) as embedding,
+        open_library(library, writes=True) as opened,
+    ):
         found, n_failed = add_files(opened, files, collection, encoding)
         for document in found:
             output.write(f"{document.id}  {document.name}  {document.kind}, {document.n_chars} characters\n")
             say_notes(document)
         if path is not None and found:
-            _read(opened, found, path, plain, kv_types, threads)
+            _read(opened, found, path, plain, kv_types, threads, embedding)
     if n_failed:
         raise typer.Exit(output.EXIT_USER_ERROR)
 
 
 def _read(
-    library: Library, documents: list[Document], path: Path, plain: bool, kv_types: tuple[int, int], threads: int | None
+    library: Library,
+    documents: list[Document],
+    path: Path,
+    plain: bool,
+    kv_types: tuple[int, int],
+    threads: int | None,
+    embedding: EmbeddingModel | None,
 ) -> None:
     from ..reading.prompts import PromptForm
     from ..reading.reader import context_for, load_model, load_vocabulary
     from ..reading.shelf import Catalogue, Shelf
 
     form = PromptForm(load_vocabulary(path), plain=plain)
-    catalogue = Catalogue(form.vocabulary, form, library)
+    catalogue = Catalogue(form.vocabulary, form, library, embedding)
     n_ctx = context_for(len(catalogue.preamble) + catalogue.chunk_tokens, 8)
     type_k, type_v = kv_types
     llm = load_model(path, n_ctx=n_ctx, n_threads=threads, n_threads_batch=threads, type_k=type_k, type_v=type_v)
@@ -138,6 +162,8 @@ def read_ahead(
     n_before = {number: kept(own) for number, own in lengths.items()}
     n_different = sum({key: n for own in lengths.values() for key, n in own.items()}.values())
     size = shelf.llm.chunk_size(1000) * n_different // 1000
+    texts = {piece.text for piece in every}
+    n_embedded = catalogue.embeddings.n_kept(texts) if catalogue.embeddings is not None else 0
     output.say(
         f"{counted(n_tokens, 'token')} in {counted(len(every), 'chunk')}, "
         f"about {format_bytes(size)} on disk; the budget is {_said_budget(library)}"
@@ -156,6 +182,10 @@ def read_ahead(
         before, now, n_all = n_before[document.id], kept(own), sum(own.values())
         line = f"{document.name}: {counted(len(pieces[document.id]), 'chunk')}, {counted(now - before, 'token')} computed, {before} kept before"
         output.write(f"{line}, {n_all - now} not read\n" if now < n_all else f"{line}\n")
+    if catalogue.embeddings is not None:
+        n_now = catalogue.embeddings.n_kept(texts) - n_embedded
+        name = catalogue.embeddings.model.path.name
+        output.write(f"{name}: {counted(n_now, 'chunk')} embedded, {n_embedded} kept before\n")
     for note in notes:
         output.say(f"mesa-gguf: {note}")
 
@@ -173,8 +203,9 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
         names[""] = "a model that is not known"  # of an index that was lost
         models: list[dict[str, Any]] = [
             {
-                "model": names.get(model, model[:12]),
+                "model": names.get(model.partition(":")[0], model[:12]),
                 "chunks": sum(row.n_tokens > 0 for row in rows),
+                "embedded": len(rows) if model.partition(":")[2] == EMBEDDINGS else 0,
                 "bytes": sum(row.size for row in rows),
             }
             for model, rows in kept.items()
@@ -217,7 +248,8 @@ def list_(collection: CollectionOption = None, as_json: JsonOption = False, libr
         for name, n in opened.index.collections():
             output.write(f"collection {name}: {counted(n, 'document')}\n")
         for about in models:
-            output.write(f"{about['model']}: {_kept(about['chunks'], about['bytes'])}\n")
+            n, what = (about["embedded"], "embedded") if about["embedded"] else (about["chunks"], "kept")
+            output.write(f"{about['model']}: {_kept(n, about['bytes'], what)}\n")
         output.write(f"budget: {_said_budget(opened)} in {opened.folder}\n")
 
 
@@ -349,10 +381,10 @@ _SAID = {
 _SAID_READ_ONLY = {"damaged": "damaged", "unknown": "not in the index"}
 
 
-def _kept(n_chunks: int, n_bytes: int) -> str:
+def _kept(n_chunks: int, n_bytes: int, what: str = "kept") -> str:
     from ..model.inspection import format_bytes
 
-    return f"{counted(n_chunks, 'chunk')} {'is' if n_chunks == 1 else 'are'} kept, {format_bytes(n_bytes)}"
+    return f"{counted(n_chunks, 'chunk')} {'is' if n_chunks == 1 else 'are'} {what}, {format_bytes(n_bytes)}"
 
 
 def _report(report: Report, as_json: bool, words: Mapping[str, str]) -> None:

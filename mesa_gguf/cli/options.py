@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import ConfigError
-from ..model.hub import HUB_FORM
+from ..model.hub import HUB_FORM, find_model
 
 if TYPE_CHECKING:
     from ..config import MesaConfig
+    from ..reading.embeddings import EmbeddingModel
 
 MESA = "Reading past the trained length (lengths in tokens)"
 LIBRARY = "Documents that are kept"
 GENERATION = "Generation"
 ENGINE = "llama.cpp"
+EMBEDDING_ENVIRONMENT = "MESA_EMBEDDING_MODEL"
 
 
 def option(*names: str, help: str, panel: str | None = None, **kwargs: Any) -> Any:
@@ -68,6 +73,29 @@ LibraryOption = Annotated[
         help="Folder of the library. Default: the environment variable MESA_LIBRARY, or the user's data folder.",
         panel=LIBRARY,
     ),
+]
+EmbeddingModelOption = Annotated[
+    str | None,
+    option(
+        "--embedding-model",
+        metavar="MODEL",
+        help=f"An embedding model, which finds passages in other words than the question's: a GGUF file, or {HUB_FORM}. Default: the "
+        "environment variable MESA_EMBEDDING_MODEL, or none.",
+        panel=LIBRARY,
+    ),
+]
+EmbeddingQuery = Annotated[
+    str | None,
+    option(
+        "--embedding-query",
+        metavar="TEXT",
+        help="What the embedding model was trained to see before a question. Default: by the name in its file, for well-known families.",
+        panel=LIBRARY,
+    ),
+]
+EmbeddingPassage = Annotated[
+    str | None,
+    option("--embedding-passage", metavar="TEXT", help="The same before a passage of a document.", panel=LIBRARY),
 ]
 NoLibrary = Annotated[
     bool, option("--no-library", help="Read one text file whole, and keep nothing of it.", panel=LIBRARY)
@@ -360,6 +388,40 @@ def kv_type_of(name: str) -> int:
     if name.lower() not in KV_TYPES:
         raise ConfigError(f"there is no KV type {name}: use one of {', '.join(KV_TYPES)}")
     return KV_TYPES[name.lower()]
+
+
+@contextlib.contextmanager
+def open_embedding(
+    model: str | None,
+    query: str | None,
+    passage: str | None,
+    *,
+    threads: int | None,
+    n_gpu_layers: int | None = None,
+    verbose: bool = False,
+) -> Iterator[EmbeddingModel | None]:
+    """The embedding model that is named, on the command line or in the environment; None where none is.
+
+    Raises:
+        ModelError: its file cannot be used.
+        ConfigError: there is what stands before texts, and no model.
+    """
+    name = model if model is not None else os.environ.get(EMBEDDING_ENVIRONMENT, "").strip() or None
+    if name is None:
+        if query is not None or passage is not None:
+            raise ConfigError(
+                "--embedding-query and --embedding-passage are for an embedding model: name one with --embedding-model"
+            )
+        yield None
+        return
+    from ..reading.embeddings import EmbeddingModel
+
+    gpu = {} if n_gpu_layers is None else {"n_gpu_layers": n_gpu_layers}
+    path = find_model(name)
+    with EmbeddingModel(
+        path, query=query, passage=passage, n_threads=threads, n_threads_batch=threads, verbose=verbose, **gpu
+    ) as opened:
+        yield opened
 
 
 def load_options_of(

@@ -12,6 +12,9 @@ from . import output
 from .library import open_library
 from .options import (
     Batch,
+    EmbeddingModelOption,
+    EmbeddingPassage,
+    EmbeddingQuery,
     FlashAttn,
     LibraryOption,
     ModelOption,
@@ -26,6 +29,7 @@ from .options import (
     UBatch,
     Verbose,
     load_options_of,
+    open_embedding,
     option,
 )
 
@@ -104,6 +108,9 @@ def serve(
         int, option("--max-upload", min=1, metavar="MIB", help="Largest file that is taken, in MiB.", panel=LOAD)
     ] = 256,
     library: LibraryOption = None,
+    embedding_model: EmbeddingModelOption = None,
+    embedding_query: EmbeddingQuery = None,
+    embedding_passage: EmbeddingPassage = None,
     plain: Plain = False,
     stock: Stock = False,
     read_budget: ReadBudget = None,
@@ -159,7 +166,15 @@ def serve(
         type_k, type_v, flash_attn, threads, n_gpu_layers, rpc, batch, ubatch, verbose=verbose
     )
     listener = listen(host, port)
-    with open_library(library, writes=True) as opened, open_records(opened) as records, logging_to_stderr():
+    prefixes = embedding_query, embedding_passage
+    with (
+        open_embedding(
+            embedding_model, *prefixes, threads=threads, n_gpu_layers=n_gpu_layers, verbose=verbose
+        ) as embedding,
+        open_library(library, writes=True) as opened,
+        open_records(opened) as records,
+        logging_to_stderr(),
+    ):
         llm = load(
             path,
             mesa=MesaConfig(enabled=not stock, read_budget=read_budget),
@@ -170,4 +185,4 @@ def serve(
         output.say(
             f"mesa-gguf: {path.name} at {address_of(listener)} (a context of {llm.n_ctx()} tokens); Ctrl-C ends it"
         )
-        serve_model(llm, opened, records, settings, listener)
+        serve_model(llm, opened, records, settings, listener, embedding=embedding)

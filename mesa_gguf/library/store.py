@@ -27,6 +27,7 @@ HEADER = struct.Struct("<8sII32sQQ32s")  # magic, version, header bytes, key, to
 SUFFIX = ".chunk"
 TEMPORARY = ".new"
 NAME_BYTES = 32  # of a key, which is written with two hex digits a byte
+EMBEDDINGS = "embeddings"  # stands behind a model's fingerprint in the index, for vectors that it made
 ORPHAN_SECONDS = 3600.0  # a temporary file that is older belongs to a process that is gone
 
 

@@ -37,6 +37,7 @@ from ..loaders import Place
 from ..sampling import Sampler, SamplingOptions, whole
 from .attended import LAYERS, N_CALM, Attended, Shares, token_starts
 from .citations import Passage, cite, passages, stands_in, values_of
+from .embeddings import EmbeddingModel
 from .other_words import OtherWords
 from .prompts import PromptForm, Turn, gap_after
 from .shelf import Catalogue, Piece, Progress, Read, ReadMode, Selection, Shelf
@@ -198,6 +199,7 @@ class Reader:
         catalogue: of the library, if there is one already.
         cite_by: citations are the passages that the answer attended to and shares words with; or "words" alone, which costs nothing
             while it is generated.
+        embedding: finds questions in other words in the library, too. A catalogue has its own, or none.
 
     Raises:
         ModelError: the model has no vocabulary, or its chat template cannot be rendered.
@@ -212,6 +214,7 @@ class Reader:
         form: PromptForm | None = None,
         catalogue: Catalogue | None = None,
         cite_by: CiteBy = "attention",
+        embedding: EmbeddingModel | None = None,
     ) -> None:
         if library is not None and not isinstance(library, Library):
             raise ConfigError(f"library is of the type {type(library).__name__}: it must be a Library")
@@ -224,7 +227,9 @@ class Reader:
         self.form = form
         self.shelf: Shelf | None = None
         if self.library is not None:
-            self.shelf = Shelf(llm, catalogue if catalogue is not None else Catalogue(llm, form, self.library))
+            if catalogue is None:
+                catalogue = Catalogue(llm, form, self.library, embedding)
+            self.shelf = Shelf(llm, catalogue)
         self._document: list[int] = []
         # the last answer. note: a strong reference would be one to the reader itself, and keep the model in memory
         self._stream: weakref.ref[AnswerStream] | None = None
@@ -299,8 +304,8 @@ class Reader:
             response_format: the answer is JSON, as in `create_chat_completion`: {"type": "json_object"}, or {"type": "json_schema",
                 "json_schema": {"schema": …}}, or a grammar of JSON. Citations are for its values. "each" asks each chunk in words.
             logprobs: the answer has the log-probabilities of its tokens, each with so many of the likeliest in its place.
-            progress: called with (tokens read, tokens to read) after each chunk that is read, each passage that is compared with the
-                question, and each answer of "each". What it raises ends the reading there; what was read is kept.
+            progress: called with (tokens read, tokens to read) after each chunk that is read or embedded, each passage that is compared with
+                the question, and each answer of "each". What it raises ends the reading there; what was read is kept.
             begin: of the work on this question, by time.perf_counter(), where some was done before; for the answer's times.
             **sampling: top_k, top_p, min_p, repeat_penalty, grammar, logit_bias and the others of `MesaLlama.sample`.
 
@@ -358,7 +363,7 @@ class Reader:
 
         self.shelf.is_unread = False  # of this question, not of the one before it
         selection = self.shelf.catalogue.select(
-            asked.question, chosen, read, room=room, history=history, model=_Looking(self, progress)
+            asked.question, chosen, read, room=room, history=history, model=_Looking(self, progress), progress=progress
         )
         self._leave()
         if selection.mode == "each" and len(selection.pieces) > 1:

@@ -32,6 +32,7 @@ from ..model.header import check_model
 from ..model.tuning import tuned
 from ..text import counted
 from .citations import closest_sentence
+from .embeddings import EmbeddingModel, Embeddings
 from .other_words import OtherWords, Thesaurus
 from .prompts import END, QUESTION, PromptForm, Turn
 from .similar import Near, SimilarPassages, WordVectors, evidence, names_of, outstanding, sentences_of
@@ -180,11 +181,16 @@ def check_mode(mode: object) -> ReadMode:
 class Catalogue:
     """A library's documents in chunks, as a model's vocabulary counts them. The model's weights are not needed.
 
+    Args:
+        embedding: finds questions in other words, too.
+
     Raises:
         ConfigError: the model was trained at too few tokens for chunks.
     """
 
-    def __init__(self, vocabulary: MesaLlama, form: PromptForm, library: Library) -> None:
+    def __init__(
+        self, vocabulary: MesaLlama, form: PromptForm, library: Library, embedding: EmbeddingModel | None = None
+    ) -> None:
         self.form, self.library = form, library
         path = Path(vocabulary.model_path)
         self.model = model_fingerprint(path)
@@ -199,6 +205,7 @@ class Catalogue:
                 f"a model that is read at {reading_length} tokens has no room for chunks beside a preamble of "
                 f"{len(self.preamble)}: read the text whole, without a library"
             )
+        self.embeddings = Embeddings(embedding, library) if embedding is not None else None
         self._cut = f"{self.model}:{self.chunk_tokens}"
         self._rows: dict[int, list[SpanRow]] = {}
         self._pieces: dict[int, Piece] = {}
@@ -267,6 +274,7 @@ class Catalogue:
         room: int | None = None,
         history: Sequence[Turn] = (),
         model: Model | None = None,
+        progress: Progress | None = None,
     ) -> Selection:
         """The chunks that a question reads.
 
@@ -274,6 +282,7 @@ class Catalogue:
             room: tokens that a context has for them; "auto" takes no more, but one chunk at least.
             history: the turns before the question, which a short one ("And who wrote it?") is matched with.
             model: looks at questions whose words the documents hardly have.
+            progress: called with (tokens embedded, tokens to embed) after each chunk, where there is an embedding model.
 
         "auto" and a number of tokens take everything where it is no longer than that, else the chunks that match the question
         best (BM25) as far as they fit. Where few of its words match, chunks with passages of words that mean nearly the same come
@@ -286,7 +295,7 @@ class Catalogue:
         mode = check_mode(mode)
         for _ in range(TRIES):
             n_forgotten = self.library.index.n_forgotten
-            selection = self._select(question, documents, mode, room, history, model)
+            selection = self._select(question, documents, mode, room, history, model, progress)
             first = {document.id: rows[0].id for document in documents if (rows := self._rows.get(document.id))}
             if self.library.index.n_forgotten == n_forgotten and not self.library.index.are_others(first):
                 return selection
@@ -305,6 +314,7 @@ class Catalogue:
         room: int | None,
         history: Sequence[Turn],
         model: Model | None,
+        progress: Progress | None,
     ) -> Selection:
         every = [(document, row) for document in documents for row in self.rows(document)]
         if not every:
@@ -315,7 +325,7 @@ class Catalogue:
         ranked, compared = self._ranked(question, every, numbers, history) if mode != "each" else [], 0
         looks = len(every) > 1 and (mode == "all" or not fits)
         if looks and (not history or self._n_matched(question, numbers) >= ENOUGH_WORDS):
-            other = self._in_other_words(question, every, numbers, ranked, model)
+            other = self._in_other_words(question, every, numbers, ranked, model, progress)
             if other is not None:
                 ranked, compared = other
                 budget = self._auto(MOST_AUTO_TOKENS, room) if mode == "auto" else budget
@@ -385,6 +395,7 @@ class Catalogue:
         documents: Sequence[int],
         ranked: list[int],
         model: Model | None,
+        progress: Progress | None,
     ) -> tuple[list[int], int] | None:
         """Chunks in the order in which they are read, and how many passages the question's likelihood was computed for.
 
@@ -419,24 +430,29 @@ class Catalogue:
             return None
         found = similar.best(near) if near is not None else []
         compared: list[Near] = []
-        if model is not None and near is not None:
+        if near is not None and (model is not None or self.embeddings is not None):
             values: Sequence[npt.NDArray[np.float32] | None] = ()
-            if len(every) <= MOST_MEANT:
+            if model is not None and len(every) <= MOST_MEANT:
                 values = model.by_values(question, [self.piece(*one) for one in every])
+            others = [similar.of_sentences(values)] if values else []
+            if self.embeddings is not None:
+                texts = [(text(i), row.n_tokens) for i, (_, row) in enumerate(every)]
+                others.append(self.embeddings.near(question, texts, progress))
             scores = outstanding(near)
-            if values:
-                meant = similar.of_sentences(values)
-                scores += meant
-                passages = [one for of in (scores, near, meant) for one in similar.best(of, LISTED_PASSAGES)]
+            for other_scores in others:
+                scores += other_scores
+            if others:
+                passages = [one for of in (scores, near, *others) for one in similar.best(of, LISTED_PASSAGES)]
             else:
                 passages = found[:COMPARED_PASSAGES]
             if ranked and all(one.source != ranked[0] for one in passages):
                 passages += [one for one in found if one.source == ranked[0]][:1]
             passages = list(dict.fromkeys(passages))
-            likely = model.likelihoods(question, [one.text for one in passages])
-            total = {one: value + OUT_WEIGHT * float(scores[one.number]) for one, value in zip(passages, likely)}
-            compared = sorted(passages, key=lambda one: -total[one])
-            found = similar.best(scores, len(scores)) if values else found
+            if model is not None:
+                likely = model.likelihoods(question, [one.text for one in passages])
+                total = {one: value + OUT_WEIGHT * float(scores[one.number]) for one, value in zip(passages, likely)}
+                compared = sorted(passages, key=lambda one: -total[one])
+            found = similar.best(scores, len(scores)) if others else found
         order = [one.source for one in (*compared, *found)]
         if matched >= NO_EVIDENCE:  # in turns: the words may be names, of which each chunk tells something
             order = _in_turns(ranked, order)
@@ -580,6 +596,10 @@ class Shelf:
                 made = None if self._has_values(beside) else self._make_values(piece, in_use())
                 if made is not None and progress is not None:
                     progress(done, total)
+            if self.catalogue.embeddings is not None:
+                texts = {piece.text: len(piece.tokens) for piece in by_key.values()}
+                more = self.catalogue.embeddings.make(texts, progress, in_use=in_use(), ahead=True)
+                notes += [note for note in more if note not in notes]
         return done, notes
 
     def complete(self, piece: Piece) -> bool:
@@ -588,14 +608,18 @@ class Shelf:
         Returns:
             False where nothing can be kept, unless something else is dropped for it.
         """
-        beside = self._values_key(piece)
-        if beside in self.library.store or self.key(piece) not in self.library.store:
+        beside, key, embeddings = self._values_key(piece), self.key(piece), self.catalogue.embeddings
+        lacks = embeddings is not None and not embeddings.n_kept([piece.text])
+        if key not in self.library.store or (beside in self.library.store and not lacks):
             return True
         room = self.library.budget - self.library.index.kept_bytes()
         if room < self.llm.chunk_size(len(piece.tokens)):  # which is much more
             return False
-        self._make_values(piece)
-        return beside in self.library.store or self.key(piece) not in self.library.store  # the latter was damaged
+        if beside not in self.library.store:
+            self._make_values(piece)
+        if embeddings is not None and embeddings.make({piece.text: len(piece.tokens)}, ahead=True):
+            return False
+        return beside in self.library.store or key not in self.library.store  # the latter was damaged
 
     def _values_key(self, piece: Piece) -> str:
         parts = self.catalogue.model, self._origin, "values", VALUES_VERSION

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .. import rpc
 from ..errors import ConfigError, MesaError
 from ..library.library import Library
+from ..reading.embeddings import EmbeddingModel
 from ..reading.prompts import PromptForm
 from ..reading.reader import Reader, load_vocabulary
 from ..reading.shelf import Catalogue
@@ -121,12 +122,14 @@ def serve(
     listener: socket.socket,
     *,
     name: str | None = None,
+    embedding: EmbeddingModel | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. Takes over the model, and closes it.
 
     Args:
         records: what the server keeps in the library's folder.
         name: the model's, in answers; default: its file's.
+        embedding: finds questions in other words in documents, too.
 
     Raises:
         ConfigError: the settings would let anyone in.
@@ -135,7 +138,7 @@ def serve(
     path = Path(llm.model_path)
     metrics = Metrics()
     try:
-        reader, reason = _reader(llm, library, settings.plain)
+        reader, reason = _reader(llm, library, settings.plain, embedding)
 
         def open_catalogue() -> Catalogue:
             form = PromptForm(load_vocabulary(path), plain=settings.plain)
@@ -166,10 +169,12 @@ def serve(
         listener.close()
 
 
-def _reader(llm: ServedLlama, library: Library, plain: bool) -> tuple[Reader | None, str]:
+def _reader(
+    llm: ServedLlama, library: Library, plain: bool, embedding: EmbeddingModel | None
+) -> tuple[Reader | None, str]:
     """A reader of documents, or why this model reads none."""
     try:
-        return Reader(llm, library, form=PromptForm(llm, plain=plain)), ""
+        return Reader(llm, library, form=PromptForm(llm, plain=plain), embedding=embedding), ""
     except MesaError as err:
         log.warning("documents cannot be asked about: %s", err)
         return None, str(err)

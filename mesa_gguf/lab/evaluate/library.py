@@ -24,6 +24,7 @@ from ...library.library import Document, Library
 from ...llama import MesaLlama
 from ...model.fingerprint import model_fingerprint
 from ...model.header import check_model
+from ...reading.embeddings import EmbeddingModel
 from ...reading.reader import Reader, context_for, load_model
 from ...reading.shelf import MOST_AUTO_TOKENS, Catalogue, ReadMode, check_mode
 from .. import documents, facts
@@ -54,6 +55,7 @@ class Settings:
         text: that facts are put into; None: of the bundled reader its own, else Python's documentation.
         n_facts: facts unlike all others, and as many that look alike.
         machine: arguments of MesaLlama that should not change results: threads, layers on a GPU.
+        embedding: finds questions in other words, too.
     """
 
     path: Path
@@ -65,6 +67,7 @@ class Settings:
     n_facts: int = 12
     engine: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
+    embedding: EmbeddingModel | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,15 @@ class LibraryEvaluation:
     def settings(self) -> dict[str, Any]:
         """What the results depend on, besides task, method, length, seed and index."""
         options = self.options
+        embedding = options.embedding
+        known = {}
+        if embedding is not None:
+            known["embedding"] = {
+                "name": embedding.path.name,
+                "fingerprint": embedding.fingerprint,
+                "query": embedding.query,
+                "passage": embedding.passage,
+            }
         return {
             "task": {
                 "name": "library",
@@ -135,6 +147,7 @@ class LibraryEvaluation:
             "form": self.prompter.form.name,
             "engine": dict(options.engine),
             "versions": {"mesa-gguf": __version__},
+            **known,
         }
 
     def run(self, watch: Watch | None = None) -> None:
@@ -192,7 +205,7 @@ class LibraryEvaluation:
                 for n, part in enumerate(split_text(made.text, -(-length // PART_TOKENS)))
             ]
             form = self.prompter.form
-            catalogue = Catalogue(form.vocabulary, form, library)
+            catalogue = Catalogue(form.vocabulary, form, library, self.options.embedding)
             for mode in modes:
                 rows = self._rows(mode, length, made, parts, catalogue)
                 for n, row in enumerate(rows):

@@ -1,8 +1,9 @@
 """What sentences mean, by an embedding model: an extra, for questions in other words than the documents have.
 
 An embedding model turns a text into one vector, and is trained so that a question and a passage that answers it are near each other. Each sentence
-is read with its neighbours, as far as they fit: alone it may not say what "it" or "the second one" is. Its vector depends on the embedding model,
-the text and what stands before it, and on nothing of the model that answers. So it is kept in the library, and serves each question again.
+is embedded alone: neighbours blur it, and cost twice the time; whether they belong to the answer is seen when the likelihood of the question behind them
+is computed. A vector depends on the embedding model, the text and what stands before it, and on nothing of the model that answers. So it is kept in the
+library, and serves each question again.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from ..library.store import EMBEDDINGS, LibraryError, chunk_key
 from ..llama import MesaLlama
 from ..model.fingerprint import model_fingerprint
 from ..model.header import Header, check_model
-from .similar import outstanding, sentences_of, window
+from .similar import outstanding, sentences_of
 
-VERSION = 1  # of what is kept: other sentences, other neighbours, another way to make a vector
+VERSION = 1  # of what is kept: other sentences, another way to make a vector
 MOST_TOKENS = 512  # of a passage and what stands before it: the rest of a longer one is left out
 N_ASKED = 16  # questions whose vectors are remembered
 
@@ -111,9 +112,9 @@ class EmbeddingModel:
         return np.asarray(vector)
 
     def of_sentences(self, text: str) -> Rows:
-        """The vectors of a chunk's sentences, each with its neighbours [n_sentences, width]."""
-        sentences = sentences_of(0, text)
-        return self.embed([self.passage + window(sentences, i) for i in range(len(sentences))]).astype(np.float16)
+        """The vectors of a chunk's sentences [n_sentences, width]."""
+        sentences = (sentence.text.strip() for sentence in sentences_of(0, text))
+        return self.embed([self.passage + sentence for sentence in sentences]).astype(np.float16)
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """A vector of length 1 for each text, as it stands there [n_texts, width].

@@ -147,21 +147,6 @@ def sentences_of(source: int, text: str) -> list[Passage]:
     return [one for one in passages(source, text, chars=SENTENCE_CHARS) if terms_of(one.text)]
 
 
-def window(sentences: Sequence[Passage], i: int) -> str:
-    """A sentence with its neighbours in the same text, those before it first, as far as they fit."""
-    first = last = i
-    room = WINDOW_CHARS - len(sentences[i].text)
-    while True:
-        for other in (first - 1, last + 1):
-            sentence = sentences[other] if 0 <= other < len(sentences) else None
-            if sentence and sentence.source == sentences[i].source and len(sentence.text) <= room:
-                room -= len(sentence.text)
-                first, last = min(first, other), max(last, other)
-                break
-        else:
-            return " ".join(sentence.text.strip() for sentence in sentences[first : last + 1])
-
-
 def outstanding(scores: Scores) -> Scores:
     """By how many standard deviations each score is above the mean of all."""
     return np.asarray((scores - scores.mean()) / max(float(scores.std()), 1e-9), scores.dtype)
@@ -218,7 +203,7 @@ class SimilarPassages:
                 break
             source = self._sentences[i].source
             if taken[source] < OF_ONE_TEXT:
-                found.append(Near(i, source, window(self._sentences, i)))
+                found.append(Near(i, source, self._window(i)))
                 taken[source] += 1
         return found
 
@@ -244,6 +229,20 @@ class SimilarPassages:
         starts = np.cumsum(self._sizes) - self._sizes
         scores = np.maximum.reduceat((near * weight[:, None])[:, self._all], starts, axis=1).sum(axis=0)
         return np.asarray(scores / np.sqrt(1 + self._sizes / SENTENCE_WORDS), np.float64)
+
+    def _window(self, i: int) -> str:
+        """A sentence with its neighbours, those before it first, as far as they fit."""
+        first = last = i
+        room = WINDOW_CHARS - len(self._sentences[i].text)
+        while True:
+            for other in (first - 1, last + 1):
+                sentence = self._sentences[other] if 0 <= other < len(self._sentences) else None
+                if sentence and sentence.source == self._sentences[i].source and len(sentence.text) <= room:
+                    room -= len(sentence.text)
+                    first, last = min(first, other), max(last, other)
+                    break
+            else:
+                return " ".join(sentence.text.strip() for sentence in self._sentences[first : last + 1])
 
 
 def _standard(values: Floats) -> Floats:

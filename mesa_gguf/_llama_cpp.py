@@ -127,6 +127,27 @@ def silence() -> Iterator[None]:
         _silent = before
 
 
+@contextlib.contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Ctrl-C is raised at the end of this where it came while llama.cpp was logging: Python drops what is raised in a callback."""
+    lost: list[BaseException] = []
+    before = sys.unraisablehook
+
+    def keep(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_value is None or isinstance(unraisable.exc_value, Exception):
+            before(unraisable)
+        else:
+            lost.append(unraisable.exc_value)
+
+    sys.unraisablehook = keep
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        if lost:
+            raise lost[0]
+
+
 def _log_by_level(bindings: ModuleType) -> None:
     """Show llama.cpp's messages by their level: errors, and all of them with verbose=True.
 

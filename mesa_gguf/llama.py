@@ -202,9 +202,15 @@ class MesaLlama(llama_cpp.Llama):
         _llama_cpp.keep_standard_streams()
         n_batch = min(n_batch, n_ctx)  # as llama.cpp has it; Llama makes its buffers of what it was given
         try:
-            super().__init__(
-                str(model_path), n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, flash_attn=bool(flash_attn), **kwargs
-            )
+            with _llama_cpp.interrupts_kept():
+                super().__init__(
+                    str(model_path),
+                    n_ctx=n_ctx,
+                    n_batch=n_batch,
+                    n_ubatch=n_ubatch,
+                    flash_attn=bool(flash_attn),
+                    **kwargs,
+                )
         except ValueError as err:
             if "Failed to load model" in str(err):
                 raise ModelError(f"{model_path}: llama.cpp cannot load this model", SHOW_REASON) from err

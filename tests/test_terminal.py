@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mesa_gguf import MesaLlama, cli
+from conftest import BUNDLED
+from mesa_gguf import MesaLlama, _llama_cpp, cli
 from mesa_gguf.cli import chat, output
 from mesa_gguf.lab.documents import is_right, make_document
 
@@ -215,6 +216,22 @@ def test_a_reading_is_stopped_and_goes_on_where_it_stopped(
     assert code == 0 and is_right(MADE.facts[0], out.splitlines()[1])
     assert err.splitlines()[0] == "stopped; the chunks that were read are kept"
     assert f"{sum(n_saved[2:])} tokens computed, {sum(n_saved[:2])} reused" in err
+
+
+def test_a_model_that_is_being_loaded_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes while llama.cpp logs, where Python drops what is raised."""
+    has_stderr, n_asked = _llama_cpp.has_stderr, []
+
+    def ask_and_press() -> bool:
+        n_asked.append(1)
+        if len(n_asked) == 20:  # by the log: for each line that it shows
+            press()
+        return has_stderr()
+
+    monkeypatch.setattr(_llama_cpp, "has_stderr", ask_and_press)
+    with pytest.raises(KeyboardInterrupt):
+        MesaLlama(BUNDLED, n_ctx=512, verbose=True)
+    assert len(n_asked) > 20
 
 
 def test_twice_ends_the_chat(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,6 +276,38 @@ def test_an_empty_environment_variable_is_none(run: Run, tmp_path: Path, monkeyp
     assert not (tmp_path / " ").exists()
 
 
+def test_a_folder_that_is_named_and_has_no_library(run: Run, tmp_path: Path) -> None:
+    """A slip, or a disk that is not there: nothing is made, but where something is added."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+    for name in ("none/library", "empty"):
+        for command in (("list",), ("show", "1"), ("remove", "1"), ("verify",), ("prune",), ("budget",)):
+            code, out, err = run("library", *command, "--library", name)
+            assert (code, out) == (2, "") and f"{name}: there is no library there: mesa-gguf library add FILE" in err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "empty"]
+    assert run("library", "budget", "5GB", "--library", "first")[0] == 0
+    assert run("library", "add", "a.txt", "--library", "second")[0] == 0
+    assert all(run("library", "list", "--library", name)[0] == 0 for name in ("first", "second"))
+
+
+def test_what_is_left_out_of_a_folder_is_named_as_it_was_given(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "papers" / "old").mkdir(parents=True)
+    for name, data in (("empty.txt", b""), ("blank.txt", b" "), ("no.pdf", b"text"), ("a.txt", b"text")):
+        (tmp_path / "papers" / "old" / name).write_bytes(data)
+    said = ["blank.txt has no text", "empty.txt is empty", "no.pdf is no PDF file, though its name says so: it is damaged, or of another kind"]  # fmt: skip
+    for folder in ("papers", "papers/", f"{tmp_path}/papers", "."):
+        shown = "" if folder == "." else f"{folder.rstrip('/')}/"
+        own = "papers/" if folder == "." else ""
+        lines = [line for line in run("library", "add", folder)[2].splitlines() if not line.endswith("of mesa-gguf")]
+        assert sorted(lines) == [f"mesa-gguf: {shown}{own}old/{line}" for line in said]
+
+
+def test_a_document_that_is_named_twice_is_removed_once(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+    number = run("library", "add", "a.txt")[1].split()[0]
+    assert run("library", "remove", "a.txt", number)[:2] == (0, "removed a.txt\n")
+
+
 def test_a_folder_that_no_library_can_be_in(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     code, _, err = run("library", "list", "--library", tmp_path / "file" / "library")

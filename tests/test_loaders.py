@@ -115,7 +115,7 @@ def test_pdf_is_known_by_its_content() -> None:
     assert read(make.pdf([["text"]]), "notes.txt").kind == "pdf"
     assert read(b"\r\n\r\n" + make.pdf([["text"]]), "notes.txt").text.strip() == "text"
     assert read("A text on %PDF-1.4 files", "a.txt").kind == "text"
-    assert "is no PDF file, as its name says" in error("A text on %PDF-1.4 files", "a.pdf")
+    assert "is no PDF file, though its name says so" in error("A text on %PDF-1.4 files", "a.pdf")
 
 
 def test_pdf_words_broken_over_lines_are_whole() -> None:
@@ -680,7 +680,7 @@ def test_other_packed_files_are_named(member: str, says: str) -> None:
 @pytest.mark.parametrize("name", ["a.pdf", "a.EPUB", "a.docx", "b.c.odt", "a.rtf", "a.xlsx", "a.zip"])
 @pytest.mark.parametrize("data", [b"plain words", "caf\u00e9".encode("cp1252"), b"<html><p>a page</p></html>"])
 def test_a_file_that_is_not_what_its_name_says(name: str, data: bytes) -> None:
-    assert "as its name says: it is damaged, or of another kind" in error(data, name)
+    assert "though its name says so: it is damaged, or of another kind" in error(data, name)
     assert read(data, name, encoding="cp1252").text  # who says so knows it
     assert read(data, f"{name}.txt").text
 
@@ -967,10 +967,11 @@ def test_walk(tmp_path: Path) -> None:
     os.symlink("nowhere", folder / "broken")
     os.symlink("loop", folder / "loop")
     found = walk(folder, limits=Limits(file_bytes=1500))
+    assert all(note.startswith(f"{folder}/") for note in found.notes)  # as it was called
     names = [path.relative_to(folder).as_posix() for path in found.files]
     assert names == ["Z.txt", "a.txt", "b/10.txt", "b/2.md", "b/deep/x.py", "b.pdf", "ä.txt"]
     assert all(load(path).text for path in found.files)
-    assert [note.split()[0] for note in found.notes] == [
+    assert [note.removeprefix(f"{folder}/").split()[0] for note in found.notes] == [
         "broken",
         "empty",
         "junk",
@@ -1007,7 +1008,7 @@ def test_walk_leaves_libraries_out(tmp_path: Path, lost: str | None) -> None:
         shutil.rmtree(papers / "kept" / "library" / lost / "ab")
     found = walk(papers)
     assert [path.name for path in found.files] == ["a.txt", "b.txt"]
-    assert found.notes == ("kept/library is a library of mesa-gguf",)
+    assert found.notes == (f"{papers}/kept/library is a library of mesa-gguf",)
     with pytest.raises(DocumentError, match="is a library of mesa-gguf"):
         walk(papers / "kept" / "library")
 
@@ -1022,7 +1023,7 @@ def test_walk_of_hostile_names(tmp_path: Path) -> None:
     found = walk(tmp_path)
     assert len(found.files) == len(names)
     (tmp_path / "a\n\x1b[31mb").touch()
-    assert walk(tmp_path).notes == ("a\\n\\x1b[31mb is empty",)
+    assert walk(tmp_path).notes == (f"{tmp_path}/a\\n\\x1b[31mb is empty",)
     with pytest.raises(DocumentError, match=r"a\\n\\x1b\[31mb is empty"):
         load(tmp_path / "a\n\x1b[31mb")
     for path in found.files:

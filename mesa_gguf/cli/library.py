@@ -14,8 +14,10 @@ import typer
 from ..errors import MesaError, PromptError
 from ..library.budget import UNLIMITED
 from ..library.library import Document, Library, check_name
+from ..library.renewal import is_there
 from ..library.store import EMBEDDINGS, LibraryError
 from ..loaders.document import printable
+from ..loaders.folder import is_library
 from ..model.hub import find_model
 from ..reading.text import source_name
 from ..text import counted
@@ -194,7 +196,7 @@ def read_ahead(
 def list_(collection: CollectionOption = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """List the documents, the collections, and the bytes that are kept of each model."""
 
-    with open_library(library) as opened:
+    with open_library(library, begins=False) as opened:
         documents = opened.documents(collection)
         kept: dict[str, list[KeptRow]] = {}
         for row in opened.index.kept():
@@ -263,7 +265,7 @@ def _model_names(library: Library) -> dict[str, str]:
 @library_app.command("show")
 def show(document: DocumentName, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """Print the text of a document as it was loaded."""
-    with open_library(library) as opened:
+    with open_library(library, begins=False) as opened:
         found = _find(opened, document)
         text = opened.text(found)
         if as_json:
@@ -288,8 +290,9 @@ def remove(
     library: LibraryOption = None,
 ) -> None:
     """Forget documents, or a collection. Chunks stay until their place is needed, or prune is called."""
-    with open_library(library, writes=True) as opened:
-        found = [_find(opened, name) for name in documents or ()]
+    with open_library(library, writes=True, begins=False) as opened:
+        each = {found.id: found for found in (_find(opened, name) for name in documents or ())}
+        found = list(each.values())
         if collection is None:
             if not found:
                 raise PromptError("nothing to remove: name documents, or a collection with --collection")
@@ -308,7 +311,7 @@ def remove(
 @library_app.command("verify")
 def verify(as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """Compare every kept chunk with its checksum. What is damaged is removed, and read again when it is needed."""
-    with open_library(library) as opened:
+    with open_library(library, begins=False) as opened:
         _report(opened.verify(), as_json, _SAID if opened.read_only is None else _SAID | _SAID_READ_ONLY)
 
 
@@ -316,7 +319,7 @@ def verify(as_json: JsonOption = False, library: LibraryOption = None) -> None:
 def prune(budget: Budget = None, as_json: JsonOption = False, library: LibraryOption = None) -> None:
     """Remove the chunks that were not used for longest, until what is kept fits into a budget."""
     n_bytes = None if budget is None else bytes_of("--budget", budget)
-    with open_library(library, writes=True) as opened:
+    with open_library(library, writes=True, begins=False) as opened:
         _report(opened.prune(n_bytes), as_json, _SAID)
 
 
@@ -338,7 +341,7 @@ def budget(
 
     word = (size or "").strip().lower()
     limit = None if size is None else _SIZES[word] if word in _SIZES else bytes_of("budget", word)
-    with open_library(library, writes=size is not None) as opened:
+    with open_library(library, writes=size is not None, begins=size is not None) as opened:
         if size is not None:
             opened.set_budget(limit)
         n_kept = opened.index.kept_bytes()
@@ -457,12 +460,17 @@ def kept_if_interrupted(then: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_library(folder: str | None, *, writes: bool = False) -> Iterator[Library]:
+def open_library(folder: str | None, *, writes: bool = False, begins: bool = True) -> Iterator[Library]:
     """The library in a folder; what had to be mended is told, when it is opened or where it comes to light, and that nothing is kept.
 
     Args:
         writes: it must be possible to write to it.
+        begins: a folder that is named, and has no library yet, gets one.
     """
+    if folder and not begins and not _has_library(Path(folder).expanduser()):
+        raise LibraryError(
+            f"{folder}: there is no library there: mesa-gguf library add FILE --library {folder} begins one"
+        )
     with Library(folder) as opened:
         if writes:
             opened.check_writable()
@@ -475,6 +483,13 @@ def open_library(folder: str | None, *, writes: bool = False) -> Iterator[Librar
         finally:
             if opened.mended is not None:
                 output.say_once(f"mesa-gguf: {opened.mended}")
+
+
+def _has_library(folder: Path) -> bool:
+    try:
+        return folder.is_file() or is_library(folder) or is_there(folder / "index.sqlite3")
+    except OSError:  # which is told where it is opened
+        return True
 
 
 def _find(library: Library, name: str) -> Document:

@@ -217,8 +217,25 @@ class Library:
             raise DocumentError(
                 f"{printable(file)} is an address: save it as a file; nothing is fetched from the network"
             )
-        path = Path(file).expanduser()
-        name = printable(str(path))
+        return self._add_file(
+            Path(file).expanduser(), None, collection=collection, encoding=encoding, password=password
+        )
+
+    def _add_file(
+        self,
+        path: Path,
+        called: str | None,
+        *,
+        collection: str | None,
+        encoding: str | None = None,
+        password: str | None = None,
+    ) -> Document:
+        """`add`.
+
+        Args:
+            called: the file in messages; default: its path.
+        """
+        name = printable(str(path)) if called is None else called
         try:
             mode = path.stat().st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -278,11 +295,13 @@ class Library:
         """
         if collection is not None:
             check_name(collection, "a collection's name")
-        found = walk(Path(folder).expanduser())
+        given = Path(folder).expanduser()
+        found = walk(given)
         documents, notes = [], list(found.notes)
         for path in found.files:
             try:
-                documents.append(self.add(path, collection=collection))
+                called = printable((given / path.relative_to(given.resolve())).as_posix())  # as in the notes
+                documents.append(self._add_file(path, called, collection=collection))
             except LibraryError:
                 raise
             except MesaError as err:

@@ -101,7 +101,7 @@ def load_bytes(
     else:
         if encoding is None and (what := not_as_named(name)):
             raise DocumentError(
-                f"{name} is no {what}, as its name says: it is damaged, or of another kind: where it is a text, rename it to .txt"
+                f"{name} is no {what}, though its name says so: it is damaged, or of another kind: where it is a text, rename it to .txt"
             )
         text, notes = _decode(data, name, encoding)
         kind = text_kind(text, name)

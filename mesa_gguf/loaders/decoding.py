@@ -53,7 +53,7 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
         raise PromptError(f"{name} is {file[0]}, not text: {file[1]}")
     if encoding is None and (what := not_as_named(name)):
         raise PromptError(
-            f"{name} is no {what}, as its name says, and may be damaged: where it is a text, rename it to .txt"
+            f"{name} is no {what}, though its name says so, and may be damaged: where it is a text, rename it to .txt"
         )
     return _decode(data, name, encoding or plain_encoding(data))
 

@@ -21,7 +21,7 @@ class Walk:
 
     Attributes:
         files: that look as if they could be loaded, in the order of their names.
-        notes: what was left out and why, a line each. Hidden files and folders are left out without a word.
+        notes: what was left out and why, a line each, with its name as the folder was called. Hidden files and folders are left out without a word.
     """
 
     files: tuple[Path, ...]
@@ -54,7 +54,7 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
     todo = [root]
     while todo:
         path = todo.pop()
-        name = printable(path.relative_to(root).as_posix())
+        name = printable((folder / path.relative_to(root)).as_posix())
         try:
             is_link = path.is_symlink()
             real = path.resolve(strict=True)
@@ -116,5 +116,5 @@ def _why_not(path: Path, status: os.stat_result, limits: Limits) -> str | None:
     if is_pdf(head) or is_packed(head):
         return None
     if what := not_as_named(path.name):
-        return f"is no {what}, as its name says: it is damaged, or of another kind"
+        return f"is no {what}, though its name says so: it is damaged, or of another kind"
     return "is no text" if is_binary(head) else None

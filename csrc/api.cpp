@@ -270,7 +270,7 @@ int32_t llama_mesa_enable(llama_context * ctx, const llama_mesa_params * params)
             return fail("the context holds " + std::to_string(before->n_past()) +
                         " tokens that were not read plainly: empty it first");
         }
-        if (!apply_key_moves(*ctx, *kv, *before)) {
+        if (apply_key_moves(*ctx, *kv, *before, false) != 0) {
             return fail("the keys could not be moved back to where they were read: empty the context first");
         }
     }
@@ -382,9 +382,8 @@ int32_t llama_mesa_prompt(llama_context * ctx, int32_t n_tokens, const uint8_t *
     }
 
     const int32_t n_total = m->n_past() + n_tokens;
-    if (n_tokens > 1) { // one alone is a generated one
-        m->n_announced = n_total;
-    }
+    // one alone is a generated one, also behind a text that was announced and read in part
+    m->n_announced = n_tokens > 1 ? n_total : std::min(m->n_announced, m->n_past());
 
     // the text fits again, but some of it was read in chunks or on the stair: that is read anew, plainly
     if (n_total <= m->params.reading_length && m->n_by_hand == 0 && m->loaded.empty() &&

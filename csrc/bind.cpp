@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, m) {
     bind_gguf(m);
     bind_sampling(m);
     bind_attention(m);
+    bind_watch(m);
 }

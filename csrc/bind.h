@@ -36,3 +36,4 @@ void bind_plan(py::module_ & m);      // plans, positions, masks
 void bind_context(py::module_ & m);   // llama-mesa.h on a model or context
 void bind_gguf(py::module_ & m);      // model files
 void bind_sampling(py::module_ & m);  // the next token
+void bind_watch(py::module_ & m);     // what ends a batch that is computed

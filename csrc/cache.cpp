@@ -178,7 +178,8 @@ bool mesa::move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t * 
     }
     res->set_inputs(nullptr);
 
-    if (lctx.graph_compute(gf, true) != GGML_STATUS_SUCCESS) {
+    // note: of an aborted graph some layers' keys would have moved, and nobody would know which
+    if (lctx.mesa_compute(gf, true) != GGML_STATUS_SUCCESS) {
         LLAMA_LOG_ERROR("%s: failed to move keys\n", __func__);
         return false;
     }
@@ -187,9 +188,9 @@ bool mesa::move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t * 
     return true;
 }
 
-bool mesa::apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m) {
+int32_t mesa::apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m, bool may_abort) {
     if (!m.keys_stale) {
-        return true;
+        return 0;
     }
 
     std::vector<int32_t> delta;
@@ -199,23 +200,27 @@ bool mesa::apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa
 
     if (lo >= hi) {
         m.keys_stale = false;
-        return true;
+        return 0;
     }
 
     lctx.synchronize();
 
     const int32_t n_rows_max = 2048; // bounds the memory of the f32 copies
 
-    bool ok = true;
-    for (int32_t i = lo; ok && i < hi; i += n_rows_max) {
+    int32_t res = 0;
+    for (int32_t i = lo; res == 0 && i < hi; i += n_rows_max) {
         const int32_t end = std::min(hi, i + n_rows_max);
 
         // rows in between may have to stay
         if (std::all_of(delta.begin() + i, delta.begin() + end, [](int32_t d) { return d == 0; })) {
             continue;
         }
-        ok = move_keys(lctx, kv, delta.data(), i, end);
-        for (int32_t j = i; ok && j < end; ++j) {
+        if (may_abort && lctx.mesa_aborted()) {
+            res = 2;
+        } else if (!move_keys(lctx, kv, delta.data(), i, end)) {
+            res = -1;
+        }
+        for (int32_t j = i; res == 0 && j < end; ++j) {
             m.move_key(j, delta[j]);
         }
     }
@@ -223,10 +228,10 @@ bool mesa::apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa
     // the scheduler was used for another graph: reserve it again, as llama_context::memory_update does
     if (!lctx.mesa_reserve()) {
         LLAMA_LOG_ERROR("%s: failed to reserve the graph after moving keys\n", __func__);
-        ok = false;
+        res = -1;
     }
-    m.keys_stale = !ok;
-    return ok;
+    m.keys_stale = res != 0;
+    return res;
 }
 
 bool mesa::can_roll_back(const llama_context & lctx, int32_t n) {
@@ -270,19 +275,19 @@ std::string mesa::in_loaded(const llama_mesa & m) {
            std::to_string(chunk.start) + " or to a chunk's start before it";
 }
 
-bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
+int32_t llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
     auto & m  = *lctx.get_cparams().mesa;
     auto & kv = *get_kv(lctx);
 
     if (!sync_state(lctx, m)) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
-        return false;
+        return -1;
     }
 
     if (!batch.token && lctx.get_model().hparams.n_pos_per_embd() > 1) {
         fail("images and sounds have positions of their own in this model: a Mesa context reads tokens");
         LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
-        return false;
+        return -1;
     }
 
     const int32_t n_past = m.n_past();
@@ -293,14 +298,14 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
             fail("a Mesa context reads one sequence, number 0, whose tokens follow one another: the next position is " +
                     std::to_string(n_past + i));
             LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
-            return false;
+            return -1;
         }
     }
 
     if (n_past < m.loaded_end()) {
         fail(in_loaded(m));
         LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
-        return false;
+        return -1;
     }
 
     if (batch.n_tokens > 1) {
@@ -314,17 +319,17 @@ bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch) {
             fail(std::string("a batch of ") + std::to_string(batch.n_tokens) +
                     " tokens cannot be read without a plan: " + err.what() + "; call llama_mesa_prompt first");
             LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
-            return false;
+            return -1;
         }
     }
 
     if (!lctx.get_cparams().causal_attn && m.plan != mesa::plan()) {
         fail("what is read by a plan is read causally: llama_set_causal_attn(ctx, true)");
         LLAMA_LOG_ERROR("%s: %s\n", __func__, llama_mesa_last_error());
-        return false;
+        return -1;
     }
 
-    return apply_key_moves(lctx, kv, m);
+    return apply_key_moves(lctx, kv, m, true);
 }
 
 void llama_context::set_mesa(std::shared_ptr<llama_mesa> mesa) {
@@ -361,6 +366,20 @@ bool llama_context::mesa_reserve() {
     const bool single = !cparams.mesa->attention.layers.empty() || !cparams.mesa->read_by.layers.empty();
 
     return ok && (!single || reserve(1, 1)) && reserve(n_tokens, n_outputs);
+}
+
+bool llama_context::mesa_aborted() const {
+    return abort_callback && abort_callback(abort_callback_data);
+}
+
+ggml_status llama_context::mesa_compute(ggml_cgraph * gf, bool batched) {
+    const auto callback = abort_callback;
+    set_abort_callback(nullptr, abort_callback_data);
+
+    const auto status = graph_compute(gf, batched);
+    set_abort_callback(callback, abort_callback_data);
+
+    return status;
 }
 
 //

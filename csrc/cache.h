@@ -29,8 +29,8 @@ void fill_cells(llama_kv_cache & kv, uint32_t n_pos_per_embd, int32_t n_past, co
 // rotate the cached keys lo .. hi-1 on by delta[lo .. hi-1]; the scheduler must be reserved again after that (mesa_reserve)
 bool move_keys(llama_context & lctx, llama_kv_cache & kv, const int32_t * delta, int32_t lo, int32_t hi);
 
-// bring every cached key to where the plan wants it
-bool apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m);
+// bring every cached key to where the plan wants it. 0; -1: failed; 2: the abort callback, if it may, ended it between two groups of keys
+int32_t apply_key_moves(llama_context & lctx, llama_kv_cache & kv, llama_mesa & m, bool may_abort);
 
 // the tokens that the next ones see are there if n are kept: a sliding-window cache of less than full size forgets what left the window
 bool can_roll_back(const llama_context & lctx, int32_t n);

@@ -721,7 +721,7 @@ void llama_mesa_ubatch_end(llama_context & lctx, const llm_graph_result & res, c
         if (m.choose_again(n_keys - 1, weights.data())) { // the same graph, another mask
             auto & graph = const_cast<llm_graph_result &>(res);
             graph.set_inputs(&ubatch);
-            lctx.graph_compute(graph.get_gf(), false);
+            lctx.mesa_compute(graph.get_gf(), false);
             sum_up();
         }
     }

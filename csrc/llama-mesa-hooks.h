@@ -33,8 +33,9 @@ bool llama_mesa_set_mask(const llama_mesa * m, ggml_tensor * dst, const llama_ub
 // llama_kv_cache::seq_add and the like: what a woven cache cannot do is refused, aloud
 bool llama_mesa_refuses(const llama_mesa * m, const char * what);
 
-// llama_context::decode: roll back if tokens were removed, move the anchor if the batch needs it, move keys; false: the batch cannot be read
-bool llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch);
+// llama_context::decode: roll back if tokens were removed, move the anchor if the batch needs it, move keys. What decode returns: 0, or
+// -1 if the batch cannot be read, or 2 if the abort callback ended it; the next decode goes on with the keys then
+int32_t llama_mesa_decode_begin(llama_context & lctx, const llama_batch & batch);
 
 // llama_context::process_ubatch: the shape of the graph that reads these tokens; and when they have been read
 llama_mesa_graph llama_mesa_ubatch_begin(const llama_mesa & m, const llama_ubatch & ubatch);

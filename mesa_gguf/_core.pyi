@@ -158,6 +158,28 @@ def clear_error() -> None: ...
 def last_error() -> str: ...
 def sample(constraints: int, selection: int, logits: npt.NDArray[np.float32], reach: float) -> int: ...
 
+# interruptions
+
+class Watch:
+    """Within it, signals and what `ask` raises end a decode of this thread, on a context that `let_watch` was called for. What was raised leaves
+    the `with` in the place of what the decode did.
+
+    Args:
+        ask: called at most every `seconds`.
+    """
+
+    def __init__(self, ask: Callable[[], object] | None, seconds: float) -> None: ...
+    def __enter__(self) -> Watch: ...
+    def __exit__(self, *error: object) -> None: ...
+    @property
+    def n_asked(self) -> int:
+        """How often llama.cpp asked whether the decode is to end."""
+    @property
+    def n_looked(self) -> int:
+        """How often signals were looked for."""
+
+def let_watch(ctx: int) -> None: ...
+
 # GGUF files and ggml types
 
 @type_check_only

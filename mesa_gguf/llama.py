@@ -44,6 +44,7 @@ CHANGES_MODEL = {
     "rope_freq_base": 0.0, "rope_freq_scale": 0.0, "yarn_ext_factor": -1.0,
 }  # fmt: skip
 """Arguments, with their defaults, that make another model of a file: what was measured of it does not hold."""
+LOOK_SECONDS = 0.2  # between two looks for a signal while a batch is computed
 MOST_DRAFTS = 64  # tokens; with a draft model, a batch of at most this many has the logits of all of them
 
 Heads = Literal["mean", "max", "all"]
@@ -76,6 +77,8 @@ class MesaLlama(llama_cpp.Llama):
     Attributes:
         mesa: the config in use: numbers that nobody gave are those that ``mesa-gguf tune`` keeps of the model, if it does.
         tuning: these; None: there are none, or they are not used.
+        interrupt: called before each batch, and a few times a second while it is computed, in the thread that reads. What it raises
+            ends the batch on the CPU and reaches the caller, as a signal does (Ctrl-C); what was read whole stays in the context.
 
     Args:
         model_path: a GGUF file.
@@ -102,6 +105,8 @@ class MesaLlama(llama_cpp.Llama):
         OutOfMemoryError: weights and a KV cache of n_ctx tokens do not fit into memory.
         DeviceError: an RPC server cannot be used.
     """
+
+    interrupt: Callable[[], object] | None = None
 
     @_or_close
     def __init__(
@@ -224,6 +229,7 @@ class MesaLlama(llama_cpp.Llama):
             raise ModelError(f"{model_path}: the model's chat template is damaged: {err}") from None
 
         self._model.__class__ = WholeTokens
+        _core.let_watch(self._address)
         if self._servers is not None:
             self._servers.watch()
         self._init_args = (
@@ -527,10 +533,12 @@ class MesaLlama(llama_cpp.Llama):
 
     def _decode(self, n_tokens: int) -> None:
         """The batch that was set, by as many threads as are of use on a machine that does other things too."""
+        self._check_interrupt()
         one, many = self._crews
         crew = one if n_tokens == 1 else many
         if crew is None:
-            self._ctx.decode(self._batch)
+            with self._watch():
+                self._ctx.decode(self._batch)
             return
         crew.begin(time.perf_counter(), self._free_cpus.look(), many)
         threads = one.n if one is not None else self._threads[0], many.n if many is not None else self._threads[1]
@@ -538,10 +546,19 @@ class MesaLlama(llama_cpp.Llama):
             llama_cpp.llama_set_n_threads(self._ctx.ctx, *threads)
             self._threads_set = threads
         faults, wall, cpu = machine.disk_faults(), time.perf_counter(), time.process_time()
-        self._ctx.decode(self._batch)
+        with self._watch():
+            self._ctx.decode(self._batch)
         now, cpu, after = time.perf_counter(), time.process_time() - cpu, machine.disk_faults()
         from_disk = None if faults is None or after is None else after > faults
         crew.worked(n_tokens, now - wall, cpu, now, from_disk, self._free_cpus.look())
+
+    def _check_interrupt(self) -> None:
+        if self.interrupt is not None:
+            self.interrupt()
+
+    def _watch(self) -> _core.Watch:
+        """Within this a signal, or what `interrupt` raises, ends what llama.cpp computes, and reaches the caller."""
+        return _core.Watch(self.interrupt, LOOK_SECONDS)
 
     def _make_plan(self, tokens: Sequence[int]) -> int:
         """Tell the core what comes, so that it can plan. Returns how many tokens of the context stay."""
@@ -616,24 +633,43 @@ class MesaLlama(llama_cpp.Llama):
             )  # of those that are looked at
             for i in range(begin, n_tokens):
                 self._batch.batch.logits[i] = True
-            self._decode(n_tokens)
+            self._with_logits = range(0)  # what llama.cpp holds after a batch that was ended is of no use
+            try:
+                self._decode(n_tokens)
+            except BaseException:
+                self._keep_whole(batch)
+                raise
 
             first = 0 if every else min(begin, n_tokens - 1)
             self._with_logits = range(n_past + first, n_past + n_tokens)
-            self.input_ids[n_past : n_past + n_tokens] = batch
             if look is not None and begin < n_tokens:
                 rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens - first, self._n_vocab))
                 look(n_done + begin, rows[begin - first :])
-            if self._logits_all:
-                logits = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(n_tokens * self._n_vocab,))
-                self.scores[n_past : n_past + n_tokens, :].reshape(-1)[:] = logits
-                self._first_scored = min(self._first_scored, n_past)
-                self._end_of_scores = max(self._end_of_scores, n_past + n_tokens)
-            self.n_tokens += n_tokens
+            self._note_read(batch)
             self._requires_eval = False
             n_done += n_tokens
             if self.progress is not None and n_all > self.n_batch:
                 self.progress(n_done, n_all)
+
+    def _keep_whole(self, batch: Sequence[int]) -> None:
+        """After a batch that failed or was ended: llama.cpp has removed the ubatch that it was at, and holds those before it."""
+        self._requires_eval = True
+        if self._is_recurrent or self._is_hybrid:  # a state that was half computed cannot go back
+            self.reset()
+            return
+        n_whole = llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(self._ctx.ctx), 0) + 1 - self.n_tokens
+        self._note_read(batch[: max(0, n_whole)])
+
+    def _note_read(self, tokens: Sequence[int]) -> None:
+        """The context holds these now: the batch that was computed, or its beginning."""
+        n_past, end = self.n_tokens, self.n_tokens + len(tokens)
+        self.input_ids[n_past:end] = tokens
+        if self._logits_all and tokens:
+            logits = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(tokens) * self._n_vocab,))
+            self.scores[n_past:end, :].reshape(-1)[:] = logits
+            self._first_scored = min(self._first_scored, n_past)
+            self._end_of_scores = max(self._end_of_scores, end)
+        self.n_tokens = end
 
     #
     # sampling
@@ -983,6 +1019,7 @@ class MesaLlama(llama_cpp.Llama):
             In each case the context is as before.
         """
         self._check_devices()
+        self._check_interrupt()
         self._check_keeps_chunks()
         tokens = list(tokens)
         if not tokens:
@@ -1179,10 +1216,11 @@ class MesaLlama(llama_cpp.Llama):
             self.tokenize(embedding.encode(text)) for text in (input if isinstance(input, (list, tuple)) else [input])
         ]
         texts = [embedding.fit(tokens, *limit, truncate) for tokens in texts]
-        if not self.mesa.enabled and texts:  # without, `Llama` decodes an empty batch
-            return super().embed(input, normalize, truncate, return_count)
         vectors = []
         try:
+            if not self.mesa.enabled and texts:  # without, `Llama` decodes an empty batch
+                with self._watch():
+                    return super().embed(input, normalize, truncate, return_count)
             with embedding.collect(self._ctx, llama_cpp.llama_model_n_embd_out(self.model)) as batches:
                 for tokens in texts:
                     self._forget()

@@ -27,7 +27,7 @@ FILES = {
     "0010-concat.patch": {"ggml/src/ggml-cpu/ops.cpp"},
 }
 
-MAX_ADDED, MAX_REMOVED = 165, 40  # lines of the whole series; now: 161 and 35
+MAX_ADDED, MAX_REMOVED = 175, 42  # lines of the whole series; now: 171 and 39
 
 
 def body(patch: Path) -> list[str]:

@@ -122,13 +122,13 @@ def test_what_went_away_is_not_begun(run: Run) -> None:
     assert kind == "error" and problem.code == "client_gone"
 
 
-def test_what_runs_is_stopped_between_two_batches(run: Run) -> None:
+def test_what_runs_is_stopped(run: Run) -> None:
     began = threading.Event()
 
     def work(_: Job) -> Iterator[str]:
         began.set()
         while True:
-            run.engine.llm.interrupt()  # type: ignore[misc]  # as the model does before each batch
+            run.engine.llm.interrupt()  # type: ignore[misc]  # as the model does before and within a batch
         yield ""
 
     job = run.job("a", work)

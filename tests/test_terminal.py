@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import BUNDLED
-from mesa_gguf import MesaLlama, _llama_cpp, cli
+from mesa_gguf import MesaLlama, _llama_cpp, cli, llama
 from mesa_gguf.cli import chat, output
 from mesa_gguf.lab.documents import is_right, make_document
 
@@ -232,6 +232,30 @@ def test_a_model_that_is_being_loaded_is_let_go(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(KeyboardInterrupt):
         MesaLlama(BUNDLED, n_ctx=512, verbose=True)
     assert len(n_asked) > 20
+
+
+def test_a_reading_is_stopped_within_a_batch(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch is the whole chunk; what was read before it is kept."""
+    monkeypatch.setattr(llama, "LOOK_SECONDS", 0.0)
+    check, save, n_saved, n_looks = chat.Interrupts.check, MesaLlama.save_chunk, [], []
+
+    def check_and_press(self: chat.Interrupts, *arguments: object) -> None:
+        if len(n_saved) == 2:  # the preamble, and a chunk
+            n_looks.append(1)
+            if len(n_looks) == 20:
+                press()
+        check(self, *arguments)
+
+    def count_and_save(self: MesaLlama, start: int, stop: int) -> bytes:
+        n_saved.append(stop - start)
+        return save(self, start, stop)
+
+    monkeypatch.setattr(chat.Interrupts, "check", check_and_press)
+    monkeypatch.setattr(MesaLlama, "save_chunk", count_and_save)
+    code, out, err = talk("/read all", MADE.facts[0].question, MADE.facts[0].question)
+    assert code == 0 and is_right(MADE.facts[0], out.splitlines()[1])
+    assert err.splitlines()[0] == "stopped; the chunks that were read are kept"
+    assert len(n_looks) > 20 and f"{sum(n_saved[2:])} tokens computed, {n_saved[1]} reused" in err
 
 
 def test_twice_ends_the_chat(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -434,8 +434,7 @@ class Conversation:
         llm = self._load(needed + HISTORY_TOKENS)
         if not self._quiet:
             output.say_tuning(Path(llm.model_path).name, llm.tuning)
-        # note: between the batches of a long chunk too
-        llm.progress = self._interrupts.check
+        llm.interrupt = self._interrupts.check
         self._reader = Reader(llm, catalogue=self.catalogue)
         return self._reader
 

@@ -191,7 +191,7 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Its client went away: it is dropped, or stopped between two batches."""
+        """Its client went away: it is dropped, or stopped."""
         job.cancel()
         if self.drop(job):
             self.metrics.cancelled.inc()
@@ -229,7 +229,7 @@ class Engine:
             job.channel.put(("error", Problem(503, "the server is shutting down", "shutting_down", retry_after=10)))
 
     def close(self, seconds: float = 10.0) -> None:
-        """End the thread: what it does now is stopped between two batches."""
+        """End the thread: what it does now is stopped."""
         self.refuse_more()
         self._stop = True
         with self._changed:

@@ -1,8 +1,7 @@
-"""The model that is served: it counts what it computes, and can be interrupted between two batches."""
+"""The model that is served: it counts what it computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,21 +35,13 @@ class ServedLlama(MesaLlama):
 
     Attributes:
         usage: of the request that is being answered.
-        interrupt: called before each batch, of reading and of generating; what it raises ends the request, and the context stays
-            as it is then.
     """
 
     usage: Usage = Usage()
-    interrupt: Callable[[], None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._known_ends: dict[int, bool] = {}
         super().__init__(*args, **kwargs)
-
-    def _check_devices(self) -> None:
-        super()._check_devices()
-        if self.interrupt is not None:
-            self.interrupt()
 
     def _reuse(self, tokens: list[int]) -> list[int]:
         rest = super()._reuse(tokens)

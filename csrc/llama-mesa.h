@@ -12,6 +12,9 @@
 //     llama_decode(ctx, batch); ...
 //     llama_decode(ctx, batch_of_one_token); ...                   // generation: the anchor follows by itself
 //
+// llama_set_abort_callback() works: llama_decode() then returns 2, ubatches that were done are in the memory, keys have moved in all layers
+// or in none, and reading goes on from llama_memory_seq_pos_max() + 1.
+//
 // Functions that can fail return a negative number; llama_mesa_last_error() then says why. None of them aborts, and NULL for a
 // model, a context or params is an error like others.
 

@@ -654,6 +654,7 @@ class MesaLlama(llama_cpp.Llama):
     def _keep_whole(self, batch: Sequence[int]) -> None:
         """After a batch that failed or was ended: llama.cpp has removed the ubatch that it was at, and holds those before it."""
         self._requires_eval = True
+        llama_cpp.llama_synchronize(self._ctx.ctx)  # other devices may compute on
         if self._is_recurrent or self._is_hybrid:  # a state that was half computed cannot go back
             self.reset()
             return

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import llama_cpp
 import numpy as np
@@ -131,6 +132,18 @@ def test_a_file_that_is_gone_or_another_one(tmp_path: Path) -> None:
         (tmp_path / "moved.gguf").replace(path)
         assert waiting.embed(["dog"]).any()
         waiting.close()
+
+
+def test_a_signal_ends_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddingModel(BUNDLED, **ONE) as model:
+        before = model.embed(TEXTS)
+        assert model._llm is not None
+        monkeypatch.setattr("mesa_gguf.llama.LOOK_SECONDS", 1e-4)
+        model._llm.interrupt = Mock(side_effect=KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model.embed([TEXTS[2] * 20] * 8)
+        model._llm.interrupt = None
+        assert worst(model.embed(TEXTS), before) == 0
 
 
 # A document of the bundled model's kind, in which one sentence tells what a question asks in other words.

@@ -192,7 +192,8 @@ def _read(llm: MesaLlama, texts: Mapping[int, Sequence[int]], found: Floats) -> 
     for n, tokens in enumerate(texts.values()):
         llm._batch.add_sequence(tokens, n, True)
     llm._ctx.kv_cache_clear()
-    llm._ctx.decode(llm._batch)
+    with llm._watch():
+        llm._ctx.decode(llm._batch)
     for n, i in enumerate(texts):
         vector = llama_cpp.llama_get_embeddings_seq(llm._ctx.ctx, n)
         found[i] = np.ctypeslib.as_array(vector, shape=found.shape[1:])

@@ -62,7 +62,8 @@ def test_word_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesa_gguf.reading.similar.N_CACHED", 5 * found.shape[1])
     few = WordVectors(BUNDLED, form.vocabulary.n_vocab(), form.tokenize)
     for n in (2, 4, len(WORDS), 3):
-        assert np.array_equal(few.of(WORDS[:n]), found[:n])  # type: ignore[arg-type]
+        # to rounding: BLAS computes few rows otherwise than many on some machines
+        np.testing.assert_allclose(few.of(WORDS[:n]), found[:n], atol=1e-6)  # type: ignore[arg-type]
         assert len(few._kept) <= 5
     assert vectors.of([]).shape == (0, found.shape[1])  # type: ignore[union-attr]
 

@@ -1048,7 +1048,7 @@ def test_any_text_is_its_own(text: str) -> None:
         document = read(text.encode("utf-8", "surrogatepass"))
     except MesaError:
         return
-    if document.kind != "html" and not document.notes:
+    if document.kind != "html" and not document.notes and "\0" not in text:  # "0\\0" is a text of UTF-16 too
         assert document.text == text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,9 @@ from mesa_gguf.reading.shelf import Catalogue
 
 BUNDLED = Path(output.__file__).parents[1] / "data" / "mesa-reader-q8_0.gguf"
 MADE, OTHER = make_document(4711, 1200, n_facts=4), make_document(4712, 1200, n_facts=4)
+
+if sys.platform != "win32":
+    import pwd
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -274,6 +278,33 @@ def test_an_empty_environment_variable_is_none(run: Run, tmp_path: Path, monkeyp
         monkeypatch.setenv("MESA_LIBRARY", name)
         assert str(tmp_path) in run("library", "list")[1].splitlines()[-1]
     assert not (tmp_path / " ").exists()
+
+
+def test_nobody_is_at_home(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user that is not there, or one without a home, as some containers have: nothing is made in a folder that is called ~."""
+    if sys.platform == "win32":
+        pytest.skip("every user has a home on Windows")
+    said = "there is no such home folder: give the whole path of the library's folder"
+    for command in (("library", "list"), ("ask", "-f", "a.txt", "Who?"), ("serve",)):
+        (tmp_path / "a.txt").write_text("text", encoding="utf-8")
+        code, _, err = run(*command, "--library", "~nobody-here/library")
+        assert code == 2 and ("there is no library there" if command[1:] == ("list",) else said) in err
+    assert "~nobody-here/a.txt: there is no such file" in run("library", "add", "~nobody-here/a.txt")[2]
+    for command in (("ask", "-f", "a.txt", "Who?", "-m", "~nobody-here/model.gguf"), ("inspect", "~nobody-here/a")):
+        assert "there is no such file" in run(*command)[2]
+    for name in ("HOME", "MESA_LIBRARY", "MESA_TUNE", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(_: int) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert re.fullmatch(rf"mesa-gguf: ~/(?:\S+/)?mesa-gguf/library: {said}\n", run("library", "list")[2])
+    answer = run("ask", "-f", "a.txt", "Who?", "--no-library", "--threads", "1", "--max-tokens", "1")
+    assert answer[0] == 0 and "platformdirs" not in answer[2]  # it looks for what was measured of the model
+    code, _, err = run("tune", "-m", BUNDLED)
+    assert code == 2 and "the numbers cannot be kept there: No such file or directory: set MESA_TUNE" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "library"]
 
 
 def test_a_folder_that_is_named_and_has_no_library(run: Run, tmp_path: Path) -> None:

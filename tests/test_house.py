@@ -18,7 +18,7 @@ PACKAGE = Path(mesa_gguf.__file__).parent
 
 # from the ground up; a room may use those below it, and its own
 FLOORS = (
-    ("errors", "_core"),
+    ("errors", "_core", "paths"),
     ("_llama_cpp", "machine", "crew"),
     ("config", "state"),
     ("model",),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..errors import MesaError, PromptError
 from ..library.library import Document, Library
 from ..model.hub import find_model
+from ..paths import expanded
 from ..reading.text import check_text
 from . import output
 from .ask import documents_of, loader_of, mode_of, n_ctx_for, say_citations, say_read, say_unread
@@ -325,7 +326,7 @@ class Conversation:
         if not value:
             raise PromptError("/add needs a file or a folder")
         names = [value]
-        if not Path(value).expanduser().exists():
+        if not expanded(value).exists():
             with contextlib.suppress(ValueError):  # a quote without its other one
                 names = shlex.split(value)
         documents, _ = add_files(self.library, names, self.collection, self.encoding)

@@ -16,6 +16,7 @@ import typer
 
 from ..errors import ConfigError
 from ..model.hub import find_model
+from ..paths import expanded
 from ..reading.text import read_text
 from . import output as out
 from .options import (
@@ -418,7 +419,7 @@ def _haystack(text: str) -> str:
     """The text of a document, or of the documents of a folder."""
     from ..lab.facts import load_text
 
-    return load_text([Path(text).expanduser()])
+    return load_text([expanded(text)])
 
 
 def _library(

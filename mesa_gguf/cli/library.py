@@ -19,6 +19,7 @@ from ..library.store import EMBEDDINGS, LibraryError
 from ..loaders.document import printable
 from ..loaders.folder import is_library
 from ..model.hub import find_model
+from ..paths import expanded
 from ..reading.text import source_name
 from ..text import counted
 from . import output
@@ -407,7 +408,7 @@ def add_file(library: Library, file: str, collection: str | None, encoding: str 
     """Add a file, or what can be read in a folder; what cannot is told."""
     if not file:  # Path("") is the current folder
         raise PromptError("a file's name is empty: give the file or the folder, or . for the current folder")
-    if not Path(file).expanduser().is_dir():
+    if not expanded(file).is_dir():
         return [library.add(file, collection=collection, encoding=encoding)]
     documents, notes = library.add_folder(file, collection=collection)
     for note in notes:
@@ -467,7 +468,7 @@ def open_library(folder: str | None, *, writes: bool = False, begins: bool = Tru
         writes: it must be possible to write to it.
         begins: a folder that is named, and has no library yet, gets one.
     """
-    if folder and not begins and not _has_library(Path(folder).expanduser()):
+    if folder and not begins and not _has_library(expanded(folder)):
         raise LibraryError(
             f"{folder}: there is no library there: mesa-gguf library add FILE --library {folder} begins one"
         )

@@ -22,6 +22,7 @@ from pathlib import Path
 from ..errors import DocumentError, MesaError, PromptError
 from ..loaders import LoadedDocument, Place, load_bytes, walk
 from ..loaders.document import printable
+from ..paths import expanded, has_home, user_data_folder
 from .budget import budget_of, set_budget
 from .copying import why_read_only
 from .index import DocumentRow, Index, damaged_document
@@ -30,7 +31,6 @@ from .store import ChunkStore, LibraryError, cannot_be_kept
 
 ENVIRONMENT = "MESA_LIBRARY"
 SHARE_OF_DISK = 0.2  # of what is free when the library is opened, and what it holds itself
-APPLICATION = "mesa-gguf"
 _ADDRESS = re.compile(r"(?:https?|ftp)://", re.IGNORECASE)
 
 
@@ -86,10 +86,8 @@ def default_folder() -> Path:
     """The folder of the environment variable MESA_LIBRARY, or the user's data folder."""
     given = os.environ.get(ENVIRONMENT, "")
     if given.strip():
-        return Path(given).expanduser()
-    from platformdirs import user_data_path
-
-    return user_data_path(APPLICATION, appauthor=False) / "library"
+        return expanded(given)
+    return user_data_folder() / "library"
 
 
 class Library:
@@ -111,7 +109,11 @@ class Library:
         if folder is not None and not str(folder).strip():
             raise LibraryError("the library's folder has no name")
         _check_budget(budget)
-        self.folder = Path(folder).expanduser() if folder is not None else default_folder()
+        self.folder = expanded(folder) if folder is not None else default_folder()
+        if not has_home(self.folder):
+            raise LibraryError(
+                f"{self.folder}: there is no such home folder: give the whole path of the library's folder"
+            )
         chunks, index = self.folder / "chunks", self.folder / "index.sqlite3"
         try:
             if self.folder.exists() and not self.folder.is_dir():
@@ -217,9 +219,7 @@ class Library:
             raise DocumentError(
                 f"{printable(file)} is an address: save it as a file; nothing is fetched from the network"
             )
-        return self._add_file(
-            Path(file).expanduser(), None, collection=collection, encoding=encoding, password=password
-        )
+        return self._add_file(expanded(file), None, collection=collection, encoding=encoding, password=password)
 
     def _add_file(
         self,
@@ -295,7 +295,7 @@ class Library:
         """
         if collection is not None:
             check_name(collection, "a collection's name")
-        given = Path(folder).expanduser()
+        given = expanded(folder)
         found = walk(given)
         documents, notes = [], list(found.notes)
         for path in found.files:

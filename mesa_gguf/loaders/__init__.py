@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from ..errors import DocumentError, PromptError
+from ..paths import expanded
 from .apart import read_apart
 from .decoding import decode_any, is_binary
 from .document import LIMITS, Limits, LoadedDocument, Place, printable
@@ -49,9 +50,7 @@ def load(
     name = printable(str(path))
     try:
         # a pipe without a writer would be waited for
-        handle = os.open(
-            Path(path).expanduser(), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        )
+        handle = os.open(expanded(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(handle, "rb") as file:
             status = os.fstat(file.fileno())
             if stat.S_ISDIR(status.st_mode):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DocumentError
+from ..paths import expanded
 from .decoding import is_binary
 from .document import LIMITS, Limits, printable
 from .formats import foreign, is_packed, is_pdf, not_as_named
@@ -38,7 +39,7 @@ def walk(folder: Path, *, limits: Limits = LIMITS) -> Walk:
     """
     shown = printable(str(folder))
     try:
-        root = folder.expanduser().resolve(strict=True)
+        root = expanded(folder).resolve(strict=True)
         if not root.is_dir():
             raise DocumentError(f"{shown} is no folder")
         os.scandir(root).close()

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import ModelError, missing_package
+from ..paths import expanded
 from .bundled import bundled_model
 
 HUB_PREFIX = "hf:"
@@ -22,7 +23,7 @@ def find_model(reference: str | None) -> Path:
         return bundled_model()
     if reference.startswith(HUB_PREFIX):
         return download(reference)
-    return Path(reference).expanduser()
+    return expanded(reference)
 
 
 def download(reference: str) -> Path:

@@ -18,10 +18,10 @@ from typing import Any
 
 from ..config import MesaConfig
 from ..errors import ConfigError
+from ..paths import expanded, has_home, user_data_folder
 from .fingerprint import model_fingerprint
 
 ENVIRONMENT = "MESA_TUNE"
-APPLICATION = "mesa-gguf"
 VERSION = 1
 FAR = 1e18  # beyond it a number is none that was measured
 GEOMETRY = ("train_length", "reading_length", "plan")
@@ -61,10 +61,8 @@ def default_folder() -> Path:
     """The folder of the environment variable MESA_TUNE, or the user's data folder."""
     given = os.environ.get(ENVIRONMENT)
     if given:
-        return Path(given).expanduser()
-    from platformdirs import user_data_path
-
-    return user_data_path(APPLICATION, appauthor=False) / "tune"
+        return expanded(given)
+    return user_data_folder() / "tune"
 
 
 def find_tuning(path: Path) -> Tuning | None:
@@ -134,6 +132,8 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
     """The file of a model's numbers, and a new one beside it, to take its place when it is whole."""
     file = default_folder() / f"{model_fingerprint(path)}.json"
     try:
+        if not has_home(file.parent):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
         os.close(handle)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from ..errors import PromptError
 from ..loaders.decoding import decode
+from ..paths import expanded
 
 
 def read_text(source: str, encoding: str | None = None) -> str:
@@ -29,7 +29,7 @@ def read_bytes(source: str) -> bytes:
     """
     name = source_name(source)
     try:
-        return sys.stdin.buffer.read() if source == "-" else Path(source).expanduser().read_bytes()
+        return sys.stdin.buffer.read() if source == "-" else expanded(source).read_bytes()
     except IsADirectoryError:
         raise PromptError(f"{name} is a folder, not a text file") from None
     except FileNotFoundError:

@@ -533,12 +533,10 @@ class MesaLlama(llama_cpp.Llama):
 
     def _decode(self, n_tokens: int) -> None:
         """The batch that was set, by as many threads as are of use on a machine that does other things too."""
-        self._check_interrupt()
         one, many = self._crews
         crew = one if n_tokens == 1 else many
         if crew is None:
-            with self._watch():
-                self._ctx.decode(self._batch)
+            self._compute()
             return
         crew.begin(time.perf_counter(), self._free_cpus.look(), many)
         threads = one.n if one is not None else self._threads[0], many.n if many is not None else self._threads[1]
@@ -546,8 +544,7 @@ class MesaLlama(llama_cpp.Llama):
             llama_cpp.llama_set_n_threads(self._ctx.ctx, *threads)
             self._threads_set = threads
         faults, wall, cpu = machine.disk_faults(), time.perf_counter(), time.process_time()
-        with self._watch():
-            self._ctx.decode(self._batch)
+        self._compute()
         now, cpu, after = time.perf_counter(), time.process_time() - cpu, machine.disk_faults()
         from_disk = None if faults is None or after is None else after > faults
         crew.worked(n_tokens, now - wall, cpu, now, from_disk, self._free_cpus.look())
@@ -555,6 +552,12 @@ class MesaLlama(llama_cpp.Llama):
     def _check_interrupt(self) -> None:
         if self.interrupt is not None:
             self.interrupt()
+
+    def _compute(self) -> None:
+        """llama.cpp computes the batch that was set."""
+        self._check_interrupt()
+        with self._watch():
+            self._ctx.decode(self._batch)
 
     def _watch(self) -> _core.Watch:
         """Within this a signal, or what `interrupt` raises, ends what llama.cpp computes, and reaches the caller."""

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from conftest import (
     run_python,
     worst,
 )
-from mesa_gguf import MesaConfig, MesaLlama, _core, llama
+from make_models import write_bert
+from mesa_gguf import EmbeddingModel, MesaConfig, MesaLlama, _core, llama
 from mesa_gguf.server.engine import Engine, Job
 from mesa_gguf.server.metrics import Metrics
 from mesa_gguf.server.served import ServedLlama
@@ -240,6 +242,21 @@ def test_vectors_of_texts(model_path: ModelPath, open_llama: Opener) -> None:
             stopped(llm, n, lambda llm=llm: llm.embed("Mara Lind has the key."))  # type: ignore[misc]
             assert llm.n_tokens == 0 and llm.embed("The ferry leaves at noon.") == expected
         llm.close()
+
+
+@pytest.mark.parametrize("encoder", [True, False])
+def test_an_embedding_model(tmp_path: Path, encoder: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    words = "the ferry island dog".split()
+    path = write_bert(tmp_path / "bert.gguf", words=words) if encoder else BUNDLED
+    with EmbeddingModel(path, n_threads=1, n_threads_batch=1) as model:
+        expected = model.embed(words)
+        for n in (0, 1, 20):
+            model.interrupt = After(n)
+            with pytest.raises(Stop):
+                model.embed(words[::-1])
+            model.interrupt = None
+            assert np.array_equal(model.embed(words), expected)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_recurrent_model_begins_anew(model_path: ModelPath, open_llama: Opener) -> None:

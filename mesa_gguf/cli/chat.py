@@ -141,6 +141,8 @@ def chat(
         open_library(library) as opened,
         Interrupts() as interrupts,
     ):
+        if embedding is not None:
+            embedding.interrupt = interrupts.check
         conversation = Conversation(
             opened,
             Catalogue(form.vocabulary, form, opened, embedding),

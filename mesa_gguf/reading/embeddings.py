@@ -75,9 +75,14 @@ class EmbeddingModel:
             (`FAMILIES`), as far as it is known.
         options: of `MesaLlama`: n_threads, n_threads_batch, n_gpu_layers (default: all layers, where there is a GPU), verbose.
 
+    Attributes:
+        interrupt: as that of `MesaLlama`.
+
     Raises:
         ModelError: the file cannot be used, or makes no embeddings.
     """
+
+    interrupt: Callable[[], object] | None = None
 
     def __init__(
         self, path: str | os.PathLike[str], *, query: str | None = None, passage: str | None = None, **options: Any
@@ -163,6 +168,7 @@ class EmbeddingModel:
                 n_ubatch=MOST_TOKENS,
                 **options,
             )
+        self._llm.interrupt = self.interrupt
         return self._llm
 
 
@@ -192,8 +198,7 @@ def _read(llm: MesaLlama, texts: Mapping[int, Sequence[int]], found: Floats) -> 
     for n, tokens in enumerate(texts.values()):
         llm._batch.add_sequence(tokens, n, True)
     llm._ctx.kv_cache_clear()
-    with llm._watch():
-        llm._ctx.decode(llm._batch)
+    llm._compute()
     for n, i in enumerate(texts):
         vector = llama_cpp.llama_get_embeddings_seq(llm._ctx.ctx, n)
         found[i] = np.ctypeslib.as_array(vector, shape=found.shape[1:])

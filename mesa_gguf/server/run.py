@@ -146,6 +146,8 @@ def serve(
 
         documents = Documents(library, records, reader.shelf if reader is not None else None, open_catalogue, reason)
         engine = Engine(llm, metrics, documents if reader is not None else None, max_waiting=settings.max_waiting)
+        if embedding is not None:
+            embedding.interrupt = llm.interrupt
         answers = Answers(engine, reader, documents, name or path.stem, settings.max_tokens)
         served = Served(engine, answers, documents, metrics, seconds=settings.seconds)
         app = make_app(

@@ -139,10 +139,10 @@ def test_a_signal_ends_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         before = model.embed(TEXTS)
         assert model._llm is not None
         monkeypatch.setattr("mesa_gguf.llama.LOOK_SECONDS", 1e-4)
-        model._llm.interrupt = Mock(side_effect=KeyboardInterrupt)
+        model.interrupt = Mock(side_effect=KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
             model.embed([TEXTS[2] * 20] * 8)
-        model._llm.interrupt = None
+        model.interrupt = None
         assert worst(model.embed(TEXTS), before) == 0
 
 

@@ -159,7 +159,19 @@ void bind_context(py::module_ & m) {
         check<std::invalid_argument>(res);
     }, py::arg("ctx"), py::arg("tokens"), py::arg("data"));
 
-    m.def("chunk_values", [](uintptr_t ctx, const py::buffer & data, int32_t n_max) {
+    m.def("chunk_values_at", [](uintptr_t ctx, int32_t n_tokens, int32_t n_layers) {
+        auto * c     = to_ctx(ctx);
+        const auto n = check<std::invalid_argument>(llama_mesa_chunk_values_at(c, n_tokens, n_layers, nullptr));
+        std::vector<std::pair<int64_t, int64_t>> res((size_t) n);
+        std::vector<int64_t> ranges(2 * (size_t) n);
+        check<std::invalid_argument>(llama_mesa_chunk_values_at(c, n_tokens, n_layers, ranges.data()));
+        for (size_t i = 0; i < res.size(); ++i) {
+            res[i] = { ranges[2 * i], ranges[2 * i + 1] };
+        }
+        return res;
+    }, py::arg("ctx"), py::arg("n_tokens"), py::arg("n_layers"));
+
+    m.def("chunk_values", [](uintptr_t ctx, const py::buffer & data, int32_t n_tokens, int32_t n_layers) {
         auto * c = to_ctx(ctx);
 
         Py_buffer view;
@@ -169,16 +181,14 @@ void bind_context(py::module_ & m) {
         std::unique_ptr<Py_buffer, decltype(&PyBuffer_Release)> owner(&view, PyBuffer_Release);
 
         const auto size     = (size_t) view.len;
-        const int64_t width = check<std::runtime_error>(llama_mesa_chunk_values(c, view.buf, size, n_max, nullptr, 0));
-
-        int64_t n_tokens; // the fifth number, and the bytes were checked
-        memcpy(&n_tokens, (const char *) view.buf + 4 * sizeof(n_tokens), sizeof(n_tokens));
+        const int64_t width = check<std::invalid_argument>(
+                llama_mesa_chunk_values(c, view.buf, size, n_tokens, n_layers, nullptr, 0));
 
         py::array_t<float> res({ (py::ssize_t) n_tokens, (py::ssize_t) width });
-        check<std::runtime_error>(
-                llama_mesa_chunk_values(c, view.buf, size, n_max, res.mutable_data(), (size_t) res.size()));
+        check<std::invalid_argument>(llama_mesa_chunk_values(
+                c, view.buf, size, n_tokens, n_layers, res.mutable_data(), (size_t) res.size()));
         return res;
-    }, py::arg("ctx"), py::arg("data"), py::arg("n_max"));
+    }, py::arg("ctx"), py::arg("data"), py::arg("n_tokens"), py::arg("n_layers"));
 
     m.def("loaded_chunks", [](uintptr_t ctx) { return ranges_of(llama_mesa_get_loaded, ctx); }, py::arg("ctx"));
 

@@ -621,8 +621,73 @@ int32_t llama_mesa_get_loaded(llama_context * ctx, int32_t * ranges, int32_t n_m
     return n;
 }
 
-int64_t llama_mesa_chunk_values(
-        llama_context * ctx, const void * buf, size_t size, int32_t n_max, float * values, size_t n_values) {
+// where the values of a layer's tokens lie in the bytes of a chunk
+struct value_rows {
+    const layer_rows * l;
+    int64_t offset;
+    int64_t n_embd;
+};
+
+// of the last n_layers layers that keep some, the last one first
+static std::vector<value_rows> get_value_rows(
+        const llama_context & lctx, const std::vector<layer_rows> & layers, int64_t n_tokens, int32_t n_layers) {
+    std::vector<value_rows> res;
+    int64_t offset =
+            (int64_t) make_header(lctx, layers, (int32_t) n_tokens, 0, 0, 0).size() * (int64_t) sizeof(int64_t);
+    for (const auto & l : layers) {
+        offset += n_tokens * (int64_t) l.size_k;
+        if (l.v) {
+            res.push_back({ &l, offset, lctx.get_model().hparams.n_embd_v_gqa(l.il) });
+        }
+        offset += n_tokens * (int64_t) l.size_v;
+    }
+    std::sort(res.begin(), res.end(), [](const auto & a, const auto & b) { return a.l->il > b.l->il; });
+    if ((int64_t) res.size() > n_layers) {
+        res.resize((size_t) n_layers);
+    }
+    return res;
+}
+
+// the values of one layer's tokens as floats, each width after the other
+static void to_floats(const value_rows & rows, const uint8_t * data, int64_t n_tokens, int64_t width, float * values) {
+    const auto type     = rows.l->v->type;
+    const auto to_float = ggml_get_type_traits(type)->to_float;
+    if (!to_float && type != GGML_TYPE_F32) {
+        throw std::runtime_error(std::string("values of type ") + ggml_type_name(type) + " cannot be read");
+    }
+    for (int64_t t = 0; t < n_tokens; ++t) {
+        const auto * src = data + t * (int64_t) rows.l->size_v;
+        if (to_float) {
+            to_float(src, values + t * width, rows.n_embd);
+        } else {
+            memcpy(values + t * width, src, rows.l->size_v);
+        }
+    }
+}
+
+int32_t llama_mesa_chunk_values_at(llama_context * ctx, int32_t n_tokens, int32_t n_layers, int64_t * ranges) {
+    const llama_mesa * m = get_mesa_for_chunks(ctx);
+    if (!m) {
+        return -1;
+    }
+    if (n_tokens < 1 || n_layers < 1) {
+        return fail("n_tokens and n_layers have to be at least 1");
+    }
+    try {
+        const auto layers = get_layers(*ctx);
+        const auto rows   = get_value_rows(*ctx, layers, n_tokens, n_layers);
+        for (size_t i = 0; ranges && i < rows.size(); ++i) {
+            ranges[2 * i]     = rows[i].offset;
+            ranges[2 * i + 1] = n_tokens * (int64_t) rows[i].l->size_v;
+        }
+        return (int32_t) rows.size();
+    } catch (const std::exception & err) {
+        return fail(err.what());
+    }
+}
+
+int64_t llama_mesa_chunk_values(llama_context * ctx, const void * buf, size_t size, int32_t n_tokens, int32_t n_layers,
+        float * values, size_t n_values) {
     const llama_mesa * m = get_mesa_for_chunks(ctx);
     if (!m) {
         return -1;
@@ -630,36 +695,22 @@ int64_t llama_mesa_chunk_values(
     if (!buf) {
         return fail("the buffer is NULL");
     }
-    const auto * data = (const uint8_t *) buf;
+    if (n_tokens < 1 || n_layers < 1) {
+        return fail("n_tokens and n_layers have to be at least 1");
+    }
     try {
         const auto layers = get_layers(*ctx);
-
-        check_whole(data, size);
-        check_layout(*ctx, layers, data, size);
-
-        const int64_t n_tokens = get_field(data, FIELD_N_TOKENS);
-
-        struct part {
-            const layer_rows * l;
-            const uint8_t * rows; // of the values
-            int64_t n_embd;
-        };
-
-        std::vector<part> parts;
-        const uint8_t * rows = data + size - row_bytes(layers) * n_tokens;
-        for (const auto & l : layers) {
-            rows += n_tokens * l.size_k;
-            if (l.v) {
-                parts.push_back({ &l, rows, ctx->get_model().hparams.n_embd_v_gqa(l.il) });
-            }
-            rows += n_tokens * l.size_v;
-        }
-        std::sort(parts.begin(), parts.end(), [](const auto & a, const auto & b) { return a.l->il > b.l->il; });
+        const auto rows   = get_value_rows(*ctx, layers, n_tokens, n_layers);
 
         int64_t width  = 0;
-        size_t n_parts = 0;
-        while (n_parts < parts.size() && (n_parts == 0 || width + parts[n_parts].n_embd <= n_max)) {
-            width += parts[n_parts++].n_embd;
+        size_t n_bytes = 0;
+        for (const auto & r : rows) {
+            width += r.n_embd;
+            n_bytes += (size_t) n_tokens * r.l->size_v;
+        }
+        if (size != n_bytes) {
+            return fail("the values of " + std::to_string(n_tokens) + " tokens are " + std::to_string(n_bytes) +
+                        " bytes, not " + std::to_string(size));
         }
         if (!values) {
             return width;
@@ -668,22 +719,12 @@ int64_t llama_mesa_chunk_values(
             return fail("the values are " + std::to_string(n_tokens * width) + " numbers, the buffer has room for " +
                         std::to_string(n_values));
         }
-        int64_t at = 0;
-        for (size_t i = 0; i < n_parts; ++i) {
-            const auto & p      = parts[i];
-            const auto to_float = ggml_get_type_traits(p.l->v->type)->to_float;
-            if (!to_float && p.l->v->type != GGML_TYPE_F32) {
-                return fail(std::string("values of type ") + ggml_type_name(p.l->v->type) + " cannot be read");
-            }
-            for (int64_t t = 0; t < n_tokens; ++t) {
-                float * dst = values + t * width + at;
-                if (to_float) {
-                    to_float(p.rows + t * p.l->size_v, dst, p.n_embd);
-                } else {
-                    memcpy(dst, p.rows + t * p.l->size_v, p.l->size_v);
-                }
-            }
-            at += p.n_embd;
+        const auto * data = (const uint8_t *) buf;
+        int64_t at        = 0;
+        for (const auto & r : rows) {
+            to_floats(r, data, n_tokens, width, values + at);
+            data += n_tokens * (int64_t) r.l->size_v;
+            at += r.n_embd;
         }
         return width;
     } catch (const std::exception & err) {

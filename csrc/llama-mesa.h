@@ -26,7 +26,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define LLAMA_MESA_VERSION 11
+#define LLAMA_MESA_VERSION 12
 
 #define LLAMA_MESA_UNSET (-1) // of a number in llama_mesa_params: llama_mesa_fill_params chooses it
 
@@ -162,11 +162,15 @@ LLAMA_API int64_t llama_mesa_chunk_save(struct llama_context * ctx, int32_t from
 LLAMA_API int32_t llama_mesa_chunk_load(
         struct llama_context * ctx, const llama_token * tokens, int32_t n_tokens, const void * buf, size_t size);
 
-// What the bytes of a chunk hold as values of its tokens, as floats: of the last layers, as many as have n_max numbers a token together, but of one
-// at least, the last layer first. Returns how many numbers a token has; if values is not NULL, fills it, token after token. -1 if the bytes are
-// damaged, or of another model's shape, KV type or RoPE. The context stays as it is.
-LLAMA_API int64_t llama_mesa_chunk_values(
-        struct llama_context * ctx, const void * buf, size_t size, int32_t n_max, float * values, size_t n_values);
+// Where the values of its tokens lie in the bytes of a chunk of n_tokens tokens, as llama_mesa_chunk_save writes them: of the last n_layers layers that
+// keep some, the last one first. Fills an offset and a size for each, in bytes, if ranges is not NULL. Returns the number of those layers.
+LLAMA_API int32_t llama_mesa_chunk_values_at(
+        struct llama_context * ctx, int32_t n_tokens, int32_t n_layers, int64_t * ranges);
+
+// Those bytes, one layer's behind the other's, as floats: returns how many numbers a token has; if values is not NULL, fills it, token after token.
+// -1 if their size is another one. Nothing else of them is checked: who reads a part of a chunk cannot. The context stays as it is.
+LLAMA_API int64_t llama_mesa_chunk_values(struct llama_context * ctx, const void * buf, size_t size, int32_t n_tokens,
+        int32_t n_layers, float * values, size_t n_values);
 
 // The middle chunks in the context that were loaded: fills at most n_max pairs (first token, the token after the last), returns their number.
 LLAMA_API int32_t llama_mesa_get_loaded(struct llama_context * ctx, int32_t * ranges, int32_t n_max);

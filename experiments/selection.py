@@ -553,7 +553,7 @@ LISTS = (FRESH, SECOND, THIRD, FOURTH, FIFTH)
 class Unread(Shelf):
     """As if no chunk had been read."""
 
-    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[Any]:
+    def by_values(self, question: str, pieces: Sequence[Piece], sentences: object) -> list[Any]:
         return []
 
 

@@ -1049,25 +1049,39 @@ class MesaLlama(llama_cpp.Llama):
         self._with_logits = range(0)
         self._requires_eval = True
 
-    def chunk_values(self, data: bytes | bytearray | memoryview, n_max: int) -> npt.NDArray[np.float32]:
-        """The values that a chunk's bytes hold of its tokens: of the last layers, the last one first, as many as have n_max numbers a
-        token together, but of one layer at least [n_tokens, width]. The context stays as it is.
+    def chunk_values_at(self, n_tokens: int, n_layers: int) -> list[tuple[int, int]]:
+        """Where the values of its tokens lie in the bytes of a chunk: offset and size in bytes, for each of the last n_layers layers that keep some,
+        the last layer first.
 
         Args:
-            data: what `save_chunk` returned.
+            n_tokens: of the chunk.
 
         Raises:
-            MesaError: the data are damaged, or of another model, adapter, RoPE options or KV type.
             ConfigError: Mesa is off, or has a method or options that keep no chunks.
         """
         self._check_keeps_chunks()
-        view, origin = memoryview(data).cast("B"), bytes.fromhex(self._origin)
-        if view[: len(origin)] != origin:
-            raise MesaError("the chunk was saved with another model file, adapter or RoPE options, or is damaged")
+        n_origin = len(bytes.fromhex(self._origin))
+        return [(n_origin + offset, size) for offset, size in _core.chunk_values_at(self._address, n_tokens, n_layers)]
+
+    def chunk_values(
+        self, data: bytes | bytearray | memoryview, n_tokens: int, n_layers: int
+    ) -> npt.NDArray[np.float32]:
+        """The values that a chunk's bytes hold of its tokens, of the layers that `chunk_values_at` tells [n_tokens, width]. The context stays as it is.
+
+        Nothing but the size of the bytes is checked, so that a part of a large file can be read.
+
+        Args:
+            data: those bytes, one layer's behind the other's.
+
+        Raises:
+            PromptError: they have another size.
+            ConfigError: Mesa is off, or has a method or options that keep no chunks.
+        """
+        self._check_keeps_chunks()
         try:
-            return _core.chunk_values(self._address, view[len(origin) :], n_max)
-        except RuntimeError as err:
-            raise MesaError(str(err)) from None
+            return _core.chunk_values(self._address, data, n_tokens, n_layers)
+        except ValueError as err:
+            raise PromptError(str(err)) from None
 
     @functools.cached_property
     def chunk_origin(self) -> str:

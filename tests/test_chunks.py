@@ -765,21 +765,27 @@ def values_of(llm: MesaLlama, data: bytes, n_tokens: int) -> dict[int, NDArray[n
     return found
 
 
+def values_in(llm: MesaLlama, chunk: bytes, n_tokens: int, n_layers: int) -> NDArray[np.float32]:
+    """What `chunk_values` reads of a whole chunk."""
+    parts = [chunk[at : at + size] for at, size in llm.chunk_values_at(n_tokens, n_layers)]
+    return llm.chunk_values(b"".join(parts), n_tokens, n_layers)
+
+
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma3", "openelm", "gemma3n", "mpt"])
 @pytest.mark.parametrize("kv", [F32, F16])
 def test_values(any_path: AnyPath, open_llama: Opener, name: str, kv: int) -> None:
-    """The last layers' first, of both caches, as wide as they are, and as many as fit."""
+    """The last layers' first, of both caches, as wide as they are, and as many as are asked for."""
     llm = open_llama(any_path(name), kv=kv)
     kept = keep(llm)
     before = llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()
-    own = values_of(llm, kept.chunks[0], len(CHUNKS[0]))
-    last, *others = sorted(own, reverse=True)
-    np.testing.assert_array_equal(llm.chunk_values(kept.chunks[0], 1), own[last])
-    both = np.hstack([own[last], own[others[0]]])
-    np.testing.assert_array_equal(llm.chunk_values(memoryview(kept.chunks[0]), both.shape[1]), both)
-    everything = np.hstack([own[number] for number in (last, *others)])
-    np.testing.assert_array_equal(llm.chunk_values(kept.chunks[0], 1 << 20), everything)
-    assert llm.chunk_values(kept.first, 1).shape == (len(FIRST), own[last].shape[1])
+    n = len(CHUNKS[0])
+    own = values_of(llm, kept.chunks[0], n)
+    order = sorted(own, reverse=True)
+    for n_layers in (1, 2, 1 << 20):
+        expected = np.hstack([own[number] for number in order[:n_layers]])
+        np.testing.assert_array_equal(values_in(llm, kept.chunks[0], n, n_layers), expected)
+        assert len(llm.chunk_values_at(n, n_layers)) == min(n_layers, len(order))
+    assert values_in(llm, kept.first, len(FIRST), 1).shape == (len(FIRST), own[order[0]].shape[1])
     assert (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()) == before
     assert llm.save_chunk(len(FIRST), llm.n_tokens) == kept.chunks[-1]
 
@@ -788,32 +794,34 @@ def test_values(any_path: AnyPath, open_llama: Opener, name: str, kv: int) -> No
 @pytest.mark.parametrize("flash", [False, True])
 def test_values_of_other_types(any_path: AnyPath, open_llama: Opener, kv: int, flash: bool) -> None:
     """What is compared are angles, which the rotation of quantized values leaves as they are."""
-    exact = open_llama(any_path("llama-128"))
-    expected = exact.chunk_values(keep(exact).chunks[1], 1)
+    exact, n = open_llama(any_path("llama-128")), len(CHUNKS[1])
+    expected = values_in(exact, keep(exact).chunks[1], n, 1)
     llm = open_llama(any_path("llama-128"), kv=kv, flash=flash) if flash else open_llama(
         any_path("llama-128"), kv=kv, type_v=F32 if kv == Q8_0 else kv
     )  # fmt: skip
-    values = llm.chunk_values(keep(llm).chunks[1], 1)
+    values = values_in(llm, keep(llm).chunks[1], n, 1)
     assert values.shape == expected.shape
     products = expected @ expected.T
     assert rms(values @ values.T - products) < 0.02 * rms(products)
 
 
-def test_bytes_that_have_no_values(any_path: AnyPath, open_llama: Opener) -> None:
+def test_bytes_that_are_no_values(any_path: AnyPath, open_llama: Opener) -> None:
+    """Their size tells; a part of a chunk has nothing else that could."""
     llm = open_llama(any_path("llama"))
-    kept = keep(llm).chunks[0]
-    for bad in (kept[:-1], kept[:32], b"", kept[:60], kept + b"0"):
-        with pytest.raises(MesaError):
-            llm.chunk_values(bad, 64)
-    rng = np.random.default_rng(0)
-    for at in [*range(0, 32 + 8 * 9), *rng.integers(len(kept), size=100)]:
-        with pytest.raises(MesaError):
-            llm.chunk_values(kept[:at] + bytes([kept[at] ^ 1 << int(rng.integers(8))]) + kept[at + 1 :], 64)
-    other = open_llama(any_path("llama"), kv=F16)
-    with pytest.raises(MesaError, match="another model, KV type or RoPE"):
-        other.chunk_values(kept, 64)
-    with pytest.raises(ConfigError):
-        open_llama(any_path("llama"), MesaConfig(enabled=False)).chunk_values(kept, 64)
+    ((_, size),) = llm.chunk_values_at(5, 1)
+    assert np.array_equal(llm.chunk_values(memoryview(bytes(size)), 5, 1), np.zeros((5, size // 20)))
+    for bad in (b"", bytes(size - 1), bytes(size + 4)):
+        with pytest.raises(PromptError, match=f"{size} bytes"):
+            llm.chunk_values(bad, 5, 1)
+    for n_tokens, n_layers in ((0, 1), (-1, 1), (5, 0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            llm.chunk_values(b"", n_tokens, n_layers)
+        with pytest.raises(ValueError, match="at least 1"):
+            llm.chunk_values_at(n_tokens, n_layers)
+    other = open_llama(any_path("llama"), MesaConfig(enabled=False))
+    for call in (lambda: other.chunk_values_at(5, 1), lambda: other.chunk_values(bytes(size), 5, 1)):
+        with pytest.raises(ConfigError):
+            call()
 
 
 #

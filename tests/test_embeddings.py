@@ -179,7 +179,7 @@ class Undecided:
         self.asked = passages
         return [0.0] * len(passages)
 
-    def by_values(self, question: str, pieces: object) -> list[Any]:
+    def by_values(self, question: str, pieces: object, sentences: object) -> list[Any]:
         return []
 
 

@@ -402,8 +402,8 @@ def test_index_and_disk_come_together(library: Library, llm: MesaLlama, tmp_path
     library.store.put("ab" * 32, 3, b"of a process that was killed")
     report = library.verify()
     assert (len(report.missing), len(report.damaged), len(report.unknown)) == (1, 1, 1)
-    # what was unknown counts; values do not, and the preamble's rows neither
-    assert report.n_chunks == len(files) - 2 + 1 == len(list(library.store.files())) - len(files) - 1
+    # what was unknown counts; the preamble's rows do not
+    assert report.n_chunks == len(files) - 2 + 1 == len(list(library.store.files())) - 1
 
 
 def test_models_and_kv_types_do_not_mix(library: Library, tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_what_lacks_beside_chunks_is_looked_for_after_all_is_read(loading: Loadi
     """Of documents that were kept before, whoever put them into the library; where there is no room, not of the others."""
     done: list[str] = []
     shelf: Any = loading.documents.shelf
+    shelf.catalogue.embeddings = object()
     shelf.release, shelf.key = lambda: None, lambda piece: 64 * str(piece.number)
     shelf.read = lambda pieces, ahead: (done.append(f"read {pieces[0].number}") or 1, [])
     shelf.complete = lambda piece: done.append(f"complete {piece.number}") or piece.number < room

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from mesa_gguf import Library, MesaLlama
 from mesa_gguf.library.store import LibraryError
+from mesa_gguf.reading.citations import Passage
 from mesa_gguf.reading.other_words import OtherWords
 from mesa_gguf.reading.prompts import PromptForm
 from mesa_gguf.reading.reader import load_vocabulary
 from mesa_gguf.reading.shelf import Catalogue, Piece, Shelf
 from mesa_gguf.reading.similar import sentences_of
-from mesa_gguf.reading.values import MOST_WIDTH, Meanings, folded, of_sentences
+from mesa_gguf.reading.values import MOST_WIDTH, N_LAYERS, Meanings, ReadChunk, Written, folded, starts_of
 
 SENTENCES = (
     "The ferry to the northern island leaves the old harbour early. ",
@@ -33,27 +34,25 @@ SENTENCES = (
     st.lists(st.integers(1, 9), min_size=200, max_size=200),
     st.integers(0, 2),
 )
-def test_each_sentence_has_the_mean_of_its_tokens(parts: list[str], cuts: list[int], n_before: int) -> None:
+def test_each_sentence_begins_with_its_first_token(parts: list[str], cuts: list[int], n_before: int) -> None:
     """Each byte of the text counts as the number of its sentence; tokens over a border belong to where their middle lies."""
     text = "".join(parts)
     data = text.encode()
     sentences = sentences_of(0, text)
-    of_byte = np.zeros(len(data))
+    of_byte = np.zeros(len(data), int)
     for i, sentence in enumerate(sentences):
-        start = len(text[: sentence.start].encode())
-        of_byte[start : start + len(sentence.text.encode())] = i + 1
+        of_byte[len(text[: sentence.start].encode()) :] = i
     sizes, at = [], 0
     while at < len(data):
         sizes.append(min(cuts[len(sizes) % len(cuts)], len(data) - at))
         at += sizes[-1]
     ends = np.cumsum(sizes)
-    middle = of_byte[np.minimum(np.ceil(ends - np.array(sizes) / 2).astype(int), len(data) - 1)]
+    expected = of_byte[np.floor(ends - np.array(sizes) / 2).astype(int)]
     sizes[0] += n_before  # a space before the text
-    values = np.stack([middle, np.arange(len(sizes))], axis=1).astype(np.float32)
-    found = of_sentences(text, sizes, values)
-    assert found.shape == (len(sentences), 2) and found.dtype == np.float16
-    np.testing.assert_allclose(found[:, 0], np.arange(1, len(sentences) + 1), atol=0.35)
-    assert (np.diff(found[:, 1]) > 0).all()
+    starts = starts_of(text, sentences, np.array(sizes))
+    assert len(starts) == len(sentences)
+    found = np.searchsorted(starts, np.arange(len(sizes)), side="right") - 1
+    assert (found[1:] == expected[1:]).all() and found[0] in (expected[0], -1 if n_before else 0)
 
 
 def test_wide_values_are_folded() -> None:
@@ -69,24 +68,67 @@ def test_wide_values_are_folded() -> None:
     np.testing.assert_allclose(found @ found.T, wide @ wide.T, atol=0.12)
 
 
-def test_what_all_sentences_share_counts_little() -> None:
+def read_chunk(tokens: npt.NDArray[np.integer], values: npt.NDArray[np.float32] | None, size: int = 10) -> ReadChunk:
+    """Of sentences of so many tokens."""
+    return ReadChunk(tokens, np.arange(0, len(tokens), size), lambda: values)
+
+
+@pytest.fixture
+def meant() -> tuple[list[ReadChunk | None], npt.NDArray[np.float32]]:
+    """Chunks of 100 sentences together, and the values of their tokens."""
     rng = np.random.default_rng(2)
-    meaning = rng.normal(size=(400, 32)).astype(np.float32)
-    shared = 3 * rng.normal(size=(400, 1)) * rng.normal(size=32)
-    rows = (5 + meaning + shared).astype(np.float16)
-    chunks = [rows[:100], None, rows[100:130], rows[:0], rows[130:]]
+    own = rng.normal(size=(1000, 64)).astype(np.float32)
+    shared = 5 + 9 * rng.normal(size=(1000, 2)) @ rng.normal(size=(2, 64))
+    rows = (own + shared).astype(np.float32)
+    tokens = rng.integers(50, 400, size=1000)
+    borders = [(0, 300), None, (300, 340), (340, 340), (340, 1000)]
+    return [None if one is None else read_chunk(tokens[slice(*one)], rows[slice(*one)]) for one in borders], rows
+
+
+def test_a_sentence_is_near_that_has_a_token_near_each(
+    meant: tuple[list[ReadChunk | None], npt.NDArray[np.float32]],
+) -> None:
+    chunks, rows = meant
     meanings = Meanings(chunks)
-    usual = np.full(32, 7, np.float32)
-    for i, chunk, nth in ((30, 0, 30), (110, 2, 10), (300, 4, 170)):
-        found = meanings.near([usual + meaning[i]], usual)
-        assert [None if own is None else len(own) for own in found] == [100, None, 30, 0, 270]
-        known = [own for own in found if own is not None]
-        best = np.concatenate(known)
+    rng = np.random.default_rng(4)
+    for i, chunk, nth in ((7, 0, 7), (32, 2, 2), (90, 4, 56)):
+        values = rows[10 * i : 10 * i + 10][rng.permutation(10)] + 0.3 * rng.normal(size=(10, 64)).astype(np.float32)
+        written = Written([1] * 10, values)  # in another order, and of tokens that stand nowhere
+        found = meanings.near([written])
+        assert [None if own is None else len(own) for own in found] == [30, None, 4, 0, 66]
+        best = np.concatenate([own for own in found if own is not None])
         assert found[chunk] is not None and found[chunk][nth] == best.max() > 3
         assert abs(float(best.mean())) < 0.01 and abs(float(best.std()) - 1) < 0.01
         # of two sentences what is near to both
-        twice = np.concatenate([own for own in meanings.near([usual + meaning[i]] * 2, usual) if own is not None])
+        twice = np.concatenate([own for own in meanings.near([written] * 2) if own is not None])
         np.testing.assert_allclose(twice, 2 * best, rtol=1e-4, atol=1e-4)
+
+
+def test_rare_tokens_count_more(meant: tuple[list[ReadChunk | None], npt.NDArray[np.float32]]) -> None:
+    chunks, rows = meant
+    tokens = np.concatenate([chunk.tokens for chunk in chunks if chunk is not None])
+    often = np.where(np.arange(1000) % 10 < 5, 7, tokens)  # half of all
+    (found,) = Meanings([read_chunk(often, rows)]).near([Written([7, 3], rows[[101, 508]])])
+    assert found is not None and found.argmax() == 50 and found[10] < found[50]
+
+
+@pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf, 6e6])
+def test_damaged_values_are_no_likeness(
+    meant: tuple[list[ReadChunk | None], npt.NDArray[np.float32]], damage: float
+) -> None:
+    """What is read of a chunk is not checked. A chunk whose values are gone, or are of another size, is not known."""
+    chunks, rows = meant
+    damaged = rows[:300].copy()
+    damaged[5:9, 3] = damage
+    first = chunks[0]
+    assert first is not None
+    gone = [read_chunk(first.tokens, None), read_chunk(first.tokens, rows[:299])]
+    found = Meanings([read_chunk(first.tokens, damaged), *gone, *chunks[2:]]).near([Written([1] * 10, rows[900:910])])
+    assert found[0] is not None and np.isfinite(np.concatenate([own for own in found if own is not None])).all()
+    assert found[1] is None and found[2] is None
+    last = found[-1]
+    assert last is not None and last[56] == max(own.max(initial=-9) for own in found if own is not None)
+    assert Meanings(gone).near([Written([1], rows[:1])]) == [None, None]
 
 
 TEXTS = [
@@ -117,7 +159,7 @@ def pieces_of(llm: MesaLlama, library: Library) -> tuple[Catalogue, list[Piece]]
 
 def chunks_by_values(shelf: Shelf, question: str, pieces: Sequence[Piece]) -> list[int]:
     """The chunks of the sentences that are nearest by values, each once."""
-    found = shelf.by_values(question, pieces)
+    found = shelf.by_values(question, pieces, [sentences_of(i, piece.text) for i, piece in enumerate(pieces)])
     assert all(own is None or len(own) == len(sentences_of(0, piece.text)) for own, piece in zip(found, pieces))
     best = {i: float(own.max()) for i, own in enumerate(found) if own is not None}
     return sorted(best, key=lambda i: -best[i])
@@ -153,72 +195,53 @@ def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
             assert chunks_by_values(again, question, pieces) == orders[question]
         assert not {shelf.key(piece) for piece in pieces} & set(loaded)
 
-        # they count to the budget, and not as chunks
-        beside = [row for row in library.index.kept() if row.n_tokens == 0]
-        assert {row.key for row in beside} == {shelf._values_key(piece) for piece in pieces} | shelf._own
-        assert library.verify().n_chunks == len(pieces)
-
-        # of a store without them, or with damaged ones, they are taken from the chunks
-        library.store.remove(shelf._values_key(pieces[0]))
-        path = library.store.path(shelf._values_key(pieces[1]))
+        # nothing lies beside chunks, so that those of an older version serve too; a damaged one is noticed when it is loaded
+        assert {row.key for row in library.index.kept() if row.n_tokens == 0} == set(shelf._own)
+        path = library.store.path(shelf.key(pieces[1]))
         path.write_bytes(path.read_bytes()[:-1] + b"!")
-        old = another()
-        assert chunks_by_values(old, question, pieces) == orders[question]
-        assert all(shelf._values_key(piece) in library.store for piece in pieces)
+        assert len(chunks_by_values(another(), question, pieces)) == 4
+        path.write_bytes(path.read_bytes()[:-1])
+        assert sorted(chunks_by_values(another(), question, pieces)) == [0, 2, 3]
+        with pytest.MonkeyPatch.context() as patch:  # gone between two looks
+            patch.setattr(library.store, "part", lambda *args: None)
+            assert chunks_by_values(another(), question, pieces) == []
 
-        # where nothing can be kept any more, they are held; and a question looks at few old chunks
+        # what the library could not take is held
         def full(*args: object, **kwargs: object) -> None:
             raise LibraryError("full")
 
         for piece in pieces:
-            library.store.remove(shelf._values_key(piece))
+            library.store.remove(shelf.key(piece))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mesa_gguf.reading.shelf.MOST_MADE", 2)
             patch.setattr(library, "keep", full)
             held = another()
-            assert chunks_by_values(held, question, pieces) == []
+            held.read(pieces)
             assert chunks_by_values(held, question, pieces) == orders[question]
-        assert chunks_by_values(another(), question, pieces) == orders[question]
-
-        # without both, the chunk was not read
-        for key in (shelf.key(pieces[0]), shelf._values_key(pieces[0])):
-            library.store.remove(key)
-        assert sorted(chunks_by_values(another(), question, pieces)) == [1, 2, 3]
+            held.release()
+            assert chunks_by_values(held, question, pieces) == []
 
 
-def test_what_is_lacking_is_made_where_there_is_room(llm: MesaLlama, library: Library) -> None:
-    """Of chunks that are kept, and nothing is dropped or read for it."""
-    catalogue = Catalogue(llm, PromptForm(llm), library)
-    document = library.add_text("\n\n".join(TEXTS * 6), "text")
-    assert list(catalogue.kept_pieces(document)) == []  # not cut yet
-    assert len(catalogue.rows(document)) > 1
-    first, *others = pieces = list(catalogue.kept_pieces(document))
-    assert pieces == [catalogue.piece(document, row) for row in catalogue.rows(document)]
-    shelf = Shelf(llm, catalogue)
-    assert shelf.complete(first) and list(library.store.files()) == []
-    shelf.read(others)
-    held = llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()
-    beside = [shelf._values_key(piece) for piece in others]
-    rows = [library.rows(key, 0) for key in beside]
-    for key in beside:
-        library.store.remove(key)
-    library.verify()  # the index has seen it
-    library.set_budget(library.index.kept_bytes() + 1000)
-    library._budget = None
-    assert not shelf.complete(others[0]) and beside[0] not in library.store
-    library.set_budget(10**9)
-    assert all(shelf.complete(piece) for piece in pieces)
-    assert [library.rows(key, 0) for key in beside] == rows
-    assert (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist()) == held
-    assert shelf._values_key(first) not in library.store
+def test_some_bytes_of_a_chunk(small: MesaLlama, tmp_path: Path) -> None:
+    """They are those of its rows, or nothing."""
+    with Library(tmp_path) as library:
+        catalogue, (piece, *_) = pieces_of(small, library)
+        shelf = Shelf(small, catalogue)
+        shelf.read([piece])
+        key, n = shelf.key(piece), len(piece.tokens)
+        rows = library.rows(key, n)
+        assert rows is not None
+        ranges = small.chunk_values_at(n, N_LAYERS)
+        assert library.store.part(key, n, ranges) == b"".join(rows[at : at + size] for at, size in ranges)
+        assert library.store.part(key, n + 1, ranges) is None
+        assert library.store.part(key, n, [(len(rows) - 1, 2)]) is None
+        assert library.store.part(key[::-1], n, ranges) is None and library.store.part("../x", n, ranges) is None
 
 
 def test_a_collection_is_not_tokenized_for_its_values(
     small: MesaLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The names of what lies beside chunks are kept, as long as their texts are the same."""
-    monkeypatch.setattr("mesa_gguf.reading.shelf.LEAST_NAMED", 2)
-    monkeypatch.setattr("mesa_gguf.reading.shelf.MOST_WIDTH", 1)  # of one layer, so that the test is fast
+    """The tokens of its chunks are kept, as long as their texts are the same."""
+    monkeypatch.setattr("mesa_gguf.reading.shelf.LEAST_TOKENIZED", 2)
     question = next(iter(QUESTIONS))
     tokenized: list[str] = []
     tokenize = PromptForm.tokenize
@@ -229,7 +252,7 @@ def test_a_collection_is_not_tokenized_for_its_values(
             """As a process of its own, that asks the same."""
             catalogue, pieces = pieces_of(small, library)
             shelf = Shelf(small, catalogue)
-            shelf._other_words = {question: OtherWords(nothing[None], "", nothing, written, usual)}
+            shelf._other_words = {question: OtherWords(nothing[None], "", nothing, written)}
             shelf._avoiding = {question: None}
             return shelf, pieces
 
@@ -240,10 +263,8 @@ def test_a_collection_is_not_tokenized_for_its_values(
             return order, len({piece.text for piece in pieces} & set(tokenized))
 
         nothing = np.zeros(small.n_vocab(), np.float32)
-        small.reset()
-        small.eval(small.tokenize(b"The ferry"))
-        width = small.chunk_values(small.save_chunk(0, small.n_tokens), 1).shape[1]
-        written, usual = np.random.default_rng(3).normal(size=(2, width)).astype(np.float32)
+        width = small.chunk_values(bytes(sum(n for _, n in small.chunk_values_at(1, N_LAYERS))), 1, N_LAYERS).shape[1]
+        written = Written([1, 2], np.random.default_rng(3).normal(size=(2, width)).astype(np.float32))
         shelf, pieces = another()
         assert counted() == ([], 0)  # nothing was read, as the number of what is kept tells
         shelf.read(pieces[:2])
@@ -254,11 +275,11 @@ def test_a_collection_is_not_tokenized_for_its_values(
         assert sorted(order) == [0, 1, 2, 3]
         assert counted() == (order, 0)
 
-        # a list that is damaged, or of something else, is made anew
-        beside = {shelf._values_key(piece) for piece in pieces}
+        # what is damaged, or of something else, is made anew
         chunks = {shelf.key(piece) for piece in pieces}
+        n_bytes = 4 * (len(pieces) + sum(len(piece.tokens) for piece in pieces))
         kept = [row.key for row in library.index.kept() if row.n_tokens == 0]
-        lists = [key for key in kept if key not in beside and len(library.store.get(key, 0) or b"") == 64 * len(pieces)]
+        lists = [key for key in kept if len(library.store.get(key, 0) or b"") == n_bytes]
         assert len(lists) == 1
         path = library.store.path(lists[0])
         whole = path.read_bytes()
@@ -267,26 +288,31 @@ def test_a_collection_is_not_tokenized_for_its_values(
             assert counted() == (order, 4)
             assert path.read_bytes() == whole
             assert counted() == (order, 0)
-        library.store.remove(lists[0])
-        library.store.put(lists[0], 0, b"too short")
-        assert counted() == (order, 4)
+        for other in (
+            b"too short",
+            b"",
+            np.array([2**31 - 1] * 8, np.int32).tobytes(),
+            np.array([-1, 1, 0, 0], np.int32).tobytes(),
+        ):
+            library.store.remove(lists[0])
+            library.store.put(lists[0], 0, other)
+            assert counted() == (order, 4)
 
-        # of another text it is another one: the names are those of its own tokens
+        # of another text they are others: a chunk goes by its own tokens
         monkeypatch.setitem(globals(), "TEXTS", [*TEXTS[1:], TEXTS[0] + "The dog was well again on the next day.\n\n"])
         shelf, pieces = another()
-        assert shelf._names(pieces) == [(shelf.key(piece), shelf._values_key(piece)) for piece in pieces]
+        assert [ids.tolist() for ids in shelf._tokens_of(pieces)] == [piece.tokens for piece in pieces]
         found, n = counted()
         assert sorted(found) == [0, 1, 2] and n == 0
 
-        # nothing is lost where it cannot be kept
+        # nothing is lost where they cannot be kept
         def full(*args: object, **kwargs: object) -> None:
             raise LibraryError("full")
 
         library.store.remove(lists[0])
         monkeypatch.undo()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mesa_gguf.reading.shelf.LEAST_NAMED", 2)
-            patch.setattr("mesa_gguf.reading.shelf.MOST_WIDTH", 1)
+            patch.setattr("mesa_gguf.reading.shelf.LEAST_TOKENIZED", 2)
             patch.setattr(library, "keep", full)
             shelf, pieces = another()
             assert chunks_by_values(shelf, question, pieces) == order
@@ -308,8 +334,10 @@ class Believing:
         self.asked = list(passages)
         return [-1.0 if self.word in passage else -9.0 for passage in passages]
 
-    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[npt.NDArray[np.float32] | None]:
-        found = [np.zeros(len(sentences_of(0, piece.text)), np.float32) for piece in pieces]
+    def by_values(
+        self, question: str, pieces: Sequence[Piece], sentences: Sequence[Sequence[Passage]]
+    ) -> list[npt.NDArray[np.float32] | None]:
+        found = [np.zeros(len(own), np.float32) for own in sentences]
         found[3][1] = self.surely
         return [*found[:1], None, *found[2:]]  # of the second chunk nothing is known
 

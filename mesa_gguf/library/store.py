@@ -26,7 +26,6 @@ VERSION = 1
 HEADER = struct.Struct("<8sII32sQQ32s")  # magic, version, header bytes, key, tokens, payload bytes, its SHA-256
 SUFFIX = ".chunk"
 TEMPORARY = ".new"
-NAME_BYTES = 32  # of a key, which is written with two hex digits a byte
 EMBEDDINGS = "embeddings"  # stands behind a model's fingerprint in the index, for vectors that it made
 ORPHAN_SECONDS = 3600.0  # a temporary file that is older belongs to a process that is gone
 
@@ -128,6 +127,25 @@ class ChunkStore:
         if rows is None:
             self.clear(key)
         return rows
+
+    def part(self, key: str, n_tokens: int, ranges: Sequence[tuple[int, int]]) -> bytes | None:
+        """Some of the bytes of a chunk's rows, not checked, as that would read all of them; None if they are not there.
+
+        Args:
+            ranges: offset and size of each part.
+        """
+        head = self.head(key)
+        if head is None or head.n_tokens != n_tokens:
+            return None
+        try:
+            with self.path(key).open("rb") as file:
+                found = []
+                for offset, size in ranges:
+                    file.seek(HEADER.size + offset)
+                    found.append(file.read(size))
+        except OSError:
+            return None
+        return b"".join(found) if all(len(part) == size for part, (_, size) in zip(found, ranges)) else None
 
     def clear(self, key: str) -> None:
         """Make room for a chunk whose file is damaged, whatever it is; where that is not possible, it is not there from now on."""

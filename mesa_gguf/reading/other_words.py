@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..library.index import terms_of
 from ..llama import MesaLlama
-from .values import MOST_WIDTH, folded
+from .values import N_LAYERS, Written, folded
 
 SENTENCE_TOKENS = 20  # of what may answer a question, at most
 WORD_TOKENS = 16  # longest word of a question that is looked at
@@ -64,15 +64,13 @@ class OtherWords:
             than it is elsewhere: a difference of log-probabilities [n_words, n_vocab].
         sentence: that may answer the question.
         expected: by how much likelier each token was somewhere in that sentence [n_vocab].
-        values: the mean of the values of its tokens (values.py) [width]; None where nothing was written.
-        usual: those of the sentences of the examples.
+        written: that sentence, and the values of its tokens; None where nothing was written.
     """
 
     likely: Floats
     sentence: str
     expected: Floats
-    values: Floats | None = None
-    usual: Floats | None = None
+    written: Written | None = None
 
 
 class Thesaurus:
@@ -120,16 +118,13 @@ class Thesaurus:
         self._llm._eval(self._llm._announce(self.tokens), look=look)
         usual = (sums / [[len(self._at_word)], [len(self._at_text)]]).astype(np.float16)
         self._usual = usual.astype(np.float32)
-        rows = self._llm.save_chunk(0, len(self.tokens))
-        self._usual_values = self._values(rows)[self._at_text].mean(axis=0)
-        return rows + usual.tobytes()
+        return self._llm.save_chunk(0, len(self.tokens)) + usual.tobytes()
 
     def load(self, data: bytes) -> None:
         """Bring the examples into an empty context."""
         usual = data[len(data) - 4 * self._llm.n_vocab() :]
         rows = memoryview(data)[: len(data) - len(usual)]
         self._llm.load_chunk(self.tokens, rows)
-        self._usual_values = self._values(rows)[self._at_text].mean(axis=0)
         self._usual = np.frombuffer(usual, np.float16).reshape(2, -1).astype(np.float32)
 
     def ask(self, question: str) -> OtherWords:
@@ -145,11 +140,11 @@ class Thesaurus:
         # what is likely for each of its words is so because of the question, or of the examples
         likely -= (likely.mean(axis=0) + self._usual[0]) / 2
         llm.n_tokens = start
-        sentence, expected, values = self._write(())
-        return OtherWords(likely, sentence, expected - self._usual[1], values, self._usual_values)
+        sentence, expected, written = self._write(())
+        return OtherWords(likely, sentence, expected - self._usual[1], written)
 
-    def avoiding(self, question: str) -> Floats | None:
-        """The mean of the values [width] of another sentence that may answer a question, with none of its words; None where nothing is written."""
+    def avoiding(self, question: str) -> Written | None:
+        """Another sentence that may answer a question, with none of its words; None where nothing is written."""
         self._read(question)
         return self._write(terms_of(question))[2]
 
@@ -159,15 +154,15 @@ class Thesaurus:
         self._llm.eval(self._tokenize(_question(question)))
         return self._llm.n_tokens
 
-    def _write(self, avoided: Sequence[str]) -> tuple[str, Floats, Floats | None]:
-        """A sentence behind what was read -> it, how likely each token was somewhere in it at most, and the mean of the values of its tokens.
+    def _write(self, avoided: Sequence[str]) -> tuple[str, Floats, Written | None]:
+        """A sentence behind what was read -> it, how likely each token was somewhere in it at most, and it with the values of its tokens.
 
         Args:
             avoided: words that it must not have.
         """
         llm = self._llm
-        start = llm.n_tokens
         llm.eval(self._tokenize("Text:"))
+        start = llm.n_tokens
         logits = llm._get_logits(llm.n_tokens - 1).copy()
         expected = np.full(llm.n_vocab(), -np.inf, np.float32)
         said = b""
@@ -183,12 +178,16 @@ class Thesaurus:
             said += piece
             llm.eval([token])
             logits = llm._get_logits(llm.n_tokens - 1).copy()
-        values = self._values(llm.save_chunk(start, llm.n_tokens)).mean(axis=0) if said else None
-        return said.decode("utf-8", "replace").strip(), expected, values
+        written = self._written(start) if said else None
+        return said.decode("utf-8", "replace").strip(), expected, written
 
-    def _values(self, rows: bytes | memoryview) -> Floats:
-        """Of each token of a chunk."""
-        return folded(self._llm.chunk_values(rows, MOST_WIDTH))
+    def _written(self, start: int) -> Written:
+        """What the context holds from a place on."""
+        llm = self._llm
+        n = llm.n_tokens - start
+        rows = llm.save_chunk(start, llm.n_tokens)
+        data = b"".join(rows[at : at + size] for at, size in llm.chunk_values_at(n, N_LAYERS))
+        return Written(llm.input_ids[start : llm.n_tokens].tolist(), folded(llm.chunk_values(data, n, N_LAYERS)))
 
 
 def _begins(piece: bytes, words: Sequence[str]) -> bool:

@@ -687,8 +687,10 @@ class _Looking:
     def likelihoods(self, question: str, passages: Sequence[str]) -> Sequence[float]:
         return self._shelf().likelihoods(question, passages, self.progress)
 
-    def by_values(self, question: str, pieces: Sequence[Piece]) -> Sequence[npt.NDArray[np.float32] | None]:
-        return self._shelf().by_values(question, pieces)
+    def by_values(
+        self, question: str, pieces: Sequence[Piece], sentences: Sequence[Sequence[Passage]]
+    ) -> Sequence[npt.NDArray[np.float32] | None]:
+        return self._shelf().by_values(question, pieces, sentences)
 
     def _shelf(self) -> Shelf:
         self.reader._leave()

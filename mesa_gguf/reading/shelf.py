@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -24,20 +24,19 @@ from ..library.chunking import split
 from ..library.index import SpanRow, terms_of
 from ..library.library import Document, Library
 from ..library.schema import seal
-from ..library.store import NAME_BYTES, LibraryError, chunk_key
+from ..library.store import LibraryError, chunk_key
 from ..llama import MesaLlama
 from ..loaders import Place
 from ..model.fingerprint import model_fingerprint
 from ..model.header import check_model
 from ..model.tuning import tuned
 from ..text import counted
-from .citations import closest_sentence
+from .citations import Passage, closest_sentence
 from .embeddings import EmbeddingModel, Embeddings
 from .other_words import OtherWords, Thesaurus
 from .prompts import END, QUESTION, PromptForm, Turn
-from .similar import Near, SimilarPassages, WordVectors, evidence, names_of, outstanding, sentences_of
-from .values import MOST_WIDTH, Meanings, folded, of_sentences
-from .values import VERSION as VALUES_VERSION
+from .similar import Near, SimilarPassages, WordVectors, evidence, names_of, outstanding
+from .values import N_LAYERS, Meanings, ReadChunk, Written, folded, starts_of
 
 CHUNK_TOKENS = 1024  # longest chunk: longer ones do not answer better on real models, and make reuse coarse
 LEAST_CHUNK_TOKENS = 256
@@ -57,15 +56,17 @@ NO_EVIDENCE = 0.2  # below which all chunks that the words find come behind them
 ASKED_WORDS = 32  # of a longer question enough are found
 # passages that the question's likelihood is computed for, about 50 tokens each, with the question: the nearest by words alone,
 COMPARED_PASSAGES = 32
-# or so many of each of three lists, by words, by values, and by their sum, for neither finds what the other one does
-LISTED_PASSAGES = 16
+# or so many of those that stand out most by words and values together, by values, and by words
+LISTED_PASSAGES = 24
+LISTED_BY_VALUES = 16
+LISTED_BY_WORDS = 8
 OUT_WEIGHT = 0.5  # of how far a passage stands out of all by that sum, in standard deviations, beside the question's likelihood after it
 PASSAGE_TOKENS = 128  # longest of them
 MOST_CHARS = 2**23  # of documents that other words are looked for in: two million tokens
-MOST_MEANT = 512  # chunks whose sentences are compared by their values: 64 MiB kept, twice that where they are compared
+MOST_MEANT = 1024  # chunks whose sentences are compared by their values, which are read for each question
 MOST_UNREAD = 0.25  # of chunks that were not read yet, which have no values: with more of them those that were read would be preferred
-LEAST_NAMED = 16  # chunks whose names are kept; fewer are tokenized in no time
-MOST_MADE = 32  # chunks of an older version that a question looks at for them: 17 MB each, or more
+LEAST_TOKENIZED = 16  # chunks whose tokens are kept; fewer are tokenized in no time
+TOKENS_VERSION = 1  # of how they are kept
 N_LIKELIHOODS = 4096  # that are remembered
 N_OTHER_WORDS = 4  # questions that are, each with a number for each token of the vocabulary and word
 
@@ -84,9 +85,15 @@ class Model(Protocol):
     def likelihoods(self, question: str, passages: Sequence[str]) -> Sequence[float]:
         """How likely it is after each of some passages, log p."""
 
-    def by_values(self, question: str, pieces: Sequence[Piece]) -> Sequence[npt.NDArray[np.float32] | None]:
+    def by_values(
+        self, question: str, pieces: Sequence[Piece], sentences: Sequence[Sequence[Passage]]
+    ) -> Sequence[npt.NDArray[np.float32] | None]:
         """How much each sentence of each chunk is like an answer to it, by standard deviations; None where that is not known of a chunk, and
-        nothing where it is of too few."""
+        nothing where it is of too few.
+
+        Args:
+            sentences: those of each chunk.
+        """
 
 
 @dataclass(frozen=True)
@@ -433,7 +440,8 @@ class Catalogue:
         if near is not None and (model is not None or self.embeddings is not None):
             values: Sequence[npt.NDArray[np.float32] | None] = ()
             if model is not None and len(every) <= MOST_MEANT:
-                values = model.by_values(question, [self.piece(*one) for one in every])
+                pieces = [self.piece(*one) for one in every]
+                values = model.by_values(question, pieces, similar.of_texts(len(every)))
             others = [similar.of_sentences(values)] if values else []
             if self.embeddings is not None:
                 texts = [(text(i), row.n_tokens) for i, (_, row) in enumerate(every)]
@@ -442,7 +450,9 @@ class Catalogue:
             for other_scores in others:
                 scores += other_scores
             if others:
-                passages = [one for of in (scores, near, *others) for one in similar.best(of, LISTED_PASSAGES)]
+                passages = similar.best(scores, LISTED_PASSAGES)
+                passages += [one for of in others for one in similar.best(of, LISTED_BY_VALUES)]
+                passages += similar.best(near, LISTED_BY_WORDS)
             else:
                 passages = found[:COMPARED_PASSAGES]
             if ranked and all(one.source != ranked[0] for one in passages):
@@ -453,9 +463,9 @@ class Catalogue:
                 total = {one: value + OUT_WEIGHT * float(scores[one.number]) for one, value in zip(passages, likely)}
                 compared = sorted(passages, key=lambda one: -total[one])
             found = similar.best(scores, len(scores)) if others else found
-        order = [one.source for one in (*compared, *found)]
-        if matched >= NO_EVIDENCE:  # in turns: the words may be names, of which each chunk tells something
-            order = _in_turns(ranked, order)
+        order = list(dict.fromkeys(one.source for one in (*compared, *found)))
+        if matched >= NO_EVIDENCE:  # each third: the words may be names, of which each chunk tells something
+            order = _in_turns(order[::2], order[1::2], ranked)
         return list(dict.fromkeys([*order, *ranked])), len(compared)
 
     def _named(self, question: str, said: str, documents: Sequence[int]) -> list[tuple[int, float]]:
@@ -499,6 +509,15 @@ def _remember(found: dict[Key, Kept], key: Key, value: Kept, most: int) -> None:
     found[key] = value
 
 
+def _unpacked(data: bytes, n: int) -> list[npt.NDArray[np.int32]] | None:
+    """The token ids of n chunks as they are kept; None where they are others."""
+    numbers = np.frombuffer(data[: len(data) // 4 * 4], np.int32)
+    sizes, ids = numbers[:n], numbers[n:]
+    if len(sizes) < n or (sizes < 0).any() or int(sizes.sum(dtype=np.int64)) != len(ids):
+        return None
+    return np.split(ids, np.cumsum(sizes)[:-1])
+
+
 def _in_turns(*orders: Sequence[int]) -> list[int]:
     """The first of each order, then the second of each, and so on."""
     return list(dict.fromkeys(i for turn in zip_longest(*orders) for i in turn if i is not None))
@@ -535,14 +554,18 @@ class Shelf:
         self._thesaurus: Thesaurus | None = None
         self._examples: bytes | None = None  # its rows
         self._other_words: dict[str, OtherWords] = {}  # of the last questions
-        self._avoiding: dict[str, npt.NDArray[np.float32] | None] = {}
-        self._unkept_values: dict[str, npt.NDArray[np.float16]] = {}  # that the library could not take
+        self._avoiding: dict[str, Written | None] = {}
         self._meanings: tuple[list[str | None], Meanings] | None = None  # of chunks that were read, by their keys
-        self._named: tuple[str, list[tuple[str, str]]] | None = None  # chunks, and the name of the list of their names
+        self._tokenized: tuple[str, list[npt.NDArray[np.int32]]] | None = (
+            None  # the tokens of all chunks, and their name
+        )
 
     def key(self, piece: Piece) -> str:
         """The name of a chunk's rows in the library."""
-        return chunk_key(self.catalogue.model, self._origin, tokens=piece.tokens, preamble=self.catalogue.preamble)
+        return self._key(piece.tokens)
+
+    def _key(self, tokens: Sequence[int]) -> str:
+        return chunk_key(self.catalogue.model, self._origin, tokens=tokens, preamble=self.catalogue.preamble)
 
     def forget(self) -> None:
         """Something else used the context."""
@@ -568,14 +591,13 @@ class Shelf:
         missing = {
             key: piece for key, piece in by_key.items() if key not in self.library.store and key not in self._unkept
         }
-        both = [*by_key, *(self._values_key(piece) for piece in by_key.values())]
         with contextlib.suppress(LibraryError):  # for the budget; what is read does not need it
-            self.library.index.note_lacking([key for key in both if key in self.library.store])
+            self.library.index.note_lacking([key for key in by_key if key in self.library.store])
         notes: list[str] = []
         total, done = sum(len(piece.tokens) for piece in missing.values()), 0
 
         def in_use() -> list[str]:
-            return [*both, *self._own, *(ahead or ())]
+            return [*by_key, *self._own, *(ahead or ())]
 
         for key, piece in missing.items():
             rows = self._compute(piece)
@@ -588,141 +610,114 @@ class Shelf:
                 if ahead is not None:
                     break
                 self._unkept[key] = rows
-            self._keep_values(key, piece, rows, in_use=in_use())
             if progress is not None:
                 progress(done, total)
-        if ahead is not None:  # a question makes few
-            for piece, beside in zip(by_key.values(), both[len(by_key) :]):
-                made = None if self._has_values(beside) else self._make_values(piece, in_use())
-                if made is not None and progress is not None:
-                    progress(done, total)
-            if self.catalogue.embeddings is not None:
-                texts = {piece.text: len(piece.tokens) for piece in by_key.values()}
-                more = self.catalogue.embeddings.make(texts, progress, in_use=in_use(), ahead=True)
-                notes += [note for note in more if note not in notes]
+        if ahead is not None and self.catalogue.embeddings is not None:
+            texts = {piece.text: len(piece.tokens) for piece in by_key.values()}
+            more = self.catalogue.embeddings.make(texts, progress, in_use=in_use(), ahead=True)
+            notes += [note for note in more if note not in notes]
         return done, notes
 
     def complete(self, piece: Piece) -> bool:
-        """Make what is lacking beside a chunk that is kept, ahead of questions. The context stays as it is.
+        """Make what the embedding model says of a chunk that is kept, ahead of questions. The context stays as it is.
 
         Returns:
             False where nothing can be kept, unless something else is dropped for it.
         """
-        beside, key, embeddings = self._values_key(piece), self.key(piece), self.catalogue.embeddings
-        lacks = embeddings is not None and not embeddings.n_kept([piece.text])
-        if key not in self.library.store or (beside in self.library.store and not lacks):
+        embeddings = self.catalogue.embeddings
+        if embeddings is None or embeddings.n_kept([piece.text]) or self.key(piece) not in self.library.store:
             return True
         room = self.library.budget - self.library.index.kept_bytes()
         if room < self.llm.chunk_size(len(piece.tokens)):  # which is much more
             return False
-        if beside not in self.library.store:
-            self._make_values(piece)
-        if embeddings is not None and embeddings.make({piece.text: len(piece.tokens)}, ahead=True):
-            return False
-        return beside in self.library.store or key not in self.library.store  # the latter was damaged
+        return not embeddings.make({piece.text: len(piece.tokens)}, ahead=True)
 
-    def _values_key(self, piece: Piece) -> str:
-        parts = self.catalogue.model, self._origin, "values", VALUES_VERSION
-        return chunk_key(*parts, tokens=piece.tokens, preamble=self.catalogue.preamble)
+    def _tokens_of(self, pieces: Sequence[Piece]) -> list[npt.NDArray[np.int32]]:
+        """The token ids of chunks. To make those of all takes time, so they are kept, by a name that the texts give.
 
-    def _names(self, pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-        """The names of chunks, and of what lies beside them: it takes the tokens of all, so they are kept, by a name that the texts give.
-
-        note: these tell what was read. What is loaded goes by the names of its own tokens.
+        note: these tell what was read. What is loaded goes by tokens that are made anew.
         """
         texts = seal(*(piece.text for piece in pieces))
-        parts = self.catalogue.model, self._origin, "names", VALUES_VERSION, texts
+        parts = self.catalogue.model, self._origin, "tokens", TOKENS_VERSION, texts
         own = chunk_key(*parts, tokens=[], preamble=self.catalogue.preamble)
-        if self._named is not None and self._named[0] == own:
-            return self._named[1]
+        if self._tokenized is not None and self._tokenized[0] == own:
+            return self._tokenized[1]
         data = self.library.rows(own, 0) if own in self.library.store else None
-        if data is not None and len(data) == 2 * NAME_BYTES * len(pieces):
-            each = [data[at : at + NAME_BYTES].hex() for at in range(0, len(data), NAME_BYTES)]
-        else:
-            each = [name for piece in pieces for name in (self.key(piece), self._values_key(piece))]
-            if len(pieces) >= LEAST_NAMED:
+        each = _unpacked(data, len(pieces)) if data is not None else None
+        if each is None:
+            each = [np.array(piece.tokens, np.int32) for piece in pieces]
+            if len(pieces) >= LEAST_TOKENIZED:
+                packed = np.concatenate([np.array([len(ids) for ids in each], np.int32), *each]).tobytes()
                 with contextlib.suppress(LibraryError):  # no room, or it cannot be written to: they are tokenized again
-                    packed = bytes.fromhex("".join(each))
-                    self.library.keep(own, self.catalogue.model, 0, packed, in_use=each)
-        self._named = own, list(zip(each[::2], each[1::2]))
-        return self._named[1]
+                    in_use = [self._key(ids.tolist()) for ids in each]
+                    self.library.keep(own, self.catalogue.model, 0, packed, in_use=in_use)
+        self._tokenized = own, each
+        return each
 
     def _may_be_read(self, pieces: Sequence[Piece]) -> bool:
         """Whether enough of these chunks can have been read, as far as the number of all that is kept tells. The same text is kept once."""
-        n_kept = self.library.index.n_kept(self.catalogue.model) + len(self._unkept_values)
+        n_kept = self.library.index.n_kept(self.catalogue.model) + len(self._unkept)
         return len({piece.text for piece in pieces}) - n_kept <= MOST_UNREAD * len(pieces)
 
-    def _keep_values(self, key: str, piece: Piece, rows: bytes, in_use: Iterable[str] = ()) -> npt.NDArray[np.float16]:
-        """What the rows of a chunk tell of its sentences; it is kept beside them."""
-        sizes = [len(self.llm.token_bytes(token)) for token in piece.tokens]
-        values = of_sentences(piece.text, sizes, folded(self.llm.chunk_values(rows, MOST_WIDTH)))
-        beside = self._values_key(piece)
-        try:
-            self.library.keep(beside, self.catalogue.model, 0, values.tobytes(), in_use=[*in_use, key])
-        except LibraryError:  # no room, or it cannot be written to
-            _remember(self._unkept_values, beside, values, MOST_MEANT)
-        return values
+    def _values(self, key: str, n_tokens: int) -> npt.NDArray[np.float32] | None:
+        """The values of a chunk's tokens, folded [n_tokens, width]; None where they are gone.
 
-    def _has_values(self, beside: str) -> bool:
-        return beside in self._unkept_values or beside in self.library.store
-
-    def _make_values(self, piece: Piece, in_use: Iterable[str] = ()) -> npt.NDArray[np.float16] | None:
-        """They are taken from a chunk that is kept: by an older version, or what was beside it was damaged or dropped."""
-        key = self.key(piece)
-        rows = self.library.rows(key, len(piece.tokens)) if key in self.library.store else None
-        return self._keep_values(key, piece, rows, in_use) if rows is not None else None
-
-    def _values(self, piece: Piece, beside: str, width: int) -> npt.NDArray[np.float16] | None:
-        """The values of a chunk's sentences [n_sentences, width]; None where it was not read.
-
-        Args:
-            beside: the name under which they lie.
+        note: these few of its bytes are read alone, and so not checked. What is loaded is.
         """
-        if beside in self._unkept_values:
-            return self._unkept_values[beside]
-        n = len(sentences_of(0, piece.text))
-        data = self.library.rows(beside, 0) if beside in self.library.store else None
-        if data is not None and len(data) == 2 * n * width:
-            return np.frombuffer(data, np.float16).reshape(n, width)
-        return self._make_values(piece)
+        ranges = self.llm.chunk_values_at(n_tokens, N_LAYERS)
+        if key in self._unkept:
+            data: bytes | None = b"".join(self._unkept[key][at : at + size] for at, size in ranges)
+        else:
+            data = self.library.store.part(key, n_tokens, ranges)
+        return folded(self.llm.chunk_values(data, n_tokens, N_LAYERS)) if data is not None else None
 
-    def by_values(self, question: str, pieces: Sequence[Piece]) -> list[npt.NDArray[np.float32] | None]:
+    def by_values(
+        self, question: str, pieces: Sequence[Piece], sentences: Sequence[Sequence[Passage]]
+    ) -> list[npt.NDArray[np.float32] | None]:
         """How near the values of each sentence of each chunk are to those of the sentences that the model writes as an answer, as `Meanings.near`.
 
         There are none where too few of the chunks were read; None for those that were not.
         """
         other = self.other_words(question)
-        if other is None or other.values is None or other.usual is None:
+        if other is None or other.written is None:
             return []
         self.is_unread = True
         if not self._may_be_read(pieces):
             return []
-        names = self._names(pieces)
-        beside = [own for _, own in names]
-        lacking = [(key, piece) for (key, own), piece in zip(names, pieces) if not self._has_values(own)]
-        for piece in [piece for key, piece in lacking if key in self.library.store][:MOST_MADE]:
-            self._make_values(piece)
-        known = [own if self._has_values(own) else None for own in beside]
-        if sum(own is not None for own in known) < (1 - MOST_UNREAD) * len(pieces):
+        tokens = self._tokens_of(pieces)
+        keys = [self._key(ids.tolist()) for ids in tokens]
+        known = [key if key in self.library.store or key in self._unkept else None for key in keys]
+        if sum(key is not None for key in known) < (1 - MOST_UNREAD) * len(pieces):
             return []
         self.is_unread = False
         if self._meanings is None or self._meanings[0] != known:
-            values = [
-                self._values(piece, own, len(other.values)) if own is not None else None
-                for own, piece in zip(known, pieces)
-            ]
-            if not any(own is not None and len(own) for own in values):
-                return []
-            self._meanings = known, Meanings(values)
-        with contextlib.suppress(LibraryError):  # as in put_together
-            named = [self._named[0]] if self._named is not None else []
-            self.library.index.note_used([*beside, *named], self.catalogue.model)
+            self._meanings = known, self._meanings_of(known, pieces, tokens, sentences)
+        if self._tokenized is not None:
+            with contextlib.suppress(LibraryError):  # as in put_together
+                self.library.index.note_used([self._tokenized[0]], self.catalogue.model)
         if question not in self._avoiding:  # not before it is needed: that writes a sentence
             thesaurus = self._examples_for(question)
             avoiding = thesaurus.avoiding(question) if thesaurus is not None else None
             _remember(self._avoiding, question, avoiding, N_OTHER_WORDS)
-        written = [values for values in (other.values, self._avoiding[question]) if values is not None]
-        return self._meanings[1].near(written, other.usual)
+        written = [one for one in (other.written, self._avoiding[question]) if one is not None]
+        return self._meanings[1].near(written)
+
+    def _meanings_of(
+        self,
+        keys: Sequence[str | None],
+        pieces: Sequence[Piece],
+        tokens: Sequence[npt.NDArray[np.int32]],
+        sentences: Sequence[Sequence[Passage]],
+    ) -> Meanings:
+        ids = np.unique(np.concatenate(tokens))
+        sizes = np.zeros(int(ids[-1]) + 1 if len(ids) else 1, np.int64)
+        sizes[ids] = [len(self.llm.token_bytes(token)) for token in ids.tolist()]
+        return Meanings([
+            None if key is None else ReadChunk(
+                own, starts_of(piece.text, of, sizes[own]), functools.partial(self._values, key, len(own))
+            )
+            for key, piece, own, of in zip(keys, pieces, tokens, sentences)
+        ])  # fmt: skip
 
     def put_together(
         self,
@@ -781,8 +776,7 @@ class Shelf:
         with contextlib.suppress(
             LibraryError
         ):  # a disk that is full, or cannot be written to: the answer does not need this
-            beside = [self._values_key(piece) for piece in pieces]
-            self.library.index.note_used([*keys, *beside, *self._own], self.catalogue.model)
+            self.library.index.note_used([*keys, *self._own], self.catalogue.model)
         return [*preamble, *(token for piece in pieces for token in piece.tokens)], computed, notes
 
     def _load(self, keys: Sequence[str], pieces: Sequence[Piece], keep_rest: bool) -> Piece | None:

@@ -207,6 +207,13 @@ class SimilarPassages:
                 taken[source] += 1
         return found
 
+    def of_texts(self, n: int) -> list[list[Passage]]:
+        """The sentences of each of the first n texts."""
+        found: list[list[Passage]] = [[] for _ in range(n)]
+        for sentence in self._sentences:
+            found[sentence.source].append(sentence)
+        return found
+
     def of_sentences(self, values: Sequence[Floats | None]) -> Floats:
         """What is known of each text's sentences, one after the other; 0 where nothing is [n_sentences]."""
         sizes = Counter(sentence.source for sentence in self._sentences)

@@ -90,7 +90,9 @@ class Documents:
         self._progress: dict[str, Progress] = {}
         self._to_load: queue.Queue[str | None] = queue.Queue()
         self._to_read: OrderedDict[str, _Unread] = OrderedDict()  # what is not read yet of each file
-        self._to_complete: OrderedDict[int, None] = OrderedDict()  # documents that may lack what lies beside chunks
+        self._to_complete: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # documents that may lack what an embedding model says of them
         self._completing: Iterator[Piece] | None = None  # chunks of one of them
         self._gone: set[int] = set()  # documents that the model's thread may forget
         self._known: dict[int, Document] = {}
@@ -495,7 +497,10 @@ class Documents:
         engine.metrics.documents.set(len(self._to_read))
 
     def _complete_one(self, shelf: Shelf) -> None:
-        """Make what is lacking beside one chunk: an older version kept it, or what lay there was dropped. A question makes few of them."""
+        """Make what the embedding model says of one chunk that is kept, where that is lacking."""
+        if shelf.catalogue.embeddings is None:
+            self._to_complete.clear()
+            return
         try:
             if self._completing is None:
                 with self._lock:

@@ -877,6 +877,7 @@ bool mesa_flash_attn_ext(const ggml_compute_params * params, ggml_tensor * dst) 
         const int next = ggml_threadpool_chunk_add(params->threadpool, 1);
         op.few ? op.item_few(item, next, scratch) : op.item_many(item, scratch);
         item = next;
+        mesa_kernels_look(params);
     }
     ggml_barrier(params->threadpool);
     for (int64_t row = params->ith; row < op.n_rows(); row += params->nth) {

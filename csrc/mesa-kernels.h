@@ -12,6 +12,12 @@ extern "C" {
 void mesa_kernels_set(bool on);
 bool mesa_kernels_on(void);
 
+struct ggml_compute_params;
+
+// Between two parts of an operation that threads take by ggml_threadpool_chunk_add: where the abort callback wants the graph to end, there
+// are no more parts. What the operation leaves then is thrown away.
+void mesa_kernels_look(const struct ggml_compute_params * params);
+
 #ifdef __cplusplus
 }
 #endif

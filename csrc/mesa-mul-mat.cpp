@@ -683,6 +683,7 @@ void mul_mat(const ggml_compute_params * params, ggml_tensor * dst) {
         const auto where = [&](int64_t c) { return (float *) (out + c * dst->nb[1]); };
         compute<type>(src0, (const char *) src0->data + i2 / r2 * src0->nb[2] + i3 / r3 * src0->nb[3], i0,
                 columns + ib * batch, i1, std::min(slab, n_columns - i1), where, scratch);
+        mesa_kernels_look(params);
     }
 }
 
@@ -796,6 +797,7 @@ void mul_mat_id(const ggml_compute_params * params, ggml_tensor * dst) {
         };
         compute<type>(src0, (const char *) src0->data + e * src0->nb[2], i0, columns + starts[e].column * column, i1,
                 std::min(slab, n_columns - i1), where, scratch);
+        mesa_kernels_look(params);
     }
 }
 

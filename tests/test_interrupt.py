@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -121,6 +122,46 @@ def test_a_reading_goes_on_as_if_nothing_was(
         # of a ring, which cell a key lies in decides in which order is summed up
         assert worst(talk(llm), expected) <= (0 if swa_full else 3e-5) and llm.plan() == plan
     assert len(ends) > 6 and min(ends) == 0
+
+
+@pytest.mark.parametrize("flash", [False, True])
+def test_threads_leave_an_operation_together(model_path: ModelPath, open_llama: Opener, flash: bool) -> None:
+    """One of them asks, between two parts of an operation or behind it, and the others get no more parts."""
+    options: dict[str, Any] = dict(kv=F16, flash=flash, n_batch=96, n_ubatch=32, n_threads=2, n_threads_batch=2)
+    llm = open_llama(model_path("llama-gqa"), **options)
+    n_all = stopped(llm, 10**9, lambda: llm.eval(TEXT))
+    expected = talk(llm)
+    for n in range(1, n_all // 2, 71):
+        llm._forget()
+        stopped(llm, n, lambda: llm.eval(TEXT))
+        assert llm.n_tokens < len(TEXT) and np.array_equal(talk(llm), expected)
+
+
+class Once:
+    def __init__(self) -> None:
+        self.n_asked = self.wanted = 0
+
+    def __call__(self, _: object) -> bool:
+        self.n_asked += 1
+        return self.n_asked == self.wanted
+
+
+def test_a_callback_that_wants_it_once(model_path: ModelPath, open_llama: Opener) -> None:
+    """Of a caller of llama.cpp: an operation that was left in its middle is not taken for whole."""
+    llm = open_llama(model_path("llama-gqa"), kv=F16, flash=True, n_threads=2, n_threads_batch=2)
+    once = Once()
+    callback = llama_cpp.ggml_abort_callback(once)
+    llama_cpp.llama_set_abort_callback(llm._ctx.ctx, callback, None)
+    expected = read(llm, TEXT[:100])
+    for wanted in range(1, once.n_asked // 2, 3):
+        llm._forget()
+        once.n_asked, once.wanted = 0, wanted
+        with pytest.raises(RuntimeError, match="llama_decode returned 2"):
+            llm.eval(TEXT[:100])
+        assert llm.n_tokens == 0
+    once.wanted = 0
+    assert np.array_equal(read(llm, TEXT[:100]), expected)
+    _core.let_watch(llm._address)
 
 
 @pytest.mark.parametrize("n", [0, 1, 40, 150])

@@ -112,6 +112,23 @@ def test_rare_tokens_count_more(meant: tuple[list[ReadChunk | None], npt.NDArray
     assert found is not None and found.argmax() == 50 and found[10] < found[50]
 
 
+@pytest.mark.filterwarnings("error")
+def test_of_damaged_wide_values_the_others_stay() -> None:
+    rows = np.random.default_rng(5).normal(size=(2, 3 * MOST_WIDTH)).astype(np.float32)
+    damaged = rows.copy()
+    damaged[1, 7::MOST_WIDTH] = np.inf, -np.inf, np.nan
+    damaged[1, 8::MOST_WIDTH] = 3e38
+    found, whole = folded(damaged), folded(rows)
+    assert (np.delete(found, (7, 8), axis=1) == np.delete(whole, (7, 8), axis=1)).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_chunks_without_sentences_are_like_nothing() -> None:
+    rows = np.random.default_rng(6).normal(size=(9, 64)).astype(np.float32)
+    found = Meanings([ReadChunk(np.arange(9), np.arange(0), lambda: rows), None]).near([Written([1], rows[:1])])
+    assert found[0] is not None and len(found[0]) == 0 and found[1] is None
+
+
 @pytest.mark.parametrize("damage", [np.nan, np.inf, -np.inf, 6e6])
 def test_damaged_values_are_no_likeness(
     meant: tuple[list[ReadChunk | None], npt.NDArray[np.float32]], damage: float
@@ -281,6 +298,11 @@ def test_a_collection_is_not_tokenized_for_its_values(
         kept = [row.key for row in library.index.kept() if row.n_tokens == 0]
         lists = [key for key in kept if len(library.store.get(key, 0) or b"") == n_bytes]
         assert len(lists) == 1
+
+        def of_one_token(token: int) -> bytes:
+            """What is kept, but for one token."""
+            return b"".join((whole[-n_bytes:-4], np.array([token], np.int32).tobytes()))
+
         path = library.store.path(lists[0])
         whole = path.read_bytes()
         for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-32], b""):
@@ -293,6 +315,7 @@ def test_a_collection_is_not_tokenized_for_its_values(
             b"",
             np.array([2**31 - 1] * 8, np.int32).tobytes(),
             np.array([-1, 1, 0, 0], np.int32).tobytes(),
+            *(of_one_token(token) for token in (-1, small.n_vocab(), 2**31 - 1)),
         ):
             library.store.remove(lists[0])
             library.store.put(lists[0], 0, other)

@@ -509,11 +509,13 @@ def _remember(found: dict[Key, Kept], key: Key, value: Kept, most: int) -> None:
     found[key] = value
 
 
-def _unpacked(data: bytes, n: int) -> list[npt.NDArray[np.int32]] | None:
-    """The token ids of n chunks as they are kept; None where they are others."""
+def _unpacked(data: bytes, n: int, n_vocab: int) -> list[npt.NDArray[np.int32]] | None:
+    """The token ids of n chunks as they are kept; None where they are others, or of another vocabulary."""
     numbers = np.frombuffer(data[: len(data) // 4 * 4], np.int32)
     sizes, ids = numbers[:n], numbers[n:]
     if len(sizes) < n or (sizes < 0).any() or int(sizes.sum(dtype=np.int64)) != len(ids):
+        return None
+    if len(ids) and not 0 <= ids.min() <= ids.max() < n_vocab:
         return None
     return np.split(ids, np.cumsum(sizes)[:-1])
 
@@ -643,7 +645,7 @@ class Shelf:
         if self._tokenized is not None and self._tokenized[0] == own:
             return self._tokenized[1]
         data = self.library.rows(own, 0) if own in self.library.store else None
-        each = _unpacked(data, len(pieces)) if data is not None else None
+        each = _unpacked(data, len(pieces), self.llm.n_vocab()) if data is not None else None
         if each is None:
             each = [np.array(piece.tokens, np.int32) for piece in pieces]
             if len(pieces) >= LEAST_TOKENIZED:

@@ -149,6 +149,8 @@ def sentences_of(source: int, text: str) -> list[Passage]:
 
 def outstanding(scores: Scores) -> Scores:
     """By how many standard deviations each score is above the mean of all."""
+    if not len(scores):
+        return scores
     return np.asarray((scores - scores.mean()) / max(float(scores.std()), 1e-9), scores.dtype)
 
 

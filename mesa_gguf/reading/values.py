@@ -82,7 +82,8 @@ def folded(values: Floats) -> Floats:
     sign = np.where((index * np.uint64(2654435761)) >> np.uint64(31) & np.uint64(1), np.float32(1), np.float32(-1))
     padded = np.zeros((n, -(-width // MOST_WIDTH) * MOST_WIDTH), np.float32)
     padded[:, :width] = values * sign
-    return np.asarray(padded.reshape(n, -1, MOST_WIDTH).sum(axis=1), np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # damaged ones
+        return np.asarray(padded.reshape(n, -1, MOST_WIDTH).sum(axis=1), np.float32)
 
 
 def starts_of(text: str, sentences: Sequence[Passage], sizes: Ids) -> Ids:

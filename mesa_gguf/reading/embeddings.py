@@ -290,7 +290,9 @@ class Embeddings:
             return self._held[key]
         data = self.library.rows(key, 0) if key in self.library.store else None
         if data is not None and len(data) == 2 * width * len(sentences_of(0, text)):
-            return np.frombuffer(data, np.float16).reshape(-1, width)
+            kept: Rows = np.frombuffer(data, np.float16).reshape(-1, width)
+            if np.isfinite(kept).all():
+                return kept
         if data is not None:
             self.library.store.clear(key)
         rows = self.model.of_sentences(text)

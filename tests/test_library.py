@@ -740,7 +740,12 @@ def test_wrong_arguments(library: Library, llm: MesaLlama, tmp_path: Path) -> No
     assert (
         reader.ask(FACT.question, documents=[document, document]).answer.read == reader.ask(FACT.question).answer.read
     )
-    for folder, budget in (("", None), (tmp_path / "other", -1), (tmp_path / "other", "5GB")):
+    for folder, budget in (
+        ("", None),
+        (tmp_path / "other", -1),
+        (tmp_path / "other", "5GB"),
+        (tmp_path / "other", True),
+    ):
         with pytest.raises(LibraryError):
             Library(folder, budget=budget)  # type: ignore[arg-type]
     closed = Library(tmp_path / "closed")

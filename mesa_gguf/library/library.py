@@ -508,7 +508,7 @@ class Library:
 
 
 def _check_budget(budget: object) -> None:
-    if budget is not None and (not isinstance(budget, int) or budget < 0):
+    if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 0):
         raise LibraryError(f"the library's budget is {budget!r}: it must be a number of bytes, 0 or more")
 
 

@@ -128,6 +128,12 @@ def test_evidence(asked: list[str], there: list[str]) -> None:
     # a word of every text says less than one of none
     assert evidence("king throne", ["king"], 10, lambda word: 10 if word == "king" else 0) < 0.2
     assert evidence("", ["king"], 10, lambda word: 1) == 1
+    # two rare ones in one passage are enough, unless they are few of what is asked
+    often = {"hair": 3, "ears": 4}
+    texts = ["Her ears were under the hair."]
+    assert evidence("hair over both ears, violet curls", texts, 100, lambda word: often.get(word, 2)) == 1
+    long = "hair over both ears, violet curls, golden shoes, linen coats"
+    assert evidence(long, texts, 100, lambda word: often.get(word, 0)) < 0.3
 
 
 def test_a_name_is_evidence() -> None:

@@ -40,6 +40,7 @@ SAID = 0.5  # how much a word counts that the model expects in an answer,
 EXPECTED = 1.0  # standard deviations from which on one counts that it could have written,
 SURELY = 6.0  # and how many more count in full
 RARE = 0.05  # of all chunks have a rare word
+TOGETHER = 0.3  # of a question stands in a passage where two rare words do for another reason than by chance
 NAMED = 0.3  # of a question is matched where one name of it is
 N_CACHED = 2**24  # numbers that word vectors take in memory: 64 MiB
 
@@ -262,7 +263,7 @@ def _standard(values: Floats) -> Floats:
 
 def evidence(question: str, texts: Sequence[str], n_texts: int, found_in: Callable[[str], int]) -> float:
     """The share of a question's words that one passage of some texts has, rare words counting more; 1 for a question of no words, and
-    where a passage has two rare ones, or several have two rare names. One rare name is some evidence at least.
+    where a passage has three tenths of them with two rare ones, or several have two rare names. One rare name is some evidence at least.
 
     Args:
         n_texts: of all texts.
@@ -273,9 +274,12 @@ def evidence(question: str, texts: Sequence[str], n_texts: int, found_in: Callab
     own = [set(terms_of(passage.text)) & weight.keys() for text in texts for passage in passages(0, text)]
     rare = {word for word, n in often.items() if n <= RARE * n_texts}
     named = rare & names_of(question).keys() & set().union(*own)
-    if not weight or len(named) >= 2 or any(len(words & rare) >= 2 for words in own):
+    if not weight or len(named) >= 2:
         return 1.0
-    share = max((sum(weight[word] for word in words) for words in own), default=0.0) / sum(weight.values())
+    shares = [(sum(weight[word] for word in words) / sum(weight.values()), words) for words in own]
+    if any(share >= TOGETHER and len(words & rare) >= 2 for share, words in shares):
+        return 1.0
+    share = max((share for share, _ in shares), default=0.0)
     return max(share, NAMED) if named else share
 
 

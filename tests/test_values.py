@@ -212,6 +212,19 @@ def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
             assert chunks_by_values(again, question, pieces) == orders[question]
         assert not {shelf.key(piece) for piece in pieces} & set(loaded)
 
+        # it can be interrupted
+        class Stop(Exception):
+            pass
+
+        def stop() -> None:
+            raise Stop
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(small, "interrupt", stop)
+            with pytest.raises(Stop):
+                chunks_by_values(again, question, pieces)
+        assert chunks_by_values(again, question, pieces) == orders[question]
+
         # nothing lies beside chunks, so that those of an older version serve too; a damaged one is noticed when it is loaded
         assert {row.key for row in library.index.kept() if row.n_tokens == 0} == set(shelf._own)
         path = library.store.path(shelf.key(pieces[1]))

@@ -666,6 +666,7 @@ class Shelf:
 
         note: these few of its bytes are read alone, and so not checked. What is loaded is.
         """
+        self.llm._check_interrupt()  # as before a batch: those of many chunks take seconds
         ranges = self.llm.chunk_values_at(n_tokens, N_LAYERS)
         if key in self._unkept:
             data: bytes | None = b"".join(self._unkept[key][at : at + size] for at, size in ranges)

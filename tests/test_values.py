@@ -234,7 +234,7 @@ def test_chunks_are_found_by_values(small: MesaLlama, tmp_path: Path) -> None:
         assert sorted(chunks_by_values(another(), question, pieces)) == [0, 2, 3]
         with pytest.MonkeyPatch.context() as patch:  # gone between two looks
             patch.setattr(library.store, "part", lambda *args: None)
-            assert chunks_by_values(another(), question, pieces) == []
+            assert another().by_values(question, pieces, [sentences_of(0, piece.text) for piece in pieces]) == []
 
         # what the library could not take is held
         def full(*args: object, **kwargs: object) -> None:

@@ -703,7 +703,8 @@ class Shelf:
             avoiding = thesaurus.avoiding(question) if thesaurus is not None else None
             _remember(self._avoiding, question, avoiding, N_OTHER_WORDS)
         written = [one for one in (other.written, self._avoiding[question]) if one is not None]
-        return self._meanings[1].near(written)
+        found = self._meanings[1].near(written)
+        return found if any(own is not None for own in found) else []  # another process may have dropped all of them
 
     def _meanings_of(
         self,

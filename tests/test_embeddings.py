@@ -410,7 +410,7 @@ def test_the_command_line_embeds(
     assert run(*chat)[0] == 0 and is_told(selected[-1].pieces)
     monkeypatch.setenv("MESA_EMBEDDING_MODEL", "none.gguf")
     code, _, err = run(*ask)
-    assert code == 2 and "none.gguf: there is no such file" in err
+    assert code == 2 and "MESA_EMBEDDING_MODEL in the environment: none.gguf: there is no such file" in err
     assert run("library", "add", "log.txt")[0] == 0  # which needs none
     assert run("ask", *reads, "-f", "log.txt", "Who?", "--max-tokens", "1", "--no-library")[0] == 0
     monkeypatch.delenv("MESA_EMBEDDING_MODEL")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
 from ..model.hub import HUB_FORM, find_model
 
 if TYPE_CHECKING:
@@ -417,10 +417,21 @@ def open_embedding(
     from ..reading.embeddings import EmbeddingModel
 
     gpu = {} if n_gpu_layers is None else {"n_gpu_layers": n_gpu_layers}
-    path = find_model(name)
-    with EmbeddingModel(
-        path, query=query, passage=passage, n_threads=threads, n_threads_batch=threads, verbose=verbose, **gpu
-    ) as opened:
+    try:
+        opened = EmbeddingModel(
+            find_model(name),
+            query=query,
+            passage=passage,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=verbose,
+            **gpu,
+        )
+    except ModelError as err:
+        if model is not None:
+            raise
+        raise ModelError(f"{EMBEDDING_ENVIRONMENT} in the environment: {err}") from None
+    with opened:
         yield opened
 
 

@@ -17,6 +17,7 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from ..config import MesaConfig
 from ..errors import ConfigError, PromptError, Remedy
@@ -332,7 +333,10 @@ class Catalogue:
         ranked, compared = self._ranked(question, every, numbers, history) if mode != "each" else [], 0
         looks = len(every) > 1 and (mode == "all" or not fits)
         if looks and (not history or self._n_matched(question, numbers) >= ENOUGH_WORDS):
-            other = self._in_other_words(question, every, numbers, ranked, model, progress)
+            with threadpool_limits(
+                1, user_api="blas"
+            ):  # several wait for each other, spinning, where other programs have CPUs
+                other = self._in_other_words(question, every, numbers, ranked, model, progress)
             if other is not None:
                 ranked, compared = other
                 budget = self._auto(MOST_AUTO_TOKENS, room) if mode == "auto" else budget

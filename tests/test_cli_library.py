@@ -125,21 +125,6 @@ def test_chunks_that_are_the_same_are_read_once(run: Run, tmp_path: Path) -> Non
     assert "find more once all was read" not in err and "passages that may tell it in other words" in err
 
 
-def test_reading_ahead_makes_what_is_lacking_beside_chunks(run: Run, tmp_path: Path) -> None:
-    """What a question would make of few of them only."""
-    (tmp_path / "log.txt").write_text(MADE.text, encoding="utf-8")
-    add = ("library", "add", "log.txt", "-m", BUNDLED, "--threads", "1")
-    run(*add)
-    with Library() as library:
-        beside = [row.key for row in library.index.kept() if row.n_tokens == 0]
-        assert len(beside) > 2
-        for key in beside:
-            library.store.remove(key)
-        code, out, _ = run(*add)
-        assert code == 0 and " 0 tokens computed" in out
-        assert sum(key not in library.store for key in beside) == 1  # the preamble, which nothing needed
-
-
 def test_reading_ahead_ends_where_the_budget_does(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read that cannot be kept, and nothing is dropped that was read by the same command."""
     (tmp_path / "log.txt").write_text(MADE.text, encoding="utf-8")

@@ -591,7 +591,7 @@ class Shelf:
         Args:
             progress: called with (tokens read, tokens to read) after each chunk; what it raises ends the reading there.
             ahead: where no question waits for them, the keys of other chunks that are not dropped for them. The reading ends at the first
-                one that cannot be kept. What is lacking beside those that are kept is made again.
+                one that cannot be kept. What an embedding model says of those that are kept is made too.
         """
         by_key = {self.key(piece): piece for piece in pieces}
         missing = {
